@@ -1,0 +1,37 @@
+# Everything runs in .venv, which the first target that needs it makes from requirements.txt.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := runs/demo
+
+# Large buffers in huge pages: on virtual machines, page faults can cost as much time as the training itself.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
+.PHONY: demo test test-slow lint format clean
+
+demo: $(VENV)/.installed
+	$(RUN) train.py --config=configs/digits.py --workdir=$(DEMO)
+	$(RUN) eval.py --workdir=$(DEMO)
+
+test: lint
+	$(RUN) -m pytest
+
+test-slow: $(VENV)/.installed
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/.installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(VENV)/.installed
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable .[dev]
+	touch $@

@@ -1,0 +1,245 @@
+"""The configuration of a run: every key with its default, and the checks that types alone don't make.
+
+The defaults are METHOD.md section 5's for PASCAL VOC; a file in `configs/` changes what its data set needs.
+"""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rml_jax.data.sources import SOURCES
+from rml_jax.errors import UserError
+from rml_jax.models.mit import VARIANTS
+from rml_jax.models.rml import POOLINGS
+
+STAGES = ("cam", "affinity", "par")
+FREEZE_NORMS = ("pretrained", "always", "never")
+DTYPES = ("float32", "bfloat16")
+
+
+def default_config():
+    """All keys of a run.
+
+    Returns:
+      ConfigDict, locked: a key that is not here cannot be set.
+    """
+    config = ConfigDict()
+
+    config.data = data = ConfigDict()
+    data.source = ""  # "digits" or "voc"
+    data.root = ""  # folder in VOC layout
+    data.tags = ""  # CSV file with columns image,tags; "" takes tags from which classes a mask contains
+    data.class_names = ()  # C foreground classes
+    data.mask_values = ()  # the number each class has in the mask files
+    data.train_split = "train"
+    data.val_split = "val"
+    data.num_train = 0  # scenes; digits only
+    data.num_val = 0
+    data.seed = 0  # of the scenes; digits only
+    data.scene = scene = ConfigDict()  # digits only, see DigitScenes
+    scene.size = 64
+    scene.digits = (1, 2)
+    scene.digit_size = (28, 44)
+    scene.background_brightness = 0.55
+    data.workers = 0  # processes that decode and augment; 0 uses threads
+
+    config.augment = augment = ConfigDict()
+    augment.scale = (0.5, 2.0)
+    augment.flip = True
+
+    config.model = model = ConfigDict()
+    model.variant = "b1"
+    model.drop_path = 0.1
+    model.pooling = "max"
+    model.context_channels = 15
+    model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
+    model.init_from = ""  # safetensors file to start from; "" starts from scratch
+
+    config.affine = affine = ConfigDict()
+    affine.scale = (0.5, 1.0)
+    affine.rotation = 15.0  # degrees either way
+    affine.translation = 0.1  # share of the side, either way
+    affine.flip = 0.5  # probability
+
+    config.cam = cam = ConfigDict()
+    cam.scales = (0.5, 1.0, 1.5)
+    cam.flip = True
+
+    config.pseudo_label = pseudo = ConfigDict()
+    pseudo.high = 0.55
+    pseudo.low = 0.35
+    pseudo.slots = 8  # classes per image that are refined
+    pseudo.dilations = (1, 2, 4, 8, 12, 24)
+    pseudo.iterations = 10
+
+    config.loss = loss = ConfigDict()
+    loss.ciml = 0.1
+    loss.mfml = 0.1
+    loss.apml = 0.1
+    loss.alpha = 0.1
+    loss.beta1 = 1.0
+    loss.beta2 = 1.0
+    loss.radius = 8  # cells of stage 4's grid
+    loss.warmup_steps = 2000  # steps of classification alone
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.backbone_rate = 6e-5
+    optimizer.head_rate = 6e-4
+    optimizer.weight_decay = 0.01
+    optimizer.warmup_steps = 1500
+    optimizer.freeze_norms = "pretrained"  # "pretrained" (where init_from is set), "always" or "never"
+
+    config.train = train = ConfigDict()
+    train.steps = 18000
+    train.batch_size = 4  # over all devices
+    train.crop_size = 320
+    train.seed = 0
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every = 1000  # steps
+    checkpoint.keep = 3
+
+    config.log = log = ConfigDict()
+    log.every = 50  # steps between scalars
+    log.pictures_every = 1000  # steps between pictures; 0 = never
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.canvases = ((384, 512), (512, 384), (512, 512))  # (height, width) that pictures are resized to
+    evaluation.batch_size = 4
+    evaluation.stages = STAGES
+    evaluation.background = ConfigDict({"cam": 0.45, "affinity": 0.35, "par": 0.45})
+    evaluation.pictures = 16  # images in the report
+    return config.lock()
+
+
+def check_config(config):
+    """Checks what types don't: names and ranges.
+
+    Args:
+      config: ConfigDict of `default_config`'s keys.
+
+    Raises:
+      UserError: naming the first key that is wrong, what it holds and what was expected.
+    """
+    _check_choice(config, "data.source", SOURCES)
+    _check_choice(config, "model.variant", VARIANTS)
+    _check_choice(config, "model.pooling", POOLINGS)
+    _check_choice(config, "model.dtype", DTYPES)
+    _check_choice(config, "optimizer.freeze_norms", FREEZE_NORMS)
+    for key in (
+        "train.steps",
+        "train.batch_size",
+        "train.crop_size",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "log.every",
+        "model.context_channels",
+        "pseudo_label.slots",
+        "eval.batch_size",
+    ):
+        _check(config, key, lambda value: value >= 1, "at least 1")
+    _check(config, "train.seed", lambda value: 0 <= value < 2**32, "0 to 2**32 - 1")
+    _check(config, "data.workers", lambda value: value >= 0, "at least 0")
+    _check(config, "augment.scale", _is_range, "(low, high) with 0 < low <= high")
+    _check(config, "affine.scale", _is_range, "(low, high) with 0 < low <= high")
+    _check(config, "affine.flip", lambda value: 0 <= value <= 1, "a probability")
+    _check(config, "model.drop_path", lambda value: 0 <= value < 1, "a probability below 1")
+    _check(config, "cam.scales", lambda value: value and min(value) > 0, "at least one scale above 0")
+    _check(
+        config,
+        "eval.stages",
+        lambda value: value and set(value) <= set(STAGES),
+        f"some of {', '.join(STAGES)}",
+    )
+    _check(
+        config,
+        "eval.canvases",
+        lambda value: value and all(len(canvas) == 2 and min(canvas) >= 1 for canvas in value),
+        "at least one (height, width)",
+    )
+
+
+def save_config(config, path):
+    """Writes a config as JSON under a temporary name, then renames it.
+
+    Args:
+      config: ConfigDict.
+      path: pathlib.Path of the file.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(config.to_json_best_effort(indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def load_config(path):
+    """Reads what `save_config` wrote.
+
+    Args:
+      path: the file config.json of a work directory.
+
+    Returns:
+      ConfigDict, locked, with tuples where the defaults have tuples.
+
+    Raises:
+      UserError: if the file is missing, is no JSON, or has keys this version doesn't know.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}, expected the config.json of a training run") from error
+    except ValueError as error:
+        raise UserError(f"{path}: no valid JSON ({error}), expected the config of a training run") from error
+    config = default_config()
+    flat = {key: _to_tuple(value) for key, value in flatten(values).items()}
+    unknown = sorted(flat.keys() - flatten(config.to_dict()).keys())
+    if unknown:
+        raise UserError(f"{path}: unknown key {unknown[0]!r}, expected the keys of this version")
+    config.update_from_flattened_dict(flat)
+    return config
+
+
+def config_difference(old, new):
+    """The keys in which two configs differ.
+
+    Args:
+      old, new: ConfigDicts.
+
+    Returns:
+      Dict from dotted key to (old value, new value); a key that one side lacks has None there.
+    """
+    old, new = (flatten(json.loads(config.to_json_best_effort())) for config in (old, new))
+    keys = sorted(old.keys() | new.keys())
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def flatten(values, prefix=""):
+    """A nested dict as one level of dotted keys."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _to_tuple(value):
+    return tuple(_to_tuple(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _is_range(value):
+    return len(value) == 2 and 0 < value[0] <= value[1]
+
+
+def _check_choice(config, key, choices):
+    _check(config, key, lambda value: value in choices, f"one of {', '.join(choices)}")
+
+
+def _check(config, key, is_good, expected):
+    value = config
+    for part in key.split("."):
+        value = value[part]
+    if not is_good(value):
+        raise UserError(f"config.{key} is {value!r}: expected {expected}")

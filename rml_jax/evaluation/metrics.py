@@ -1,0 +1,112 @@
+"""Scores of masks and of image tags, in NumPy (METHOD.md section 6).
+
+Masks are scored from one confusion matrix over the whole set: add up the matrices of the images, then take
+`mean_iou` once. A mean of per-image scores is another number and is not offered.
+"""
+
+import numpy as np
+from sklearn.metrics import average_precision_score
+
+from rml_jax.labels import IGNORE
+
+
+def confusion_matrix(prediction: np.ndarray, annotation: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts pixels by annotated and predicted class (METHOD.md section 6).
+
+    Args:
+      prediction: uint8 [...], the predicted class of each pixel, in 0..K-1 (0 is background). A prediction
+        always names a class: 255 is an error even where the annotation is ignored.
+      annotation: uint8 [...], the true class in 0..K-1, or 255 where the pixel is not scored.
+      num_classes: K, with the background.
+
+    Returns:
+      int64 [K, K], rows the annotated class, columns the predicted one. Matrices of several images add up.
+
+    Raises:
+      ValueError: the shapes differ, or a value lies outside the ranges above.
+    """
+    if prediction.shape != annotation.shape:
+        raise ValueError(f"prediction has shape {prediction.shape}, annotation {annotation.shape}")
+    scored = annotation != IGNORE
+    truth = annotation[scored]
+    _check_range("prediction", prediction, num_classes)
+    _check_range("annotation", truth, num_classes)
+    cells = truth.astype(np.int64) * num_classes + prediction[scored]
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _check_range(name: str, labels: np.ndarray, num_classes: int) -> None:
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if outside.size:
+        raise ValueError(f"{name} holds the value {outside[0]}, expected 0..{num_classes - 1}")
+
+
+def iou_per_class(matrix: np.ndarray) -> np.ndarray:
+    """Intersection over union of each class (METHOD.md section 6).
+
+    Args:
+      matrix: integers [K, K] from `confusion_matrix`, summed over the set.
+
+    Returns:
+      float64 [K], each in 0..1, and NaN for a class that the ground truth does not hold. Pixels wrongly given
+      to such a class still lower the score of the class they belong to.
+    """
+    intersection = np.diagonal(matrix)
+    truth = matrix.sum(axis=1)
+    union = truth + matrix.sum(axis=0) - intersection
+    return np.where(truth > 0, intersection / np.maximum(union, 1), np.nan)
+
+
+def mean_iou(matrix: np.ndarray) -> float:
+    """Mean intersection over union over the classes present in the ground truth (METHOD.md section 6).
+
+    Args:
+      matrix: integers [K, K] from `confusion_matrix`, summed over the set.
+
+    Returns:
+      The mean, in 0..1.
+
+    Raises:
+      ValueError: the matrix counts no pixel, so that there is no class to score.
+    """
+    if not matrix.any():
+        raise ValueError("no annotated pixel to score: every annotation is 255 or there is no image")
+    return float(np.nanmean(iou_per_class(matrix)))
+
+
+def classification_scores(probabilities: np.ndarray, tags: np.ndarray) -> dict[str, float]:
+    """F1 and mean average precision of the predicted image tags.
+
+    F1 is taken per image at probability > 0.5, the threshold of the `predicted` protocol (METHOD.md section
+    6), and averaged over the images, as in AFA's code (scikit-learn's `average="samples"`). An image without
+    tags for which none is predicted is all correct and counts 1; if only one of the two is empty it counts 0.
+
+    mAP is the mean of scikit-learn's average precision over the classes with at least one positive image: the
+    others have no recall to measure.
+
+    Args:
+      probabilities: float [N, C] in 0..1, the sigmoid of the class logits, without background.
+      tags: bool or 0/1 [N, C], the ground-truth image tags.
+
+    Returns:
+      {"f1": ..., "map": ...}, both in 0..1.
+
+    Raises:
+      ValueError: the shapes differ, a probability is not finite, or no image carries a tag (mAP is then
+        undefined).
+    """
+    if probabilities.shape != tags.shape:
+        raise ValueError(f"probabilities have shape {probabilities.shape}, tags {tags.shape}")
+    tags = tags.astype(bool)
+    present = tags.any(axis=0)
+    if not present.any():
+        raise ValueError("no image carries a tag: mean average precision is undefined")
+    precisions = [average_precision_score(tags[:, c], probabilities[:, c]) for c in np.flatnonzero(present)]
+    return {"f1": _samples_f1(probabilities > 0.5, tags), "map": float(np.mean(precisions))}
+
+
+def _samples_f1(predicted: np.ndarray, tags: np.ndarray) -> float:
+    # Written out because scikit-learn refuses average="samples" for a data set of one class.
+    hits = (predicted & tags).sum(axis=1)
+    total = predicted.sum(axis=1) + tags.sum(axis=1)
+    return float(np.where(total > 0, 2 * hits / np.maximum(total, 1), 1.0).mean())

@@ -1,0 +1,26 @@
+"""Pure array functions, each usable on its own. They need nothing but jax and numpy."""
+
+from rml_jax.ops.affine import AffineRange, sample_affine, warp, warp_labels, warp_matrix
+from rml_jax.ops.affinity import affinity_labels, random_walk
+from rml_jax.ops.cam import cam_to_labels, class_activation_maps, multi_scale_cam
+from rml_jax.ops.par import par
+from rml_jax.ops.pseudo_label import PseudoLabelConfig, pseudo_labels
+from rml_jax.ops.resize import resize_bilinear, resize_nearest
+
+__all__ = [
+    "AffineRange",
+    "PseudoLabelConfig",
+    "affinity_labels",
+    "cam_to_labels",
+    "class_activation_maps",
+    "multi_scale_cam",
+    "par",
+    "pseudo_labels",
+    "random_walk",
+    "resize_bilinear",
+    "resize_nearest",
+    "sample_affine",
+    "warp",
+    "warp_labels",
+    "warp_matrix",
+]

@@ -1,0 +1,62 @@
+"""Affinity between pairs of cells: labels, and propagation by a random walk (METHOD.md sections 3 and 6)."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from rml_jax.labels import IGNORE
+
+
+def within_radius(size, radius):
+    """Which pairs of cells lie within a radius of each other (Chebyshev distance).
+
+    Args:
+      size: (height, width) of the grid; N = height * width.
+      radius: greatest distance along either axis, in cells.
+
+    Returns:
+      NumPy bool [N, N], symmetric, true on the diagonal.
+    """
+    rows, columns = np.unravel_index(np.arange(size[0] * size[1]), size)
+    far_down = np.abs(rows[:, None] - rows[None, :])
+    far_across = np.abs(columns[:, None] - columns[None, :])
+    return np.maximum(far_down, far_across) <= radius
+
+
+def affinity_labels(labels, radius):
+    """Whether two cells belong together, from a label map (METHOD.md section 3, L_APML).
+
+    Args:
+      labels: integers [B, h, w], 255 = ignore; N = h * w.
+      radius: greatest distance of a pair, in cells.
+
+    Returns:
+      uint8 [B, N, N]: 1 both carry the same label, 0 they differ, 255 either is ignored or they lie farther
+      apart than the radius.
+    """
+    flat = labels.reshape(labels.shape[0], -1)
+    first, second = flat[:, :, None], flat[:, None, :]
+    known = (first != IGNORE) & (second != IGNORE) & within_radius(labels.shape[1:], radius)
+    return jnp.where(known, first == second, IGNORE).astype(jnp.uint8)
+
+
+def random_walk(scores, affinity, radius):
+    """One step of a random walk along the affinity (METHOD.md section 6, as in AFA).
+
+    The transition from cell i to j is proportional to affinity_ij squared, for cells within the radius, and
+    the columns are normalised: a cell's new scores are a mean of its neighbours' scores.
+
+    Args:
+      scores: float [B, h, w, K], for example probabilities of background and classes.
+      affinity: float [B, N, N] in [0, 1], N = h * w.
+      radius: greatest distance of a step, in cells.
+
+    Returns:
+      [B, h, w, K].
+    """
+    batch, height, width, channels = scores.shape
+    transition = jnp.square(affinity) * within_radius((height, width), radius)
+    # Sigmoids far below zero can underflow to a column of zeros: leave such a cell's scores as they are.
+    transition += jnp.eye(height * width) * jnp.finfo(jnp.float32).tiny
+    transition /= transition.sum(axis=1, keepdims=True)
+    walked = jnp.einsum("bij,bik->bjk", transition, scores.reshape(batch, -1, channels))
+    return walked.reshape(scores.shape)

@@ -1,0 +1,78 @@
+"""Pixel-adaptive refinement (PAR), from AFA (Ru et al. 2022); METHOD.md section 4."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+DILATIONS = (1, 2, 4, 8, 12, 24)
+"""The published distances to the neighbours, in pixels."""
+
+ITERATIONS = 10
+
+_DIRECTIONS = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
+_SHARPNESS = 0.3
+_POSITION_WEIGHT = 0.01
+
+
+def par(images, masks, *, dilations=DILATIONS, iterations=ITERATIONS):
+    """Refines soft masks along the colours of an image.
+
+    Every iteration replaces each pixel's values by a weighted sum over its neighbours: eight at each dilation,
+    replicated at the edges. The weights are a softmax of colour likeness plus 0.01 times a softmax of
+    nearness, so they sum to 1.01 and a constant mask grows by that factor each time.
+
+    Args:
+      images: float [B, H, W, 3], colours in 0..255.
+      masks: float [B, H, W, K].
+      dilations: distances to the neighbours, in pixels.
+      iterations: how many times to refine.
+
+    Returns:
+      float32 [B, H, W, K].
+    """
+    weights = par_weights(images, dilations)
+    # Channels first: the innermost loop then runs along a row of pixels rather than along a few classes.
+    masks = jnp.moveaxis(masks.astype(jnp.float32), -1, 1)
+
+    def refine(masks, _):
+        neighbours = _neighbours(masks, dilations)
+        terms = (weight[:, None] * n for weight, n in zip(weights, neighbours, strict=True))
+        return functools.reduce(jnp.add, terms), None
+
+    masks, _ = jax.lax.scan(refine, masks, length=iterations)
+    return jnp.moveaxis(masks, 1, -1)
+
+
+def par_weights(images, dilations=DILATIONS):
+    """The refinement weights of PAR.
+
+    Args:
+      images: float [B, H, W, 3], colours in 0..255.
+      dilations: distances to the neighbours, in pixels.
+
+    Returns:
+      float32 [8 * len(dilations), B, H, W], one weight per neighbour; they sum to 1.01.
+    """
+    colours = jnp.moveaxis(images.astype(jnp.float32), -1, 1)
+    neighbours = jnp.stack(_neighbours(colours, dilations))
+    deviation = jnp.std(neighbours, axis=0, ddof=1)
+    likeness = -jnp.mean(jnp.square((neighbours - colours) / (deviation + 1e-8) / _SHARPNESS), axis=2)
+    return jax.nn.softmax(likeness, axis=0) + _position_weights(dilations)[:, None, None, None]
+
+
+def _position_weights(dilations):
+    distances = np.array([d * np.hypot(i, j) for d in dilations for i, j in _DIRECTIONS])
+    nearness = -np.square(distances / (distances.std(ddof=1) + 1e-8) / _SHARPNESS)
+    weights = np.exp(nearness - nearness.max())
+    return jnp.asarray(_POSITION_WEIGHT * weights / weights.sum(), jnp.float32)
+
+
+def _neighbours(maps, dilations):
+    """The maps [B, K, H, W] shifted to each neighbour, edges replicated: a list of 8 per dilation."""
+    height, width = maps.shape[2:]
+    margin = max(dilations)
+    padded = jnp.pad(maps, ((0, 0), (0, 0), (margin, margin), (margin, margin)), mode="edge")
+    starts = [(margin + d * i, margin + d * j) for d in dilations for i, j in _DIRECTIONS]
+    return [padded[:, :, top : top + height, left : left + width] for top, left in starts]

@@ -1,0 +1,107 @@
+"""Pseudo labels from CAMs: the only pixel-level supervision there is (METHOD.md section 4)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rml_jax.labels import BACKGROUND, IGNORE
+from rml_jax.ops.affine import box_mask
+from rml_jax.ops.par import par
+from rml_jax.ops.resize import resize_bilinear
+
+
+@dataclasses.dataclass(frozen=True)
+class PseudoLabelConfig:
+    """How pseudo labels are made; the defaults are METHOD.md section 4's, found on VOC.
+
+    Attributes:
+      high: background score above which only sure foreground rises.
+      low: background score below which only sure background falls.
+      slots: classes per image that are refined. An image with more tags keeps its first ones.
+      dilations: PAR's dilations, in pixels of the image at half size.
+      iterations: PAR's iterations.
+    """
+
+    high: float = 0.55
+    low: float = 0.35
+    slots: int = 8
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
+    iterations: int = 10
+
+
+def gather_tagged(cams, tags, slots):
+    """The maps of the tagged classes, in a fixed number of slots.
+
+    Args:
+      cams: float [B, H, W, C].
+      tags: bool or 0/1 [B, C].
+      slots: K <= C.
+
+    Returns:
+      maps: [B, H, W, K], the tagged classes' first.
+      classes: int32 [B, K], the class of each slot.
+      used: bool [B, K], whether the slot holds a tagged class.
+    """
+    tagged, classes = jax.lax.top_k(tags.astype(jnp.float32), slots)
+    maps = jnp.take_along_axis(cams, classes[:, None, None, :], axis=-1)
+    return maps, classes, tagged > 0
+
+
+def refine_with_background(cams, used, images, background, *, dilations, iterations):
+    """Softmax over background and classes, refined by PAR, once per background score in a single pass.
+
+    Args:
+      cams: float [B, H, W, K] in [0, 1].
+      used: bool [B, K]; the others get probability 0.
+      images: float [B, H, W, 3], colours in 0..255.
+      background: the T background scores to try.
+      dilations, iterations: see `par`.
+
+    Returns:
+      float32 [B, H, W, T, 1 + K], the refined probabilities, background first.
+    """
+    usable = jnp.where(used[:, None, None, :], cams, -jnp.inf)
+    scores = [
+        jax.nn.softmax(jnp.concatenate([jnp.full_like(cams[..., :1], score), usable], axis=-1), axis=-1)
+        for score in background
+    ]
+    refined = par(images, jnp.concatenate(scores, axis=-1), dilations=dilations, iterations=iterations)
+    return refined.reshape(*cams.shape[:3], len(scores), -1)
+
+
+def pseudo_labels(cams, images, tags, box, config):
+    """A label per pixel where the CAMs are sure, 255 elsewhere (METHOD.md section 4).
+
+    Foreground is what stays foreground against the high background score; background is what both scores call
+    background; the rest, and whatever lies outside the image's box, is ignored. No gradient passes.
+
+    Args:
+      cams: float [B, H, W, C] in [0, 1], from `multi_scale_cam`.
+      images: float [B, H, W, 3], colours in 0..255.
+      tags: bool or 0/1 [B, C].
+      box: int [B, 4], top, left, bottom, right of the real pixels, half-open.
+      config: PseudoLabelConfig.
+
+    Returns:
+      int32 [B, H, W]: 0 background, 1..C classes, 255 ignore.
+    """
+    size = cams.shape[1:3]
+    half = tuple(max(1, side // 2) for side in size)
+    maps, classes, used = gather_tagged(cams, tags, min(config.slots, cams.shape[-1]))
+    refined = refine_with_background(
+        resize_bilinear(maps, half),
+        used,
+        resize_bilinear(images, half),
+        (config.high, config.low),
+        dilations=config.dilations,
+        iterations=config.iterations,
+    )
+    full = resize_bilinear(refined.reshape(*refined.shape[:3], -1), size)
+    against_high, against_low = jnp.moveaxis(full.reshape(*full.shape[:3], 2, -1).argmax(axis=-1), -1, 0)
+    foreground = (
+        jnp.take_along_axis(classes[:, None, None, :], against_high[..., None] - 1, axis=-1)[..., 0] + 1
+    )
+    labels = jnp.where(against_high > 0, foreground, jnp.where(against_low > 0, IGNORE, BACKGROUND))
+    labels = jnp.where(box_mask(box, size, size), labels, IGNORE)
+    return jax.lax.stop_gradient(labels)

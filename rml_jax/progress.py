@@ -1,0 +1,50 @@
+"""One progress line with rate and time left."""
+
+import sys
+import time
+
+# Without a terminal (a log file, CI) a line is printed this often, in seconds.
+_PLAIN_INTERVAL = 15.0
+
+
+class Progress:
+    """Reports how far a long piece of work has come.
+
+    On a terminal one line is rewritten; elsewhere a plain line appears every 15 seconds and at the end.
+
+    Args:
+      name: what is being done.
+      total: number of units.
+      unit: name of a unit.
+      start: units that were done before (a resumed run); they don't count in the rate.
+      stream: where to write; standard error by default, so that results can be piped.
+    """
+
+    def __init__(self, name, total, unit, start=0, stream=None):
+        self._name, self._total, self._unit, self._start = name, total, unit, start
+        self._stream = stream or sys.stderr
+        self._began = self._last = time.monotonic()
+
+    def update(self, done, detail=""):
+        """Shows that `done` units are done; `detail` is appended to the line."""
+        now, finished = time.monotonic(), done >= self._total
+        interval = 0.2 if self._stream.isatty() else _PLAIN_INTERVAL
+        if now - self._last < interval and not finished:
+            return
+        self._last = now
+        rate = (done - self._start) / max(now - self._began, 1e-9)
+        left = "" if finished else f", {format_seconds((self._total - done) / max(rate, 1e-9))} left"
+        line = f"{self._name} {done}/{self._total} {self._unit}, {rate:.3g}/s{left}"
+        line = f"{line}  {detail}" if detail else line
+        if self._stream.isatty():
+            self._stream.write(f"\r\x1b[K{line}" + ("\n" if finished else ""))
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+def format_seconds(seconds):
+    """A duration as h:mm:ss or m:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

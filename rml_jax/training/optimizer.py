@@ -1,0 +1,87 @@
+"""AdamW in parameter groups and its learning-rate schedule (METHOD.md section 5)."""
+
+import dataclasses
+
+import jax
+import optax
+
+# The released recipe's start of the warm-up, as a share of the base rate.
+_WARMUP_START = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Attributes: base learning rates of the two groups, decoupled weight decay, steps of linear warm-up, total
+    steps, and whether the backbone's norm parameters stay as they are.
+    """
+
+    backbone_rate: float
+    head_rate: float
+    weight_decay: float
+    warmup_steps: int
+    total_steps: int
+    freeze_norms: bool
+
+
+def warmup_poly(base, warmup_steps, total_steps):
+    """Learning rate: linear warm-up from 1e-6 of the base, then base * (1 - step / total).
+
+    Args:
+      base: the base learning rate.
+      warmup_steps, total_steps: in updates.
+
+    Returns:
+      Function of the number of updates made so far, traced or not.
+    """
+
+    def rate(step):
+        progress = jax.numpy.minimum(step / max(warmup_steps, 1), 1.0)
+        warm = base * (_WARMUP_START + (1 - _WARMUP_START) * progress)
+        decayed = base * jax.numpy.maximum(1 - step / total_steps, 0.0)
+        return jax.numpy.where(step < warmup_steps, warm, decayed)
+
+    return rate
+
+
+def parameter_groups(params, freeze_norms):
+    """The group of every parameter: "backbone", "heads" or "frozen".
+
+    Args:
+      params: nnx.State of `RML`.
+      freeze_norms: whether the backbone's LayerNorm parameters are frozen.
+
+    Returns:
+      Pytree of strings with the structure of `params`.
+    """
+
+    def group(path, _):
+        names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
+        if names[0] != "backbone":
+            return "heads"
+        is_norm = any(name == "norm" or name.endswith("_norm") for name in names)
+        return "frozen" if is_norm and freeze_norms else "backbone"
+
+    return jax.tree_util.tree_map_with_path(group, params)
+
+
+def make_optimizer(config, params):
+    """AdamW (betas 0.9, 0.999) with one learning rate for the backbone and one for the heads.
+
+    Args:
+      config: OptimizerConfig.
+      params: nnx.State of `RML`.
+
+    Returns:
+      optax.GradientTransformation.
+    """
+
+    def adamw(base):
+        rate = warmup_poly(base, config.warmup_steps, config.total_steps)
+        return optax.adamw(rate, b1=0.9, b2=0.999, weight_decay=config.weight_decay)
+
+    transforms = {
+        "backbone": adamw(config.backbone_rate),
+        "heads": adamw(config.head_rate),
+        "frozen": optax.set_to_zero(),
+    }
+    return optax.multi_transform(transforms, parameter_groups(params, config.freeze_norms))

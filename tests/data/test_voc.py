@@ -1,0 +1,325 @@
+"""The VOC folder source: what items hold, where tags come from, and every message for a broken folder."""
+
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rml_jax.data.voc import VocFolder, presence, read_mask, read_split, read_tags
+from rml_jax.errors import UserError
+
+CLASS_NAMES = ("cat", "dog")
+
+
+def open_folder(files, split="train", **options):
+    return VocFolder(files.root, split, files.class_names, files.mask_values, **options)
+
+
+def write_tags(files, text, encoding="utf-8"):
+    path = files.root / "tags.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def assert_message(error, *parts):
+    """The message is one line that names every part."""
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message
+
+
+# Items
+
+
+def test_training_items_hold_image_and_tags_but_no_mask(make_voc_folder):
+    source = open_folder(make_voc_folder())
+    assert len(source) == 5
+    assert source.class_names == CLASS_NAMES
+    items = [source[i] for i in range(5)]
+    assert {frozenset(item) for item in items} == {frozenset({"id", "image", "tags"})}
+    assert [item["id"] for item in items] == [f"train_{i:03d}" for i in range(5)]
+    for item in items:
+        assert item["image"].dtype == np.uint8
+        assert item["image"].shape[2] == 3
+        assert item["tags"].dtype == np.float32
+    assert [item["tags"].tolist() for item in items] == [[1, 0], [0, 1], [1, 1], [1, 0], [0, 1]]
+
+
+def test_masks_are_renumbered_in_the_order_of_the_classes(make_voc_folder):
+    files = make_voc_folder()
+    item = open_folder(files, "val", with_masks=True)[2]
+    stored = files.read_stored_mask("val_002")
+    assert item["mask"].dtype == np.uint8
+    assert item["mask"].shape == item["image"].shape[:2]
+    np.testing.assert_array_equal(item["mask"] == 1, stored == 8)
+    np.testing.assert_array_equal(item["mask"] == 2, stored == 12)
+    np.testing.assert_array_equal(item["mask"] == 255, stored == 255)
+    np.testing.assert_array_equal(item["mask"] == 0, stored == 0)
+
+
+def test_grey_masks_read_like_palette_masks(make_voc_folder):
+    files = make_voc_folder()
+    stored = files.read_stored_mask("val_000")
+    expected = read_mask(files.mask_path("val_000"), files.mask_values)
+    Image.fromarray(stored).save(files.mask_path("val_000"))
+    np.testing.assert_array_equal(read_mask(files.mask_path("val_000"), files.mask_values), expected)
+
+
+def test_presence_counts_neither_background_nor_ignore():
+    np.testing.assert_array_equal(presence(np.uint8([[0, 255], [2, 2]]), 3), np.float32([0, 1, 0]))
+
+
+def test_grey_and_cmyk_images_become_rgb(make_voc_folder):
+    files = make_voc_folder()
+    source = open_folder(files)
+    for mode in ("L", "CMYK"):
+        with Image.open(files.image_path("train_000")) as picture:
+            picture.convert(mode).save(files.image_path("train_000"))
+        assert source[0]["image"].shape[2] == 3
+
+
+def test_pickled_source_gives_the_same_items(make_voc_folder):
+    source = open_folder(make_voc_folder(), with_masks=True)
+    copy = pickle.loads(pickle.dumps(source))
+    assert all(np.array_equal(source[1][key], copy[1][key]) for key in source[1])
+
+
+# Split files
+
+
+@pytest.mark.parametrize("text", ["a\nb\n", "a\nb", "a\r\nb\r\n", "\n a  \n\nb\t\n\n", "\ufeffa\nb\n"])
+def test_split_files_in_all_their_spellings(tmp_path, text):
+    path = tmp_path / "split.txt"
+    path.write_bytes(text.encode())
+    assert read_split(path) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"), [(b"\n \r\n", "no ids"), (b"a\nb\na\n", "'a' 2 times"), (b"\xff\xfe\x00", "UTF-8")]
+)
+def test_broken_split_files(tmp_path, content, part):
+    path = tmp_path / "split.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_split(path)
+    assert_message(error, path, part)
+
+
+# Tag files
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("image,tags\na,cat|dog\nb,dog\nc,\n", "utf-8"),
+        ("image,tags\r\na.jpg, cat ; dog \r\n\r\nb.PNG,dog;\r\nc.jpeg,", "utf-8-sig"),
+        ('image, tags\n"a","dog|cat"\n b ,"dog"\nc,""', "utf-8"),
+    ],
+)
+def test_tag_files_in_all_their_spellings(tmp_path, text, encoding):
+    path = tmp_path / "tags.csv"
+    path.write_bytes(text.encode(encoding))
+    assert read_tags(path, CLASS_NAMES) == {"a": (0, 1), "b": (1,), "c": ()}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["header ''", "'image,tags'"]),
+        ("image;tags\na;cat\n", ["header 'image;tags'", "'image,tags'"]),
+        ("image,tags\na,cat\nb,Dog\n", ["line 3", "'Dog'", "cat, dog"]),
+        ("image,tags\na,cat,dog\n", ["line 2", "3 columns"]),
+        ("image,tags\na,cat\na.jpg,dog\n", ["line 3", "'a' a second time"]),
+    ],
+)
+def test_broken_tag_files(tmp_path, text, parts):
+    path = tmp_path / "tags.csv"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_tags(path, CLASS_NAMES)
+    assert_message(error, path, *parts)
+
+
+def test_ids_with_dots_keep_them(tmp_path):
+    path = tmp_path / "tags.csv"
+    path.write_text("image,tags\nv1.2,cat\nv1.3.jpg,dog\n")
+    assert read_tags(path, CLASS_NAMES) == {"v1.2": (0,), "v1.3": (1,)}
+
+
+def test_tag_file_overrules_the_masks_of_the_images_it_lists(make_voc_folder):
+    files = make_voc_folder()
+    tags_file = write_tags(files, "image,tags\ntrain_000,dog\n")
+    source = open_folder(files, tags_file=tags_file)
+    assert source[0]["tags"].tolist() == [0, 1]
+    assert source[1]["tags"].tolist() == [0, 1]
+    assert source[2]["tags"].tolist() == [1, 1]
+
+
+def test_training_on_tags_needs_no_masks_at_all(make_voc_folder):
+    files = make_voc_folder(train=2)
+    tags_file = write_tags(files, "image,tags\ntrain_000,cat\ntrain_001,\n")
+    shutil.rmtree(files.root / "SegmentationClassAug")
+    source = open_folder(files, tags_file=tags_file)
+    assert [source[i]["tags"].tolist() for i in range(2)] == [[1, 0], [0, 0]]
+
+
+def test_evaluation_takes_masks_and_the_tag_files_tags(make_voc_folder):
+    files = make_voc_folder()
+    tags_file = write_tags(files, "image,tags\nval_000,dog\n")
+    item = open_folder(files, "val", tags_file=tags_file, with_masks=True)[0]
+    assert item["tags"].tolist() == [0, 1]
+    assert set(np.unique(item["mask"])) == {0, 1, 255}
+
+
+# Errors of the constructor
+
+
+@pytest.mark.parametrize("folder", ["", "JPEGImages", "ImageSets/Segmentation"])
+def test_missing_folder(make_voc_folder, folder):
+    files = make_voc_folder()
+    shutil.rmtree(files.root / folder)
+    with pytest.raises(UserError) as error:
+        open_folder(files)
+    assert_message(error, files.root / folder, "no folder")
+
+
+def test_missing_split(make_voc_folder):
+    files = make_voc_folder()
+    with pytest.raises(UserError) as error:
+        open_folder(files, "trainaug")
+    assert_message(error, files.split_path("trainaug"), "No such file")
+
+
+def test_missing_tag_file(make_voc_folder, tmp_path):
+    with pytest.raises(UserError) as error:
+        open_folder(make_voc_folder(), tags_file=tmp_path / "none.csv")
+    assert_message(error, tmp_path / "none.csv", "No such file")
+
+
+def test_missing_images(make_voc_folder):
+    files = make_voc_folder()
+    files.image_path("train_001").unlink()
+    files.image_path("train_003").unlink()
+    with pytest.raises(UserError) as error:
+        open_folder(files)
+    assert_message(error, files.image_path("train_001"), "'train_001'", "2 of 5 ids")
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_missing_masks(make_voc_folder, with_masks):
+    files = make_voc_folder()
+    files.mask_path("train_001").unlink()
+    with pytest.raises(UserError) as error:
+        open_folder(files, with_masks=with_masks)
+    assert_message(error, files.mask_path("train_001"), "'train_001'", "1 of 5 ids")
+
+
+def test_image_with_neither_tags_nor_mask(make_voc_folder):
+    files = make_voc_folder()
+    files.mask_path("train_000").unlink()
+    files.mask_path("train_001").unlink()
+    tags_file = write_tags(files, "image,tags\ntrain_000,cat\n")
+    with pytest.raises(UserError) as error:
+        open_folder(files, tags_file=tags_file)
+    assert_message(error, files.mask_path("train_001"), tags_file, "neither tags", "1 of 5 ids")
+
+
+def test_evaluation_needs_a_mask_even_where_there_are_tags(make_voc_folder):
+    files = make_voc_folder()
+    files.mask_path("val_000").unlink()
+    tags_file = write_tags(files, "image,tags\nval_000,cat\n")
+    with pytest.raises(UserError) as error:
+        open_folder(files, "val", tags_file=tags_file, with_masks=True)
+    assert_message(error, files.mask_path("val_000"), "no mask")
+
+
+def test_tag_file_of_another_data_set(make_voc_folder):
+    files = make_voc_folder()
+    tags_file = write_tags(files, "image,tags\nother,cat\n")
+    with pytest.raises(UserError) as error:
+        open_folder(files, tags_file=tags_file)
+    assert_message(error, tags_file, "none of the images", files.split_path("train"))
+
+
+@pytest.mark.parametrize(
+    ("class_names", "mask_values", "part"),
+    [
+        ((), (), "class_names"),
+        (("cat", "cat"), (8, 12), "class_names"),
+        (CLASS_NAMES, (8,), "mask_values"),
+        (CLASS_NAMES, (8, 8), "mask_values"),
+        (CLASS_NAMES, (0, 8), "mask_values"),
+        (CLASS_NAMES, (8, 255), "mask_values"),
+    ],
+)
+def test_classes_that_make_no_sense(make_voc_folder, class_names, mask_values, part):
+    with pytest.raises(UserError) as error:
+        VocFolder(make_voc_folder().root, "train", class_names, mask_values)
+    assert_message(error, f"{part} is")
+
+
+# Errors of source[i]
+
+
+def test_truncated_image(make_voc_folder):
+    files = make_voc_folder()
+    source = open_folder(files)
+    path = files.image_path("train_000")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError) as error:
+        source[0]
+    assert_message(error, path, "truncated")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n\x00\x00\x00\x00junk"])
+def test_files_that_are_no_pictures(make_voc_folder, content):
+    files = make_voc_folder()
+    source = open_folder(files)
+    files.image_path("train_000").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        source[0]
+    assert_message(error, files.image_path("train_000"))
+
+
+def test_truncated_mask(make_voc_folder):
+    files = make_voc_folder()
+    source = open_folder(files)
+    path = files.mask_path("train_000")
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError) as error:
+        source[0]
+    assert_message(error, path)
+
+
+def test_unknown_mask_value(make_voc_folder):
+    files = make_voc_folder()
+    source = open_folder(files)
+    mask = files.read_stored_mask("train_000")
+    mask[0, 0] = 9
+    files.write_mask("train_000", mask)
+    with pytest.raises(UserError) as error:
+        source[0]
+    assert_message(error, files.mask_path("train_000"), "value 9", "[0, 8, 12, 255]")
+
+
+def test_mask_of_colours(make_voc_folder):
+    files = make_voc_folder()
+    source = open_folder(files)
+    with Image.open(files.mask_path("train_000")) as picture:
+        picture.convert("RGB").save(files.mask_path("train_000"))
+    with pytest.raises(UserError) as error:
+        source[0]
+    assert_message(error, files.mask_path("train_000"), "mode RGB")
+
+
+def test_mask_of_another_size(make_voc_folder):
+    files = make_voc_folder()
+    source = open_folder(files)
+    files.write_image("train_000", np.zeros((30, 20, 3), np.uint8))
+    files.write_mask("train_000", np.zeros((20, 30), np.uint8))
+    with pytest.raises(UserError) as error:
+        source[0]
+    assert_message(error, files.mask_path("train_000"), "30x20", "20x30")

@@ -1,0 +1,164 @@
+"""The heads: against NumPy on the backbone's outputs."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import rml_jax
+from rml_jax.models import RML, MiTConfig, RMLConfig
+
+BACKBONE = MiTConfig(
+    channels=(4, 8, 12, 16),
+    depths=(1, 1, 1, 2),
+    heads=(1, 2, 3, 4),
+    reductions=(4, 2, 2, 1),
+    strides=(2, 2, 1, 1),
+)
+CONFIG = RMLConfig(BACKBONE, num_classes=3, context_channels=5)
+
+
+@nnx.jit
+def everything(model, images):
+    return model(images), model.classify(images), model.backbone(images)
+
+
+@pytest.fixture(scope="module")
+def model(build):
+    return build(lambda: RML(CONFIG, rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(np.random.default_rng(1).normal(size=(2, 16, 24, 3)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def results(model, images):
+    """RMLOutputs, what `classify` gives, and the backbone's features and attention."""
+    return everything(model, images)
+
+
+def test_shapes(results):
+    outputs = results[0]
+    assert outputs.logits.shape == (2, 3)
+    assert outputs.features.shape == (2, 4, 6, 16)
+    assert outputs.cam_logits.shape == (2, 4, 6, 3)
+    assert outputs.affinity_logits.shape == (2, 24, 24)
+    assert outputs.context.shape == (2, 8, 12, 5)
+    assert {array.dtype for array in outputs} == {jnp.dtype(jnp.float32)}
+
+
+def test_published_network():
+    network = nnx.eval_shape(lambda: RML(RMLConfig(MiTConfig.variant("b1"), 20), rngs=nnx.Rngs(0)))
+    assert network.classifier.kernel.shape == (512, 20)
+    assert network.classifier.bias is None
+    assert network.affinity.kernel.shape == (16, 1)
+    assert network.affinity.bias.shape == (1,)
+    assert network.fusion.kernel.shape == (64 + 128 + 320 + 512, 15)
+
+
+def test_logits_are_the_classifier_on_the_greatest_features(model, results):
+    outputs = results[0]
+    weight = np.asarray(model.classifier.kernel[...])
+    features = np.asarray(results[2][0][-1])
+    np.testing.assert_array_equal(outputs.features, features)
+    np.testing.assert_allclose(outputs.cam_logits, features @ weight, atol=1e-5)
+    np.testing.assert_allclose(outputs.logits, features.reshape(2, -1, 16).max(axis=1) @ weight, atol=1e-5)
+
+
+def test_average_pooling_gives_the_mean_of_the_maps(build, images, results):
+    config = dataclasses.replace(CONFIG, pooling="average")
+    outputs, (logits, _), _ = everything(build(lambda: RML(config, rngs=nnx.Rngs(0))), images)
+    # The parameters are the same.
+    np.testing.assert_allclose(outputs.cam_logits, results[0].cam_logits, atol=1e-6)
+    np.testing.assert_allclose(outputs.logits, np.asarray(outputs.cam_logits).mean(axis=(1, 2)), atol=1e-5)
+    np.testing.assert_allclose(logits, outputs.logits, atol=1e-6)
+    assert np.abs(outputs.logits - results[0].logits).max() > 0.1
+
+
+def test_classify_equals_the_whole_call(results):
+    outputs, (logits, cam_logits), _ = results
+    np.testing.assert_allclose(logits, outputs.logits, atol=1e-6)
+    np.testing.assert_allclose(cam_logits, outputs.cam_logits, atol=1e-6)
+
+
+def test_affinity_mixes_the_symmetrised_maps(model, results):
+    attention = np.asarray(results[2][1])
+    assert attention.shape == (2, 8, 24, 24)
+    weight, bias = np.asarray(model.affinity.kernel[...]), np.asarray(model.affinity.bias[...])
+    expected = np.zeros((2, 24, 24))
+    for b in range(2):
+        for head in range(8):
+            expected[b] += weight[head, 0] * (attention[b, head] + attention[b, head].T)
+    expected += bias[0]
+    np.testing.assert_allclose(results[0].affinity_logits, expected, atol=1e-4)
+    np.testing.assert_array_equal(
+        results[0].affinity_logits, np.asarray(results[0].affinity_logits).swapaxes(1, 2)
+    )
+    assert np.abs(attention - attention.swapaxes(2, 3)).max() > 0.1, "the maps themselves are not symmetric"
+
+
+def enlarge(x, size):
+    """Bilinear, half-pixel centres, for one map [H, W, C]."""
+    for axis in (0, 1):
+        given = x.shape[axis]
+        position = np.clip((np.arange(size[axis]) + 0.5) * given / size[axis] - 0.5, 0, given - 1)
+        low = np.floor(position).astype(int)
+        fraction = (position - low)[:, None, None] if axis == 0 else (position - low)[None, :, None]
+        high = np.minimum(low + 1, given - 1)
+        x = (1 - fraction) * np.take(x, low, axis) + fraction * np.take(x, high, axis)
+    return x
+
+
+def test_fusion_is_a_1x1_convolution_of_all_stages_on_the_first_grid(model, results):
+    weight, bias = np.asarray(model.fusion.kernel[...]), np.asarray(model.fusion.bias[...])
+    for b in range(2):
+        stages = [enlarge(np.asarray(stage[b]), (8, 12)) for stage in results[2][0]]
+        expected = np.concatenate(stages, axis=-1) @ weight + bias
+        np.testing.assert_allclose(results[0].context[b], expected, atol=1e-4)
+
+
+def test_only_the_backbone_computes_in_bfloat16(images):
+    graph, state = nnx.split(nnx.eval_shape(lambda: RML(CONFIG, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
+    outputs, (features, _) = jax.eval_shape(
+        lambda state: (nnx.merge(graph, state)(images), nnx.merge(graph, state).backbone(images)), state
+    )
+    assert {array.dtype for array in outputs} == {jnp.dtype(jnp.float32)}
+    assert features[-1].dtype == jnp.bfloat16
+
+
+def test_images_of_a_batch_do_not_mix(model, images, results):
+    swapped = everything(model, images[::-1])[0]
+    for ours, theirs in zip(swapped, results[0], strict=True):
+        np.testing.assert_allclose(ours[::-1], theirs, atol=1e-5)
+
+
+def test_unknown_pooling_is_refused():
+    with pytest.raises(ValueError, match="unknown pooling 'sum': expected one of max, average"):
+        RMLConfig(BACKBONE, 3, pooling="sum")
+
+
+def test_network_operations_and_losses_need_no_data_or_training_code():
+    program = """
+import sys
+import rml_jax.models, rml_jax.ops, rml_jax.losses
+ours = {".".join(name.split(".")[:2]) for name in sys.modules if name.startswith("rml_jax.")}
+foreign = {"grain", "tensorflow_datasets", "sklearn", "PIL", "torch"} & {n.split(".")[0] for n in sys.modules}
+print(*sorted(ours), *sorted(foreign))
+"""
+    root = Path(rml_jax.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert {"rml_jax.models", "rml_jax.ops", "rml_jax.losses"} <= loaded
+    needless = {"rml_jax.data", "rml_jax.training", "rml_jax.evaluation"}
+    assert not loaded & (needless | {"grain", "tensorflow_datasets", "sklearn", "PIL", "torch"})

@@ -1,0 +1,84 @@
+"""Resizing: against loops over pixels, and by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rml_jax.ops.resize import resize_bilinear, resize_nearest
+
+SIZES = [
+    ((5, 7), (5, 7)),
+    ((5, 7), (11, 13)),
+    ((5, 7), (3, 2)),
+    ((6, 4), (3, 9)),
+    ((5, 7), (1, 1)),
+    ((1, 1), (4, 3)),
+]
+
+
+@pytest.mark.parametrize(("given", "wanted"), SIZES)
+def test_bilinear_equals_loops(given, wanted, numpy_bilinear):
+    x = np.random.default_rng(0).normal(size=(2, *given, 3)).astype(np.float32)
+    result = resize_bilinear(jnp.asarray(x), wanted)
+    assert result.shape == (2, *wanted, 3)
+    np.testing.assert_allclose(result, numpy_bilinear(x, wanted), atol=1e-5)
+
+
+def test_bilinear_by_hand():
+    x = jnp.asarray([0.0, 4.0]).reshape(1, 1, 2, 1)
+    np.testing.assert_allclose(resize_bilinear(x, (1, 4))[0, 0, :, 0], [0, 1, 3, 4])
+    np.testing.assert_allclose(resize_bilinear(x, (1, 1))[0, 0, :, 0], [2])
+
+
+def test_bilinear_to_the_same_size_changes_no_bit():
+    x = np.random.default_rng(1).normal(size=(1, 5, 7, 2)).astype(np.float32)
+    np.testing.assert_array_equal(resize_bilinear(jnp.asarray(x), (5, 7)), x)
+
+
+@pytest.mark.parametrize("wanted", [(11, 13), (3, 2)])
+def test_bilinear_preserves_constants(wanted):
+    result = resize_bilinear(jnp.full((1, 5, 7, 1), 3.25), wanted)
+    np.testing.assert_allclose(result, np.full((1, *wanted, 1), 3.25), rtol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", [(12, 20), (4, 5)])
+def test_bilinear_preserves_a_ramp_in_the_interior(wanted):
+    def ramp(height, width):
+        y, x = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+        return (2 * y[:, None] - 3 * x[None, :] + 1)[None, :, :, None]
+
+    result = resize_bilinear(jnp.asarray(ramp(6, 8), jnp.float32), wanted)
+    # Enlarging holds the outermost samples, so what lies beyond the first centre is no longer a ramp.
+    rows, columns = wanted[0] // 6, wanted[1] // 8
+    interior = (0, slice(rows, wanted[0] - rows), slice(columns, wanted[1] - columns), 0)
+    np.testing.assert_allclose(result[interior], ramp(*wanted)[interior], atol=1e-5)
+
+
+def test_bilinear_keeps_the_type():
+    assert resize_bilinear(jnp.ones((1, 2, 2, 1), jnp.bfloat16), (3, 3)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "chosen"),
+    [
+        (4, 4, [0, 1, 2, 3]),
+        (2, 4, [0, 0, 1, 1]),
+        (4, 2, [1, 3]),
+        (3, 5, [0, 0, 1, 2, 2]),
+        (5, 3, [0, 2, 4]),
+        (48, 3, [8, 24, 40]),
+    ],
+)
+def test_nearest_by_hand(given, wanted, chosen):
+    line = np.arange(given, dtype=np.uint8)
+    across = resize_nearest(jnp.asarray(line.reshape(1, 1, given)), (1, wanted))
+    np.testing.assert_array_equal(across[0, 0], chosen)
+    down = resize_nearest(jnp.asarray(line.reshape(1, given, 1)), (wanted, 1))
+    np.testing.assert_array_equal(down[0, :, 0], chosen)
+    assert across.dtype == jnp.uint8
+
+
+def test_nearest_takes_channels_and_both_axes_at_once():
+    x = np.arange(2 * 2 * 3 * 2).reshape(2, 2, 3, 2)
+    result = resize_nearest(jnp.asarray(x), (4, 3))
+    np.testing.assert_array_equal(result, x[:, [0, 0, 1, 1]])

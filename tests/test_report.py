@@ -1,0 +1,159 @@
+"""The report: self-contained, escaped, complete, written in one step; and the table for a terminal."""
+
+import base64
+import dataclasses
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rml_jax import report
+
+CLASS_NAMES = ("cat", "<b>", "dog")
+METRICS = {
+    "dataset": "pets & co",
+    "split": "val",
+    "images": 12,
+    "step": 300,
+    "classification": {"f1": 0.9312, "map": 0.9567},
+    "miou": {"predicted": {"cam": 0.4111, "par": 0.5222}, "given": {"cam": 0.6333, "par": 0.6044}},
+    "iou": {
+        "predicted": {
+            "cam": {"background": 0.101, "cat": 0.102, "<b>": None, "dog": 0.103},
+            "par": {"background": 0.771, "cat": 0.622, "<b>": None, "dog": 0.173},
+        },
+        "given": {
+            "cam": {"background": 0.104, "cat": 0.105, "<b>": None, "dog": 0.106},
+            "par": {"background": 0.107, "cat": 0.108, "<b>": None, "dog": 0.109},
+        },
+    },
+}
+
+
+def _sample(height=20, width=30, **changes):
+    mask = np.zeros((height, width), np.uint8)
+    mask[5:10, 5:10] = 1
+    sample = report.Sample(
+        id="scene <1>",
+        image=np.full((height, width, 3), 90, np.uint8),
+        tags=("cat", "<b>"),
+        predicted_tags=("cat", "dog"),
+        cam=np.full((height, width), 0.5),
+        pseudo_label=mask,
+        predictions={"cam": mask, "par": mask},
+        ground_truth=mask,
+    )
+    return dataclasses.replace(sample, **changes)
+
+
+@pytest.fixture
+def page(tmp_path):
+    return _write(tmp_path, [_sample()])
+
+
+def _write(folder, samples):
+    path = folder / "report.html"
+    report.write_report(
+        path,
+        title="Pets <from> tags",
+        facts={"backbone starts from": "scratch & noise"},
+        metrics=METRICS,
+        samples=samples,
+        class_names=CLASS_NAMES,
+    )
+    return path.read_text(encoding="utf-8")
+
+
+def _pictures(page):
+    uris = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    return [Image.open(io.BytesIO(base64.b64decode(uri))) for uri in uris]
+
+
+def test_page_needs_nothing_from_outside(page):
+    assert not re.search(r"https?://|url\(|@import|<link|<script", page)
+    assert page.count("src=") == len(_pictures(page)) == 6  # image, CAM, pseudo label, 2 stages, ground truth
+
+
+def test_every_element_is_closed_in_order(page):
+    class Checker(HTMLParser):
+        open_tags = ()
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "img", "br"):
+                self.open_tags += (tag,)
+
+        def handle_endtag(self, tag):
+            assert self.open_tags[-1] == tag
+            self.open_tags = self.open_tags[:-1]
+
+    checker = Checker()
+    checker.feed(page)
+    assert not checker.open_tags
+
+
+def test_foreign_text_is_escaped(page):
+    assert "<b>" not in page
+    assert "&lt;b&gt; (missed)" in page
+    for text in ("Pets &lt;from&gt; tags", "scene &lt;1&gt;", "scratch &amp; noise", "pets &amp; co val"):
+        assert text in page
+
+
+def test_scores_stand_in_their_columns(page):
+    assert '<th scope="row">cam</th><td>41.1</td><td>63.3</td>' in page
+    assert '<th scope="row">par</th><td class="best">52.2</td><td>60.4</td>' in page
+    assert "93.1" in page
+    assert "95.7" in page
+
+
+def test_class_scores_are_those_of_the_best_stage_with_predicted_tags(page):
+    bars = re.findall(r'<td>([\d.]+)</td><td><div class="bar" style="width: ([\d.]+)%">', page)
+    assert bars == [("77.1", "77.1"), ("62.2", "62.2"), ("17.3", "17.3")]
+    assert page.count("not in the ground truth") == 1
+
+
+def test_wrong_and_missed_tags_are_marked(page):
+    given, predicted = re.search(r"tags given: (.*)<br>tags predicted: (.*)</p>", page).groups()
+    assert given == 'cat, <span class="error">&lt;b&gt; (missed)</span>'
+    assert predicted == 'cat, <span class="error">dog (wrong)</span>'
+
+
+def test_tiny_pictures_stay_as_they_are_and_large_ones_are_reduced(tmp_path, page):
+    assert {picture.size for picture in _pictures(page)} == {(30, 20)}
+    assert page.count('class="pixelated"') == 6
+    large = _write(tmp_path, [_sample(height=330, width=440)])
+    assert {picture.size for picture in _pictures(large)} == {(220, 165)}
+    assert 'class="pixelated"' not in large
+
+
+def test_sample_without_tags_and_without_ground_truth(tmp_path):
+    page = _write(tmp_path, [_sample(tags=(), predicted_tags=(), ground_truth=None)])
+    assert "tags given: none<br>tags predicted: none" in page
+    assert len(_pictures(page)) == 5
+
+
+def test_page_replaces_the_old_one_and_leaves_no_temporary_file(tmp_path):
+    (tmp_path / "report.html").write_text("old")
+    assert _write(tmp_path, []) != "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_failed_report_leaves_the_old_page(tmp_path):
+    (tmp_path / "report.html").write_text("old")
+    with pytest.raises(ValueError, match="shape"):
+        _write(tmp_path, [_sample(cam=np.zeros((3, 3)))])
+    assert (tmp_path / "report.html").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_score_table():
+    lines = report.score_table(METRICS).splitlines()
+    assert lines == [
+        "pets & co val, 12 images, step 300 (scores in %)",
+        "stage        mIoU predicted tags   mIoU given tags",
+        "cam                         41.1              63.3",
+        "par                         52.2              60.4",
+        "classification F1 93.1, mAP 95.7",
+    ]
