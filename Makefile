@@ -7,7 +7,7 @@ DEMO := runs/demo
 # Large buffers in huge pages: on virtual machines, page faults can cost as much time as the training itself.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test lint format clean
 
 demo: $(VENV)/.installed
 	$(RUN) train.py --config=configs/digits.py --workdir=$(DEMO)
@@ -15,9 +15,6 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(RUN) -m pytest
-
-test-slow: $(VENV)/.installed
-	$(RUN) -m pytest -m slow
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -39,27 +39,27 @@ def get_config(variant="full"):
     config.model.drop_path = 0.0
 
     # Thresholds and distances for 64x64 pictures; METHOD.md's were found on VOC's.
-    config.pseudo_label.high = 0.45
-    config.pseudo_label.low = 0.25
+    config.pseudo_label.high = 0.3
+    config.pseudo_label.low = 0.15
     config.pseudo_label.slots = 2
     config.pseudo_label.dilations = (1, 2, 4, 8)
     config.loss.radius = 4
-    config.loss.warmup_steps = 400
+    config.loss.warmup_steps = 600
 
     config.optimizer.backbone_rate = 1e-3
     config.optimizer.head_rate = 1e-3
     config.optimizer.warmup_steps = 50
 
-    config.train.steps = 700
-    config.train.batch_size = 32
+    config.train.steps = 1000
+    config.train.batch_size = 16
     config.train.crop_size = 64
 
     config.checkpoint.every = 200
     config.log.every = 10
-    config.log.pictures_every = 350
+    config.log.pictures_every = 500
     config.eval.canvases = ((64, 64),)
     config.eval.batch_size = 50
-    config.eval.background = {"cam": 0.25, "affinity": 0.2, "par": 0.3}
+    config.eval.background = {"cam": 0.25, "affinity": 0.25, "par": 0.3}
 
     if variant == "baseline":
         config.loss.ciml = config.loss.mfml = config.loss.apml = 0.0

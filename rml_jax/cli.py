@@ -59,6 +59,8 @@ def run(main, define_config):
         if not isinstance(holder.value, ConfigDict):
             name = flags.FLAGS["config"].config_filename
             raise UserError(f"--config={name}: no such file, expected FILE[:VARIANT]")
+        if rest[1:]:
+            raise UserError(f"{rest[1]!r} belongs to no flag: expected --flag=value only")
         parsed["config"], parsed["verbose"] = holder.value, flags.FLAGS["verbosity"].present
         return rest
 

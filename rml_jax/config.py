@@ -4,14 +4,17 @@ The defaults are METHOD.md section 5's for PASCAL VOC; a file in `configs/` chan
 """
 
 import json
+import math
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from rml_jax.data.digits import CLASS_NAMES
 from rml_jax.data.sources import SOURCES
 from rml_jax.errors import UserError
-from rml_jax.models.mit import VARIANTS
+from rml_jax.models.mit import VARIANTS, MiTConfig
 from rml_jax.models.rml import POOLINGS
+from rml_jax.ops.cam import scaled_size
 
 STAGES = ("cam", "affinity", "par")
 FREEZE_NORMS = ("pretrained", "always", "never")
@@ -113,6 +116,42 @@ def default_config():
     return config.lock()
 
 
+# Keys whose value is at least 1, and at least 0.
+_POSITIVE = (
+    "train.steps",
+    "train.batch_size",
+    "train.crop_size",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "log.every",
+    "model.context_channels",
+    "pseudo_label.slots",
+    "eval.batch_size",
+)
+_NOT_NEGATIVE = (
+    "data.seed",
+    "data.workers",
+    "data.scene.background_brightness",
+    "affine.rotation",
+    "affine.translation",
+    "pseudo_label.iterations",
+    "loss.ciml",
+    "loss.mfml",
+    "loss.apml",
+    "loss.alpha",
+    "loss.beta1",
+    "loss.beta2",
+    "loss.radius",
+    "loss.warmup_steps",
+    "optimizer.backbone_rate",
+    "optimizer.head_rate",
+    "optimizer.weight_decay",
+    "optimizer.warmup_steps",
+    "log.pictures_every",
+    "eval.pictures",
+)
+
+
 def check_config(config):
     """Checks what types don't: names and ranges.
 
@@ -127,37 +166,49 @@ def check_config(config):
     _check_choice(config, "model.pooling", POOLINGS)
     _check_choice(config, "model.dtype", DTYPES)
     _check_choice(config, "optimizer.freeze_norms", FREEZE_NORMS)
-    for key in (
-        "train.steps",
-        "train.batch_size",
-        "train.crop_size",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "log.every",
-        "model.context_channels",
-        "pseudo_label.slots",
-        "eval.batch_size",
-    ):
+    for key in _POSITIVE:
         _check(config, key, lambda value: value >= 1, "at least 1")
+    for key in _NOT_NEGATIVE:
+        _check(config, key, lambda value: value >= 0, "at least 0")
     _check(config, "train.seed", lambda value: 0 <= value < 2**32, "0 to 2**32 - 1")
-    _check(config, "data.workers", lambda value: value >= 0, "at least 0")
+    _check_class_names(config)
+    _check(config, "data.scene.digits", _is_int_range, "(least, greatest) with 1 <= least <= greatest")
+    _check(config, "data.scene.digit_size", _is_int_range, "(least, greatest) with 1 <= least <= greatest")
     _check(config, "augment.scale", _is_range, "(low, high) with 0 < low <= high")
     _check(config, "affine.scale", _is_range, "(low, high) with 0 < low <= high")
     _check(config, "affine.flip", lambda value: 0 <= value <= 1, "a probability")
     _check(config, "model.drop_path", lambda value: 0 <= value < 1, "a probability below 1")
-    _check(config, "cam.scales", lambda value: value and min(value) > 0, "at least one scale above 0")
+    _check(
+        config, "cam.scales", lambda value: value and all(map(_is_scale, value)), "at least one scale above 0"
+    )
+    _check(
+        config,
+        "pseudo_label.low",
+        lambda value: value <= config.pseudo_label.high,
+        f"at most pseudo_label.high = {config.pseudo_label.high}",
+    )
+    _check(
+        config,
+        "pseudo_label.dilations",
+        lambda value: value and all(map(_is_positive_int, value)),
+        "at least one whole number of pixels, each at least 1",
+    )
     _check(
         config,
         "eval.stages",
         lambda value: value and set(value) <= set(STAGES),
         f"some of {', '.join(STAGES)}",
     )
+    for stage in config.eval.stages:
+        key = f"eval.background.{stage}"
+        _check(config, key, lambda value: value >= 0, "the background's score in that stage, at least 0")
     _check(
         config,
         "eval.canvases",
-        lambda value: value and all(len(canvas) == 2 and min(canvas) >= 1 for canvas in value),
+        lambda value: value and all(len(size) == 2 and all(map(_is_positive_int, size)) for size in value),
         "at least one (height, width)",
     )
+    _check_sides(config)
 
 
 def save_config(config, path):
@@ -182,7 +233,7 @@ def load_config(path):
       ConfigDict, locked, with tuples where the defaults have tuples.
 
     Raises:
-      UserError: if the file is missing, is no JSON, or has keys this version doesn't know.
+      UserError: if the file is missing, is no JSON, or has keys or types this version doesn't know.
     """
     path = Path(path)
     try:
@@ -191,12 +242,18 @@ def load_config(path):
         raise UserError(f"{path}: {error.strerror}, expected the config.json of a training run") from error
     except ValueError as error:
         raise UserError(f"{path}: no valid JSON ({error}), expected the config of a training run") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: found no JSON object, expected the config of a training run")
     config = default_config()
     flat = {key: _to_tuple(value) for key, value in flatten(values).items()}
     unknown = sorted(flat.keys() - flatten(config.to_dict()).keys())
     if unknown:
         raise UserError(f"{path}: unknown key {unknown[0]!r}, expected the keys of this version")
-    config.update_from_flattened_dict(flat)
+    for key, value in flat.items():
+        try:
+            config.update_from_flattened_dict({key: value})
+        except TypeError as error:
+            raise UserError(f"{path}: {key} is {value!r}, expected a value of another type") from error
     return config
 
 
@@ -230,7 +287,50 @@ def _to_tuple(value):
 
 
 def _is_range(value):
-    return len(value) == 2 and 0 < value[0] <= value[1]
+    return len(value) == 2 and all(map(_is_scale, value)) and value[0] <= value[1]
+
+
+def _is_scale(value):
+    return 0 < value < math.inf
+
+
+def _is_positive_int(value):
+    return isinstance(value, int) and value >= 1
+
+
+def _is_int_range(value):
+    return _is_range(value) and all(map(_is_positive_int, value))
+
+
+def _check_class_names(config):
+    key = "data.class_names"
+    if config.data.source == "digits":
+        _check(config, key, lambda names: names == CLASS_NAMES, f"{CLASS_NAMES}, the classes of digits")
+    _check(
+        config,
+        key,
+        lambda names: (
+            names
+            and all(isinstance(name, str) for name in names)
+            and len({"background", *names}) == len(names) + 1
+        ),
+        "at least one name, each only once, and none of them background",
+    )
+
+
+def _check_sides(config):
+    """Checks that every pass of the multi-scale CAM is large enough for the network's spatial reductions."""
+    backbone = MiTConfig.variant(config.model.variant)
+    smallest = backbone.smallest_side
+
+    def is_enough(size):
+        return all(min(scaled_size(size, s, backbone.stride)) >= smallest for s in (1.0, *config.cam.scales))
+
+    expected = (
+        f"sides of {smallest} pixels or more at each of cam.scales, for model.variant {config.model.variant}"
+    )
+    _check(config, "train.crop_size", lambda side: is_enough((side, side)), expected)
+    _check(config, "eval.canvases", lambda canvases: all(map(is_enough, canvases)), expected)
 
 
 def _check_choice(config, key, choices):
@@ -240,6 +340,10 @@ def _check_choice(config, key, choices):
 def _check(config, key, is_good, expected):
     value = config
     for part in key.split("."):
-        value = value[part]
-    if not is_good(value):
+        value = value.get(part)
+    try:
+        good = is_good(value)
+    except TypeError:
+        good = False  # ConfigDict does not check types inside of tuples.
+    if not good:
         raise UserError(f"config.{key} is {value!r}: expected {expected}")

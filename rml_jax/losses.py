@@ -8,7 +8,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from rml_jax.labels import IGNORE
 from rml_jax.ops.affine import warp
@@ -60,7 +59,7 @@ def multilabel_soft_margin(logits, tags):
     Returns:
       float32 scalar.
     """
-    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, tags))
+    return -jnp.mean(tags * jax.nn.log_sigmoid(logits) + (1 - tags) * jax.nn.log_sigmoid(-logits))
 
 
 # --- Mutual information: Eqs. 7 and 9 to 12 ---

@@ -1,10 +1,13 @@
 """One progress line with rate and time left."""
 
+import collections
 import sys
 import time
 
 # Without a terminal (a log file, CI) a line is printed this often, in seconds.
 _PLAIN_INTERVAL = 15.0
+# The rate is that of the last minute, since the phases of a run differ in speed.
+_RATE_WINDOW = 60.0
 
 
 class Progress:
@@ -21,9 +24,10 @@ class Progress:
     """
 
     def __init__(self, name, total, unit, start=0, stream=None):
-        self._name, self._total, self._unit, self._start = name, total, unit, start
+        self._name, self._total, self._unit = name, total, unit
         self._stream = stream or sys.stderr
-        self._began = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self._history = collections.deque([(self._last, start)])
 
     def update(self, done, detail=""):
         """Shows that `done` units are done; `detail` is appended to the line."""
@@ -32,7 +36,7 @@ class Progress:
         if now - self._last < interval and not finished:
             return
         self._last = now
-        rate = (done - self._start) / max(now - self._began, 1e-9)
+        rate = self._rate(now, done)
         left = "" if finished else f", {format_seconds((self._total - done) / max(rate, 1e-9))} left"
         line = f"{self._name} {done}/{self._total} {self._unit}, {rate:.3g}/s{left}"
         line = f"{line}  {detail}" if detail else line
@@ -41,6 +45,13 @@ class Progress:
         else:
             self._stream.write(line + "\n")
         self._stream.flush()
+
+    def _rate(self, now, done):
+        self._history.append((now, done))
+        while len(self._history) > 2 and now - self._history[1][0] >= _RATE_WINDOW:
+            self._history.popleft()
+        then, before = self._history[0]
+        return (done - before) / max(now - then, 1e-9)
 
 
 def format_seconds(seconds):

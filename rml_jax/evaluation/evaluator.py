@@ -92,7 +92,8 @@ class Evaluator:
             predicted_tags=self._names(predicted),
             cam=np.clip(np.asarray(cam), 0, 1),
             pseudo_label=_resize_labels(prediction["pseudo_label"].astype(np.uint8), size),
-            predictions={stage: _resize_labels(mask, size) for stage, mask in masks.items()},
+            # In the order of the stages: jax sorts the keys of dictionaries.
+            predictions={stage: _resize_labels(masks[stage], size) for stage in self._config.eval.stages},
             ground_truth=item["mask"],
         )
 

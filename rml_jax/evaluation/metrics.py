@@ -7,6 +7,7 @@ Masks are scored from one confusion matrix over the whole set: add up the matric
 import numpy as np
 from sklearn.metrics import average_precision_score
 
+from rml_jax.errors import UserError
 from rml_jax.labels import IGNORE
 
 
@@ -67,10 +68,10 @@ def mean_iou(matrix: np.ndarray) -> float:
       The mean, in 0..1.
 
     Raises:
-      ValueError: the matrix counts no pixel, so that there is no class to score.
+      UserError: the matrix counts no pixel, so that there is no class to score.
     """
     if not matrix.any():
-        raise ValueError("no annotated pixel to score: every annotation is 255 or there is no image")
+        raise UserError("the split holds no annotated pixel to score: expected masks that are not all 255")
     return float(np.nanmean(iou_per_class(matrix)))
 
 
@@ -92,15 +93,15 @@ def classification_scores(probabilities: np.ndarray, tags: np.ndarray) -> dict[s
       {"f1": ..., "map": ...}, both in 0..1.
 
     Raises:
-      ValueError: the shapes differ, a probability is not finite, or no image carries a tag (mAP is then
-        undefined).
+      ValueError: the shapes differ, or a probability is not finite.
+      UserError: no image carries a tag, which leaves mAP undefined.
     """
     if probabilities.shape != tags.shape:
         raise ValueError(f"probabilities have shape {probabilities.shape}, tags {tags.shape}")
     tags = tags.astype(bool)
     present = tags.any(axis=0)
     if not present.any():
-        raise ValueError("no image carries a tag: mean average precision is undefined")
+        raise UserError("no image carries a tag in the split: expected at least one, to score the tags by")
     precisions = [average_precision_score(tags[:, c], probabilities[:, c]) for c in np.flatnonzero(present)]
     return {"f1": _samples_f1(probabilities > 0.5, tags), "map": float(np.mean(precisions))}
 

@@ -44,6 +44,15 @@ class MiTConfig:
         """Pixels per cell of stage 4's grid."""
         return math.prod(self.strides)
 
+    @property
+    def smallest_side(self):
+        """Fewest pixels a side that leave each spatial reduction at least one key to attend to."""
+        pixels = (
+            math.prod(self.strides[: stage + 1]) * (reduction - 1) + 1
+            for stage, reduction in enumerate(self.reductions)
+        )
+        return max(pixels)
+
     @classmethod
     def variant(cls, name, **changes):
         """The named variant: "b0" to "b5" of the SegFormer paper, or "mini", sized for a CPU and small pictures.

@@ -1,12 +1,12 @@
 """Weights from and to files: safetensors, one tensor per parameter path. No pickle anywhere."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rml_jax.errors import UserError
+from rml_jax.trees import named_leaves, with_leaves
 
 
 def save_weights(params, path):
@@ -17,7 +17,8 @@ def save_weights(params, path):
       path: pathlib.Path of the file.
     """
     temporary = path.with_name(path.name + ".tmp")
-    save_file({name: np.asarray(leaf) for name, leaf in _named(params)}, temporary)
+    # safetensors writes the bytes of an array as they lie in memory and takes them for C order.
+    save_file({name: np.asarray(leaf, order="C") for name, leaf in named_leaves(params).items()}, temporary)
     temporary.replace(path)
 
 
@@ -41,19 +42,14 @@ def load_weights(params, path):
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: {error}, expected a safetensors file of weights") from error
-    named = _named(params)
-    kept = [name for name, leaf in named if name not in stored or stored[name].shape != leaf.shape]
+    named = named_leaves(params)
+    kept = [name for name, leaf in named.items() if name not in stored or stored[name].shape != leaf.shape]
     wrong = [name for name in kept if name.startswith("backbone/")]
     if wrong:
-        shape = dict(named)[wrong[0]].shape
+        shape = named[wrong[0]].shape
         found = f"of shape {stored[wrong[0]].shape}" if wrong[0] in stored else "missing"
         raise UserError(
             f"{path}: {wrong[0]} is {found}, expected {shape} ({len(wrong)} backbone parameters don't fit)"
         )
-    leaves = [leaf if name in kept else jnp.asarray(stored[name], leaf.dtype) for name, leaf in named]
-    return jax.tree.unflatten(jax.tree.structure(params), leaves), kept
-
-
-def _named(params):
-    paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in paths]
+    loaded = {name: jnp.asarray(stored[name], named[name].dtype) for name in named if name not in kept}
+    return with_leaves(params, named | loaded), kept

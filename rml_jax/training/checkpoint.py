@@ -5,6 +5,7 @@ import orbax.checkpoint as ocp
 
 from rml_jax.errors import UserError
 from rml_jax.training.step import TrainState
+from rml_jax.trees import named_leaves, with_leaves
 
 
 class Checkpoints:
@@ -15,11 +16,11 @@ class Checkpoints:
 
     Args:
       workdir: pathlib.Path of the run.
-      keep: number of newest checkpoints to keep.
+      keep: number of newest checkpoints to keep; None to only read, which leaves the folder as it is.
     """
 
     def __init__(self, workdir, keep=None):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None)
         self._directory = (workdir / "checkpoints").absolute()
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -65,19 +66,23 @@ class Checkpoints:
           step (int) and the parameters.
 
         Raises:
-          UserError: if there is no checkpoint.
+          UserError: if there is no checkpoint, or it holds another network's parameters.
         """
         step = self._manager.latest_step()
         if step is None:
             raise UserError(f"{self._directory}: no checkpoint, expected at least one from train.py")
-        wanted = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, _leaves(params))}
-        restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
-            self._directory / str(step) / "state",
+        folder = self._directory / str(step) / "state"
+        handler = ocp.PyTreeCheckpointHandler()
+        wanted = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, named_leaves(params))}
+        # orbax itself would hand out whatever shapes it finds.
+        _check_shapes(folder, handler.metadata(folder).tree["params"], wanted["params"])
+        restored = ocp.Checkpointer(handler).restore(
+            folder,
             args=ocp.args.PyTreeRestore(
                 wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
             ),
         )
-        return step, _like(params, restored["params"])
+        return step, with_leaves(params, restored["params"])
 
     def close(self):
         """Waits until everything is saved."""
@@ -85,25 +90,23 @@ class Checkpoints:
         self._manager.close()
 
 
-# On disk a checkpoint is plain dicts of arrays by parameter path: readable without this code and its libraries.
-
-
-def _leaves(tree):
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
-
-
-def _like(tree, leaves):
-    paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-    return jax.tree_util.tree_unflatten(structure, [leaves[name] for name in names])
+def _check_shapes(folder, stored, wanted):
+    for name, leaf in wanted.items():
+        shape = tuple(stored[name].shape) if name in stored else None
+        if shape != leaf.shape:
+            found = "missing" if shape is None else f"of shape {shape}"
+            raise UserError(
+                f"{folder}: {name} is {found}, expected {leaf.shape}: config.model and config.data.class_names "
+                "must be those of the run"
+            )
 
 
 def _to_tree(state):
+    # Plain dicts of arrays by name, readable without this code and its libraries.
     return {
         "step": state.step,
-        "params": _leaves(state.params),
-        "optimizer": _leaves(state.optimizer),
+        "params": named_leaves(state.params),
+        "optimizer": named_leaves(state.optimizer),
         "key": jax.random.key_data(state.key),
     }
 
@@ -111,7 +114,7 @@ def _to_tree(state):
 def _from_tree(tree, like):
     return TrainState(
         step=tree["step"],
-        params=_like(like.params, tree["params"]),
-        optimizer=_like(like.optimizer, tree["optimizer"]),
+        params=with_leaves(like.params, tree["params"]),
+        optimizer=with_leaves(like.optimizer, tree["optimizer"]),
         key=jax.random.wrap_key_data(tree["key"]),
     )

@@ -114,7 +114,7 @@ def make_train_step(graphdef, optimizer, config):
         (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": total, **terms, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {"loss": total, **terms, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, optimizer_state, state.key), metrics
 
     return train_step

@@ -1,0 +1,130 @@
+"""The training loop end to end on tiny pictures: what a run leaves behind, how it resumes, what it refuses."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import digits
+from rml_jax.config import load_config
+from rml_jax.errors import UserError
+from rml_jax.evaluation.run import evaluate_run
+from rml_jax.models.pretrained import save_weights
+from rml_jax.report import score_table
+from rml_jax.training import loop
+from rml_jax.training.checkpoint import Checkpoints
+
+
+def tiny_config():
+    """Four steps, two of them with mutual learning, crossing two epochs of five scenes."""
+    config = digits.get_config()
+    config.data.num_train, config.data.num_val = 5, 3
+    config.data.scene.size, config.data.scene.digit_size = 32, (14, 20)
+    config.model.drop_path = 0.1
+    config.loss.warmup_steps = 2
+    config.train.steps, config.train.batch_size, config.train.crop_size = 4, 2, 32
+    config.checkpoint.every, config.checkpoint.keep = 2, 5
+    config.log.every, config.log.pictures_every = 1, 4
+    config.eval.canvases, config.eval.batch_size, config.eval.pictures = ((32, 32),), 2, 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: its work directory and final train state."""
+    workdir = tmp_path_factory.mktemp("run") / "new" / "workdir"
+    return workdir, loop.train(tiny_config(), workdir)
+
+
+def test_run_leaves_config_checkpoints_and_tensorboard_files(finished):
+    workdir, state = finished
+    assert int(state.step) == 4
+    assert load_config(workdir / "config.json").to_dict() == tiny_config().to_dict()
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
+    assert list(workdir.glob("events.out.tfevents.*"))
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(finished, tmp_path):
+    workdir, state = finished
+    shutil.copy(workdir / "config.json", tmp_path)
+    shutil.copytree(workdir / "checkpoints" / "2", tmp_path / "checkpoints" / "2")
+    resumed = loop.train(tiny_config(), tmp_path)
+    assert int(resumed.step) == 4
+    same = jax.tree.map(np.array_equal, (state.params, state.optimizer), (resumed.params, resumed.optimizer))
+    assert all(jax.tree.leaves(same))
+
+
+def test_finished_run_is_not_trained_again(finished):
+    workdir, state = finished
+    again = loop.train(tiny_config(), workdir)
+    assert int(again.step) == 4
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params, again.params)))
+
+
+def test_another_config_is_refused_and_named(finished):
+    workdir, _ = finished
+    config = tiny_config()
+    config.loss.ciml = 0.7
+    before = sorted(workdir.rglob("*"))
+    with pytest.raises(UserError, match=r"loss\.ciml is 0\.7, was 0\.1"):
+        loop.train(config, workdir)
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_evaluation_scores_the_last_checkpoint(finished):
+    workdir, _ = finished
+    metrics, page = evaluate_run(load_config(workdir / "config.json"), workdir, "val")
+    assert json.loads((workdir / "eval" / "metrics.json").read_text()) == metrics
+    assert (metrics["dataset"], metrics["split"], metrics["images"], metrics["step"]) == (
+        "digits",
+        "val",
+        3,
+        4,
+    )
+    stages = {"cam", "affinity", "par"}
+    assert {p: set(scores) for p, scores in metrics["miou"].items()} == {"predicted": stages, "given": stages}
+    values = [score for scores in metrics["miou"].values() for score in scores.values()]
+    assert all(0 <= value <= 1 for value in values)
+    assert set(metrics["iou"]["given"]["par"]) == {"background", *map(str, range(10))}
+    assert "mIoU predicted tags" in score_table(metrics)
+    assert page.read_text().count("<section>") == 2
+
+
+def test_run_starts_from_weights(finished, tmp_path):
+    _, state = finished
+    save_weights(state.params, tmp_path / "start.safetensors")
+    config = tiny_config()
+    config.model.init_from = str(tmp_path / "start.safetensors")
+    mesh = loop._make_mesh(config.train.batch_size)
+    _, started, _ = loop._initial_state(config, mesh)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params, started.params)))
+
+
+def test_pretrained_start_freezes_the_norms_and_scratch_does_not(finished):
+    config = tiny_config()
+    _, state = finished
+    _, fresh, _ = loop._initial_state(config, loop._make_mesh(2))
+    moved = nnx.to_pure_dict(jax.tree.map(lambda a, b: not np.array_equal(a, b), fresh.params, state.params))
+    assert moved["backbone"]["stages"][3]["norm"]["scale"]
+
+
+def test_batch_that_devices_cannot_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    with pytest.raises(UserError, match=r"batch_size is 2: expected a multiple of the 8 devices"):
+        loop.train(tiny_config(), tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+def test_workdir_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="expected a folder to write to"):
+        loop._make_workdir(tiny_config(), tmp_path / "file" / "below")
+
+
+def test_empty_work_directory_cannot_be_evaluated(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        evaluate_run(tiny_config(), tmp_path, "val")
+    assert Checkpoints(tmp_path).restore(None) is None

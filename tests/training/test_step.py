@@ -1,0 +1,184 @@
+"""The train step on a small network: what its gradient reaches, when it compiles, what it ignores."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from rml_jax import losses
+from rml_jax.models import RML, MiTConfig, RMLConfig
+from rml_jax.ops import AffineRange, PseudoLabelConfig, warp
+from rml_jax.ops.affine import validity, warp_matrix
+from rml_jax.training import step as step_module
+from rml_jax.training.step import (
+    IMAGENET_DEVIATION,
+    IMAGENET_MEAN,
+    StepConfig,
+    TrainState,
+    make_train_step,
+    normalize,
+)
+
+BATCH, SIZE, CLASSES = 2, 32, 3
+CONFIG = StepConfig(
+    weights=losses.LossWeights(),
+    affine=AffineRange(),
+    pseudo_label=PseudoLabelConfig(high=0.4, low=0.3, slots=2, dilations=(1, 2), iterations=2),
+    cam_scales=(1.0,),
+    cam_flip=False,
+    radius=3,
+    stride=4,
+)
+
+
+@pytest.fixture(scope="module")
+def network(build):
+    config = RMLConfig(MiTConfig.variant("mini", drop_path=0.1), CLASSES)
+    return nnx.split(build(lambda: RML(config, rngs=nnx.Rngs(0))))
+
+
+@pytest.fixture(scope="module")
+def train_step(network):
+    """The jitted step over a `traces` list that grows each time it is traced anew."""
+    graphdef, _ = network
+    traces = []
+    pure = make_train_step(graphdef, optax.sgd(0.01), CONFIG)
+
+    def traced(state, batch, mutual):
+        traces.append(mutual)
+        return pure(state, batch, mutual)
+
+    jitted = jax.jit(traced, static_argnames="mutual")
+    jitted_with_traces = lambda *arguments: jitted(*arguments)  # noqa: E731 - carries the attribute
+    jitted_with_traces.traces = traces
+    return jitted_with_traces
+
+
+def make_batch(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8),
+        "box": np.array([[0, 0, SIZE, SIZE], [0, 4, SIZE - 4, SIZE]], np.int32),
+        "tags": np.array([[1, 0, 1], [0, 1, 0]], np.float32),
+    }
+
+
+def make_state(params, seed=0):
+    return TrainState(jnp.int32(0), params, optax.sgd(0.01).init(params), jax.random.key(seed))
+
+
+def backbone_norms(gradients):
+    """Norm of each stacked gradient [terms, ...] over the backbone's parameters."""
+    leaves = jax.tree.leaves(nnx.to_pure_dict(gradients)["backbone"])
+    return np.sqrt(
+        sum(np.square(leaf).reshape(len(leaf), -1).sum(axis=1) for leaf in map(np.asarray, leaves))
+    )
+
+
+def test_normalize_by_hand():
+    images = np.full((1, 2, 2, 3), 51, np.uint8)
+    expected = (0.2 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_DEVIATION)
+    np.testing.assert_allclose(normalize(images)[0, 1, 1], expected, rtol=1e-5)
+    boxed = np.asarray(normalize(images, np.array([[0, 1, 2, 2]])))[0]
+    np.testing.assert_allclose(boxed[:, 1], np.tile(expected, (2, 1)), rtol=1e-5)
+    assert not boxed[:, 0].any()
+
+
+def test_gradient_of_every_term_reaches_the_backbone(network):
+    graphdef, params = network
+    theta = jnp.tile(jnp.array([[1.3, 0.1, 0.05], [-0.1, 1.3, 0.0]]), (BATCH, 1, 1))
+    names = (
+        "classification",
+        "ciml",
+        "mfml",
+        "apml",
+        "prototype_similarity",
+        "information_context",
+        "affinity",
+    )
+    keys = jax.random.split(jax.random.key(0))
+
+    def terms(params):
+        _, parts = step_module._all_losses(graphdef, params, make_batch(0), theta, keys, CONFIG)
+        return jnp.stack([parts[name] for name in names])
+
+    norms = backbone_norms(jax.jit(jax.jacrev(terms))(params))
+    assert dict(zip(names, norms > 1e-7, strict=True)) == dict.fromkeys(names, True)
+
+
+def test_ciml_trains_through_both_views(network):
+    graphdef, params = network
+    batch = make_batch(1)
+    theta = jnp.tile(jnp.array([[1.2, 0.0, 0.0], [0.0, 1.2, 0.0]]), (BATCH, 1, 1))
+    images = normalize(batch["image"])
+    valid = validity(theta, jnp.ones((BATCH, SIZE // 4, SIZE // 4), bool))
+
+    def detached(params):
+        model = nnx.merge(graphdef, params)
+        view, twin = model(images), model(warp(images, theta))
+        fixed_view, fixed_twin = jax.lax.stop_gradient((view, twin))
+        matrix = warp_matrix(theta, valid.shape[1:])
+        arguments = (batch["tags"], matrix, valid, 0.0)
+        through_view = losses.ciml(view, fixed_twin, *arguments)[0]
+        through_twin = losses.ciml(fixed_view, twin, *arguments)[0]
+        return jnp.stack([through_view, through_twin])
+
+    norms = backbone_norms(jax.jit(jax.jacrev(detached))(params))
+    assert (norms > 1e-7).all(), norms
+
+
+def test_step_compiles_once_per_phase(network, train_step):
+    state = make_state(network[1])
+    for number, mutual in enumerate((False, False, False, True, True, True)):
+        state, _ = train_step(state, make_batch(number), mutual)
+    assert train_step.traces == [False, True]
+    assert int(state.step) == 6
+
+
+def test_step_is_a_function_of_state_and_batch(network, train_step):
+    first, second, other = (
+        train_step(make_state(network[1], seed), make_batch(0), True)[0] for seed in (0, 0, 1)
+    )
+    assert_trees(np.array_equal, first.params, second.params)
+    assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, first.params, other.params)))
+
+
+def test_every_metric_is_finite_and_the_total_is_eq_16(network, train_step):
+    _, metrics = train_step(make_state(network[1]), make_batch(0), True)
+    assert np.isfinite(list(metrics.values())).all()
+    terms = metrics["ciml"] + metrics["mfml"] + metrics["apml"]
+    np.testing.assert_allclose(metrics["loss"], metrics["classification"] + 0.1 * terms, rtol=1e-5)
+    assert 0 < metrics["labelled_background"] + metrics["labelled_foreground"] <= 1
+
+
+def test_warm_up_reports_classification_alone(network, train_step):
+    state, metrics = train_step(make_state(network[1]), make_batch(0), False)
+    assert set(metrics) == {"loss", "classification", "gradient_norm"}
+    assert metrics["loss"] == metrics["classification"]
+    # The mutual-learning heads rest: their parameters have no gradient.
+    for head in ("affinity", "fusion"):
+        assert_trees(np.array_equal, state.params[head], network[1][head])
+
+
+def test_padding_does_not_reach_the_loss(network, train_step):
+    batch, noisy = make_batch(0), make_batch(0)
+    noisy["image"] = noisy["image"].copy()
+    noisy["image"][1, :, :4] = 255
+    noisy["image"][1, -4:] = 255
+    (first, _), (second, _) = (train_step(make_state(network[1]), b, False) for b in (batch, noisy))
+    assert_trees(np.array_equal, first.params, second.params)
+
+
+def test_labels_are_not_learned_from_absent_classes(network):
+    labels = jax.jit(lambda: step_module.make_pseudo_labels(*network, make_batch(0), CONFIG))()
+    found = [set(np.unique(one)) for one in np.asarray(labels)]
+    assert found[0] <= {0, 1, 3, 255}
+    assert found[1] <= {0, 2, 255}
+    # Outside the second picture's box nothing is labelled.
+    assert (np.asarray(labels)[1, :, :4] == 255).all()
+
+
+def assert_trees(same, first, second):
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(same(a, b)), first, second)))
