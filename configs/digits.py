@@ -50,13 +50,13 @@ def get_config(variant="full"):
     config.optimizer.head_rate = 1e-3
     config.optimizer.warmup_steps = 50
 
-    config.train.steps = 1000
+    config.train.steps = 900
     config.train.batch_size = 16
     config.train.crop_size = 64
 
-    config.checkpoint.every = 200
+    config.checkpoint.every = 150
     config.log.every = 10
-    config.log.pictures_every = 500
+    config.log.pictures_every = 450
     config.eval.canvases = ((64, 64),)
     config.eval.batch_size = 50
     config.eval.background = {"cam": 0.25, "affinity": 0.25, "par": 0.3}

@@ -8,9 +8,9 @@ from flax import nnx
 
 from rml_jax.ops.affinity import random_walk
 from rml_jax.ops.cam import cam_to_labels, multi_scale_cam
+from rml_jax.ops.normalize import normalize
 from rml_jax.ops.pseudo_label import PseudoLabelConfig, pseudo_labels, refine_with_background
 from rml_jax.ops.resize import resize_bilinear
-from rml_jax.training.step import normalize
 
 PROTOCOLS = ("predicted", "given")
 """Whose tags decide which classes an image may contain: the model's own, or the ground truth's."""

@@ -20,11 +20,9 @@ from rml_jax.ops.affine import (
 )
 from rml_jax.ops.affinity import affinity_labels
 from rml_jax.ops.cam import multi_scale_cam
+from rml_jax.ops.normalize import normalize
 from rml_jax.ops.pseudo_label import PseudoLabelConfig, pseudo_labels
 from rml_jax.ops.resize import resize_nearest
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,26 +61,6 @@ class TrainState(NamedTuple):
     params: nnx.State
     optimizer: optax.OptState
     key: jax.Array
-
-
-def normalize(images, box=None):
-    """Pictures as the network takes them.
-
-    Args:
-      images: uint8 [B, H, W, 3].
-      box: int [B, 4], top, left, bottom, right of the real pixels; the rest becomes the mean colour. None if
-        all pixels are real.
-
-    Returns:
-      float32 [B, H, W, 3], with ImageNet's mean taken off and divided by its deviation.
-    """
-    normalized = (images.astype(jnp.float32) / 255.0 - jnp.array(IMAGENET_MEAN)) / jnp.array(
-        IMAGENET_DEVIATION
-    )
-    if box is None:
-        return normalized
-    size = images.shape[1:3]
-    return jnp.where(box_mask(box, size, size)[..., None], normalized, 0.0)
 
 
 def make_train_step(graphdef, optimizer, config):

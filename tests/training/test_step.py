@@ -11,15 +11,9 @@ from rml_jax import losses
 from rml_jax.models import RML, MiTConfig, RMLConfig
 from rml_jax.ops import AffineRange, PseudoLabelConfig, warp
 from rml_jax.ops.affine import validity, warp_matrix
+from rml_jax.ops.normalize import IMAGENET_DEVIATION, IMAGENET_MEAN, normalize
 from rml_jax.training import step as step_module
-from rml_jax.training.step import (
-    IMAGENET_DEVIATION,
-    IMAGENET_MEAN,
-    StepConfig,
-    TrainState,
-    make_train_step,
-    normalize,
-)
+from rml_jax.training.step import StepConfig, TrainState, make_train_step
 
 BATCH, SIZE, CLASSES = 2, 32, 3
 CONFIG = StepConfig(
