@@ -22,6 +22,7 @@ def get_config(variant="full"):
         )
     config = default_config()
 
+    config.data.name = "digits"
     config.data.source = "digits"
     config.data.class_names = CLASS_NAMES
     config.data.num_train = 100_000

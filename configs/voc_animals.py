@@ -15,6 +15,7 @@ def get_config():
     """The configuration."""
     config = default_config()
 
+    config.data.name = "voc_animals"
     config.data.source = "voc"
     config.data.class_names = ("cat", "cow", "dog", "horse", "person", "sheep")
     config.data.mask_values = (8, 10, 12, 13, 15, 17)

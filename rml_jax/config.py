@@ -30,6 +30,7 @@ def default_config():
     config = ConfigDict()
 
     config.data = data = ConfigDict()
+    data.name = ""  # what scores and reports call the data set
     data.source = ""  # "digits" or "voc"
     data.root = ""  # folder in VOC layout
     data.tags = ""  # CSV file with columns image,tags; "" takes tags from which classes a mask contains

@@ -35,7 +35,7 @@ def evaluate_run(config, workdir, split):
     evaluator = Evaluator(config, graphdef)
     progress = Progress("eval", len(source), "images")
     scores = evaluator.evaluate(params, source, progress.update)
-    metrics = {"dataset": config.data.source, "split": split, "step": step, **scores}
+    metrics = {"dataset": config.data.name, "split": split, "step": step, **scores}
     samples = evaluator.samples(params, source, config.eval.pictures)
 
     folder = workdir / "eval"
@@ -46,7 +46,7 @@ def evaluate_run(config, workdir, split):
     page = folder / "report.html"
     write_report(
         page,
-        title=f"RML on {config.data.source}",
+        title=f"RML on {config.data.name}",
         facts=_facts(config),
         metrics=metrics,
         samples=samples,

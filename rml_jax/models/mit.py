@@ -109,11 +109,13 @@ def _depthwise_forward(x, kernel):
 
 def _depthwise_backward(residuals, gradient):
     x, kernel = residuals
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    # In float32: the sums run over all pixels, and XLA's CPU compiler fails on this loop in bfloat16 under vmap.
+    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    exact = gradient.astype(jnp.float32)
 
     def tap_gradient(_, place):
         window = jax.lax.dynamic_slice(padded, (0, place[0], place[1], 0), x.shape)
-        return None, jnp.sum(window * gradient, axis=(0, 1, 2), dtype=jnp.float32)
+        return None, jnp.sum(window * exact, axis=(0, 1, 2))
 
     # One loop iteration per tap: each is then a fast reduction of its own (6 against 22 ms for 32x16x16x256).
     places = jnp.asarray([(i, j) for i in range(3) for j in range(3)])

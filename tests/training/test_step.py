@@ -165,6 +165,19 @@ def test_padding_does_not_reach_the_loss(network, train_step):
     assert_trees(np.array_equal, first.params, second.params)
 
 
+def test_bfloat16_activations_leave_parameters_and_losses_in_float32(network, train_step):
+    _, params = network
+    config = RMLConfig(MiTConfig.variant("mini", drop_path=0.1), CLASSES)
+    half = nnx.eval_shape(lambda: RML(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    step = jax.jit(make_train_step(nnx.split(half)[0], optax.sgd(0.01), CONFIG), static_argnames="mutual")
+    state, metrics = step(make_state(params), make_batch(0), mutual=True)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert {value.dtype for value in metrics.values()} == {jnp.dtype("float32")}
+    _, exact = train_step(make_state(params), make_batch(0), True)
+    for term in ("classification", "mfml"):
+        np.testing.assert_allclose(metrics[term], exact[term], rtol=0.1)
+
+
 def test_labels_are_not_learned_from_absent_classes(network):
     labels = jax.jit(lambda: step_module.make_pseudo_labels(*network, make_batch(0), CONFIG))()
     found = [set(np.unique(one)) for one in np.asarray(labels)]
