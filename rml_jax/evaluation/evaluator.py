@@ -6,7 +6,7 @@ from PIL import Image
 
 from rml_jax import build
 from rml_jax.evaluation import metrics
-from rml_jax.evaluation.stages import PROTOCOLS, StagesConfig, make_predict
+from rml_jax.evaluation.stages import PROTOCOLS, TAG_THRESHOLD, StagesConfig, make_predict
 from rml_jax.report import Sample
 
 
@@ -82,7 +82,7 @@ class Evaluator:
 
     def _sample(self, item, prediction):
         size = item["mask"].shape
-        predicted = prediction["probabilities"] > 0.5
+        predicted = prediction["probabilities"] > TAG_THRESHOLD
         masks = prediction["masks"]["predicted"]
         cam = Image.fromarray(prediction["cam"]).resize(size[::-1], Image.Resampling.BILINEAR)
         return Sample(

@@ -15,8 +15,8 @@ from rml_jax.ops.resize import resize_bilinear
 PROTOCOLS = ("predicted", "given")
 """Whose tags decide which classes an image may contain: the model's own, or the ground truth's."""
 
-# The `predicted` protocol's threshold on the sigmoid of a class logit.
-_TAG_THRESHOLD = 0.5
+TAG_THRESHOLD = 0.5
+"""The `predicted` protocol's threshold on the sigmoid of a class logit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def make_predict(graphdef, config):
         probabilities = jax.nn.sigmoid(outputs.logits)
         colours = images.astype(jnp.float32)
         whole = jnp.tile(jnp.array([0, 0, *images.shape[1:3]]), (len(images), 1))
-        allowed = {"predicted": probabilities > _TAG_THRESHOLD, "given": tags > 0}
+        allowed = {"predicted": probabilities > TAG_THRESHOLD, "given": tags > 0}
         return {
             "probabilities": probabilities,
             "cam": jnp.max(cams * tags[:, None, None, :], axis=-1),
