@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from rml_jax import losses
+from rml_jax.labels import IGNORE
 from rml_jax.ops.affine import (
     AffineRange,
     box_mask,
@@ -130,7 +131,7 @@ def _all_losses(graphdef, params, batch, theta, drop_keys, config):
     terms = {"classification": classification, "ciml": ciml, "mfml": mfml, "apml": apml}
     real_pixels = box_mask(box, canvas, canvas)
     labelled = {
-        "labelled_foreground": losses.masked_mean((labels > 0) & (labels < 255), real_pixels),
+        "labelled_foreground": losses.masked_mean((labels > 0) & (labels != IGNORE), real_pixels),
         "labelled_background": losses.masked_mean(labels == 0, real_pixels),
     }
     return total, terms | ciml_parts | mfml_parts | apml_parts | labelled
