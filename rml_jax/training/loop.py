@@ -182,8 +182,6 @@ def _open_batches(config, source):
 def _initial_state(config, mesh):
     """Graph, train state at step 0, replicated over the devices, and the optimizer."""
     graphdef, abstract = build.build_graph(config)
-    if config.model.init_from:
-        load_weights(abstract, config.model.init_from)  # A wrong file fails here, before the network is made.
     optimizer = make_optimizer(build.optimizer_config(config), abstract)
     replicated = NamedSharding(mesh, PartitionSpec())
     seed = config.train.seed
