@@ -7,7 +7,7 @@ DEMO := runs/demo
 # Large buffers in huge pages: on virtual machines, page faults can cost as much time as the training itself.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-slow parity lint format clean
 
 demo: $(VENV)/.installed
 	$(RUN) train.py --config=configs/digits.py --workdir=$(DEMO)
@@ -16,11 +16,17 @@ demo: $(VENV)/.installed
 test: lint
 	$(RUN) -m pytest
 
-lint: $(VENV)/.installed
+test-slow: $(VENV)/.installed-dev
+	$(RUN) -m pytest -m slow
+
+parity: $(VENV)/.installed-dev
+	$(RUN) -m benchmarks.parity --out docs/parity.md
+
+lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-format: $(VENV)/.installed
+format: $(VENV)/.installed-dev
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
@@ -30,5 +36,9 @@ clean:
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable .[dev]
 	touch $@

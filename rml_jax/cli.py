@@ -25,12 +25,15 @@ def config_file(default):
     return lambda argv: config_flags.DEFINE_config_file("config", default, sys_argv=argv)
 
 
-def config_of_workdir(argv):
-    """The flags `--config.key=value` over the configuration saved in `--workdir`; pass it to `run`.
+def config_of_file_or_workdir(argv):
+    """The flags `--config.key=value` over the file `--config=FILE` or, without it, over the configuration saved in
+    `--workdir`; pass it to `run`.
 
     Raises:
-      UserError: if the work directory holds no readable config.json.
+      UserError: if there is no `--config` and the work directory holds no readable config.json.
     """
+    if any(re.match(r"--?config(=|$)", argument) for argument in argv):
+        return config_flags.DEFINE_config_file("config", sys_argv=argv)
     flags.FLAGS(argv, known_only=True)
     saved = load_config(Path(flags.FLAGS.workdir, "config.json"))
     return config_flags.DEFINE_config_dict("config", saved, sys_argv=argv)
@@ -41,7 +44,7 @@ def run(main, define_config):
 
     Args:
       main: function of the configuration, a ConfigDict.
-      define_config: `config_file(...)` or `config_of_workdir`. Called here and not at import, so that its
+      define_config: `config_file(...)` or `config_of_file_or_workdir`. Called here and not at import, so that its
         errors are reported like any other.
     """
     # XLA reports its inner life on standard error; a user wants the progress line there.

@@ -58,7 +58,7 @@ def default_config():
     model.pooling = "max"
     model.context_channels = 15
     model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
-    model.init_from = ""  # safetensors file to start from; "" starts from scratch
+    model.init_from = ""  # weights to start from (rml_jax.models.pretrained says which files); "" = scratch
 
     config.affine = affine = ConfigDict()
     affine.scale = (0.5, 1.0)

@@ -7,8 +7,9 @@ Both read the content of `metrics.json`, scores as fractions of 1:
      "miou": {"predicted": {"cam": 0.5, ...}, "given": {"cam": 0.6, ...}},
      "iou": {"predicted": {"cam": {"background": 0.8, "cat": null, ...}, ...}, "given": {...}}}
 
-`predicted` and `given` are the two protocols of METHOD.md section 6: the classes allowed in an image come
-from the model's own tags or from the ground truth. Every score is shown under the name of its protocol.
+Instead of the `step` of a run there may be `weights`, the file that was scored. `predicted` and `given` are the
+two protocols of METHOD.md section 6: the classes allowed in an image come from the model's own tags or from the
+ground truth. Every score is shown under the name of its protocol.
 """
 
 import base64
@@ -141,7 +142,8 @@ def write_report(
 
 
 def _scored_set(metrics: Mapping) -> str:
-    return "{dataset} {split}, {images} images, step {step}".format(**metrics)
+    model = f"step {metrics['step']}" if "step" in metrics else f"weights {metrics['weights']}"
+    return f"{metrics['dataset']} {metrics['split']}, {metrics['images']} images, {model}"
 
 
 def _stage_scores(metrics: Mapping) -> list[tuple[str, float, float]]:

@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
+
+from benchmarks.parity.networks import random_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,24 +82,47 @@ def make_voc_folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def build():
-    """Function (make, seed=0) -> the network of `make()` with random parameters of every kind.
+    """Function (make, seed=0) -> the network of `make()` with random parameters of every kind."""
+    return random_network
 
-    Drawn by NumPy, which takes a hundredth of flax's time here; biases and norms are not left at 0 and 1, where
-    mistakes hide.
+
+@pytest.fixture(scope="session")
+def original_layout():
+    """Function (backbone, seed=0) -> random weights of that MiTConfig in the names and shapes of `mit_b*.pth`.
+
+    Written out from the SegFormer authors' model, independent of `rml_jax.models.layouts`. Without prefix and heads.
     """
 
-    def build(make, seed=0):
-        graph, state = nnx.split(nnx.eval_shape(make))
+    def draw(backbone, seed=0):
+        shapes, before = {}, 3
+        for t in (1, 2, 3, 4):
+            c, kernel, reduction = (
+                of[t - 1] for of in (backbone.channels, backbone.kernels, backbone.reductions)
+            )
+            hidden = c * backbone.mlp_ratio
+            shapes[f"patch_embed{t}.proj"] = (c, before, kernel, kernel)
+            shapes[f"patch_embed{t}.norm"] = (c,)
+            for b in range(backbone.depths[t - 1]):
+                shapes[f"block{t}.{b}.norm1"] = (c,)
+                shapes[f"block{t}.{b}.attn.q"] = (c, c)
+                shapes[f"block{t}.{b}.attn.kv"] = (2 * c, c)
+                shapes[f"block{t}.{b}.attn.proj"] = (c, c)
+                if reduction > 1:
+                    shapes[f"block{t}.{b}.attn.sr"] = (c, c, reduction, reduction)
+                    shapes[f"block{t}.{b}.attn.norm"] = (c,)
+                shapes[f"block{t}.{b}.norm2"] = (c,)
+                shapes[f"block{t}.{b}.mlp.fc1"] = (hidden, c)
+                shapes[f"block{t}.{b}.mlp.dwconv.dwconv"] = (hidden, 1, 3, 3)
+                shapes[f"block{t}.{b}.mlp.fc2"] = (c, hidden)
+            shapes[f"norm{t}"] = (c,)
+            before = c
         rng = np.random.default_rng(seed)
+        tensors = {}
+        for module, shape in shapes.items():
+            scale, centre = (0.2, 1) if len(shape) == 1 else (np.prod(shape[1:]) ** -0.5, 0)
+            weight = centre + scale * rng.standard_normal(shape, np.float32)
+            tensors[f"{module}.weight"] = weight.astype(np.float32)
+            tensors[f"{module}.bias"] = 0.2 * rng.standard_normal(shape[0], np.float32)
+        return tensors
 
-        def draw(path, leaf):
-            values = rng.normal(size=leaf.shape)
-            if leaf.ndim == 1:
-                values = 0.2 * values + ("scale" in jax.tree_util.keystr(path))
-            else:
-                values /= np.sqrt(np.prod(leaf.shape[:-1]))
-            return jnp.asarray(values, leaf.dtype)
-
-        return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
-
-    return build
+    return draw

@@ -89,6 +89,11 @@ def test_evaluation_of_a_missing_workdir(tmp_path):
     assert "run/config.json: No such file" in error_of(tmp_path, "eval.py", "--workdir=run")
 
 
+def test_evaluation_of_missing_weights_with_a_config_file(tmp_path):
+    flags = ["--weights=peer.pth", f"--config={DIGITS}:baseline", "--config.eval.pictures=1", "--workdir=run"]
+    assert "peer.pth: No such file" in error_of(tmp_path, "eval.py", *flags)
+
+
 def test_evaluation_on_an_unknown_split(tmp_path):
     save_config(runpy.run_path(DIGITS)["get_config"](), tmp_path / "config.json")
     message = error_of(tmp_path, "eval.py", f"--workdir={tmp_path}", "--split=test")

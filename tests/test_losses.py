@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from benchmarks.parity import references
 from rml_jax.losses import (
     LossWeights,
     affinity_loss,
@@ -91,31 +92,12 @@ def test_soft_margin_by_hand_and_far_out():
 # --- Mutual information ---
 
 
-def loop_information(first, second, weight):
-    """I from the definition, in double precision."""
-    first, second = (a.reshape(-1, a.shape[-1]).astype(float) for a in (first, second))
-    weight = np.asarray(weight, float).ravel()
-    if weight.sum() == 0:
-        return 0.0
-    joint = np.zeros((first.shape[1], second.shape[1]))
-    for p, q, w in zip(first, second, weight, strict=True):
-        for k, chance in enumerate(p):
-            joint[k] += w * chance * q
-    joint /= weight.sum()
-    total = 0.0
-    for k in range(joint.shape[0]):
-        for m in range(joint.shape[1]):
-            if joint[k, m] > 0:
-                total += joint[k, m] * math.log(joint[k, m] / (joint[k].sum() * joint[:, m].sum()))
-    return total
-
-
 def test_information_equals_loops():
     first, second = chances(2, 3, 4, 5, seed=0), chances(2, 3, 4, 3, seed=1)
     second[..., 0] += 2 * first[..., 0]
     second /= second.sum(axis=-1, keepdims=True)
     weight = np.random.default_rng(2).random((2, 3, 4))
-    expected = loop_information(first, second, weight)
+    expected = references.mutual_information(first, second, weight)
     assert expected > 0.01
     assert information(first, second, weight) == pytest.approx(expected, abs=1e-6)
 
@@ -143,18 +125,31 @@ def test_information_of_identical_certain_variables_is_the_entropy():
     assert information(values, renamed, np.ones(6)) == pytest.approx(entropy, abs=1e-6)
 
 
-SCORES = hnp.arrays(np.float32, (6, 4), elements=st.floats(-30, 30, width=32))
+def scores(values):
+    return hnp.arrays(np.float32, (6, values), elements=st.floats(-30, 30, width=32))
+
+
 WEIGHTS = hnp.arrays(np.float32, (6,), elements=st.sampled_from([0.0, 0.25, 1.0]))
 
 
 @settings(max_examples=15, deadline=None)
-@given(SCORES, SCORES, WEIGHTS)
+@given(scores(4), scores(3), WEIGHTS)
 def test_information_is_symmetric_and_bounded(first, second, weight):
     first, second = (np.asarray(jax.nn.softmax(scores)) for scores in (first, second))
     there, back = float(information(first, second, weight)), float(information(second, first, weight))
     assert there == pytest.approx(back, abs=1e-6)
-    assert -1e-6 <= there <= math.log(4) + 1e-6
-    assert there == pytest.approx(loop_information(first, second, weight), abs=2e-6)
+    assert -1e-6 <= there <= math.log(3) + 1e-6, "the smaller number of values bounds it"
+    assert there == pytest.approx(references.mutual_information(first, second, weight), abs=2e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(hnp.arrays(np.int64, 12, elements=st.integers(0, 3)))
+def test_information_of_labels_about_themselves_is_their_entropy_and_about_a_constant_0(labels):
+    values = np.eye(4)[labels]
+    shares = np.bincount(labels) / 12
+    entropy = -sum(share * math.log(share) for share in shares if share > 0)
+    assert information(values, values, np.ones(12)) == pytest.approx(entropy, abs=1e-6)
+    assert information(values, np.eye(4)[[2] * 12], np.ones(12)) == pytest.approx(0, abs=1e-6)
 
 
 def test_information_excludes_samples_of_no_weight():
@@ -264,33 +259,15 @@ def ciml_views(seed=0):
 
 def test_ciml_is_the_distance_of_the_cams_plus_alpha_times_the_likeness_of_both_views():
     view, twin = ciml_views()
-    tags, valid = jnp.asarray([[1, 1, 0], [0, 1, 0]]), jnp.asarray([[[0, 1, 1, 1]]] * 2, bool)
-    loss, parts = ciml(view, twin, tags, jnp.tile(shift_right(4), (2, 1, 1)), valid, 0.3)
-
-    cams, likeness = [], 0.0
-    for v in (view, twin):
-        maps = np.maximum(np.asarray(v.cam_logits), 0)
-        maps = maps - maps.min(axis=(1, 2), keepdims=True)
-        maps = maps / (maps.max(axis=(1, 2), keepdims=True) + 1e-5)
-        cams.append(maps)
-        vectors = []
-        for c in (0, 1):
-            vector = sum(
-                maps[b, 0, i, c] * np.asarray(v.features)[b, 0, i]
-                for b in range(2)
-                for i in range(4)
-                if tags[b, c]
-            )
-            vectors.append(vector / np.linalg.norm(vector))
-        likeness += vectors[0] @ vectors[1]
-    differences = [
-        abs(cams[0][b, 0, i - 1, c] - cams[1][b, 0, i, c])
-        for b, c in ((0, 0), (0, 1), (1, 1))
-        for i in (1, 2, 3)
-    ]
-    assert parts["equivariance"] == pytest.approx(np.mean(differences), abs=1e-5)
+    tags, valid = np.array([[1, 1, 0], [0, 1, 0]]), np.array([[[0, 1, 1, 1]]] * 2, bool)
+    matrix = np.tile(shift_right(4), (2, 1, 1))
+    loss, parts = ciml(view, twin, tags, matrix, valid, 0.3)
+    expected, distance, likeness = references.ciml(
+        *((np.asarray(v.cam_logits), np.asarray(v.features)) for v in (view, twin)), tags, matrix, valid, 0.3
+    )
+    assert parts["equivariance"] == pytest.approx(distance, abs=1e-5)
     assert parts["prototype_similarity"] == pytest.approx(likeness, abs=1e-5)
-    assert loss == pytest.approx(np.mean(differences) + 0.3 * likeness, abs=1e-5)
+    assert loss == pytest.approx(expected, abs=1e-5)
 
 
 # --- L_MFML ---
@@ -339,7 +316,7 @@ def test_mfml_of_aligned_views_is_the_information_alone():
     assert parts["alignment"] == pytest.approx(0, abs=1e-4)
     standard = (context - context.mean((1, 2))) / context.std((1, 2))
     kinds = np.exp(standard) / np.exp(standard).sum(axis=-1, keepdims=True)
-    expected = loop_information(kinds, kinds, np.ones(24))
+    expected = references.mutual_information(kinds, kinds, np.ones(24))
     assert expected > 0.02
     assert parts["information_context"] == pytest.approx(expected, abs=1e-4)
     assert loss == pytest.approx(0.5 * expected, abs=1e-4)
@@ -385,40 +362,6 @@ def test_affinity_loss_with_an_empty_side():
     assert affinity_loss(affinity, jnp.full((1, 2, 2), 255, jnp.uint8)) == 0
 
 
-def loop_apml(logits, twin_logits, labels, twin_labels, matrix, valid, beta2):
-    """One image, N cells; everything by loops."""
-    cells = len(logits)
-    pairs = [(i, j) for i in range(cells) for j in range(cells)]
-    affinity, twin_affinity = (
-        {p: 1 / (1 + math.exp(-scores[p])) for p in pairs} for scores in (logits, twin_logits)
-    )
-
-    contrast = 0.0
-    for maps, truth in ((affinity, labels), (twin_affinity, twin_labels)):
-        for side in (1, 0):
-            errors = [abs(side - maps[p]) for p in pairs if truth[p] == side]
-            contrast += 0.5 * sum(errors) / max(len(errors), 1)
-
-    def binary_information(samples):
-        if not samples:
-            return 0.0
-        first, second = np.array(samples).T
-        pair = [np.stack([1 - a, a], axis=-1) for a in (first, second)]
-        return loop_information(*pair, np.ones(len(samples)))
-
-    with_label = sum(
-        binary_information([(maps[p], float(truth[p])) for p in pairs if truth[p] != 255])
-        for maps, truth in ((affinity, labels), (twin_affinity, twin_labels))
-    )
-    compared = []
-    for i, j in pairs:
-        if valid[i] and valid[j] and twin_labels[i, j] != 255:
-            moved = sum(matrix[i, k] * matrix[j, m] * affinity[k, m] for k, m in pairs)
-            compared.append((moved, twin_affinity[i, j]))
-    shared = binary_information(compared)
-    return contrast + beta2 * -(with_label - 2 * shared), contrast, with_label, shared
-
-
 def apml_case(seed=0):
     """Affinities of a 2x2 grid that go with their labels, more or less; A mixes cells."""
     labels = np.array([[1, 0, 1, 255], [0, 1, 0, 1], [1, 0, 1, 0], [255, 1, 0, 1]], np.uint8)
@@ -442,7 +385,7 @@ def run_apml(logits, twin_logits, labels, twin_labels, matrix, valid, beta2):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_apml_equals_loops(seed):
     case = apml_case(seed)
-    loss, contrast, with_label, shared = loop_apml(*case, 0.7)
+    loss, contrast, with_label, shared = references.apml(*(a[None] for a in case), 0.7)
     assert min(contrast, with_label, shared) > 0.01
     result, parts = run_apml(*case, 0.7)
     assert parts["affinity"] == pytest.approx(contrast, abs=1e-5)

@@ -4,43 +4,53 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def bilinear_matrix(size_out, size_in):
-    """Weights of 1-D linear interpolation with half-pixel centres and replicated edges.
+def bilinear_matrix(size_out, size_in, align_corners=False):
+    """Weights of 1-D linear interpolation with replicated edges, without antialiasing.
 
-    The convention of torch's `interpolate(mode="bilinear", align_corners=False)`, without antialiasing.
+    The two conventions are those of torch's `interpolate(mode="bilinear")`.
 
     Args:
       size_out, size_in: lengths in samples.
+      align_corners: False: half-pixel centres, the outer edges of the first and last samples lie upon each
+        other. True: their centres do; a single sample out is the first one in.
 
     Returns:
       float32 [size_out, size_in], rows sum to 1.
     """
-    position = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
+    index = np.arange(size_out)
+    if align_corners:
+        position = index * (size_in - 1) / max(size_out - 1, 1)
+    else:
+        position = np.clip((index + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
     low = np.floor(position).astype(int)
     high = np.minimum(low + 1, size_in - 1)
     fraction = position - low
     matrix = np.zeros((size_out, size_in))
-    np.add.at(matrix, (np.arange(size_out), low), 1 - fraction)
-    np.add.at(matrix, (np.arange(size_out), high), fraction)
+    np.add.at(matrix, (index, low), 1 - fraction)
+    np.add.at(matrix, (index, high), fraction)
     return matrix.astype(np.float32)
 
 
-def resize_bilinear(x, size):
-    """Bilinear resize with half-pixel centres, the project's convention everywhere.
+def resize_bilinear(x, size, *, align_corners=False):
+    """Bilinear resize.
+
+    The method uses half-pixel centres everywhere. Aligned corners are for reproducing the maps of other systems
+    and are used nowhere in it.
 
     Args:
       x: float [B, H, W, C].
       size: (height, width) wanted.
+      align_corners: see `bilinear_matrix`.
 
     Returns:
       [B, height, width, C], in x's type.
     """
     height, width = size
     if height != x.shape[1]:
-        rows = jnp.asarray(bilinear_matrix(height, x.shape[1]), x.dtype)
+        rows = jnp.asarray(bilinear_matrix(height, x.shape[1], align_corners), x.dtype)
         x = jnp.einsum("ih,bhwc->biwc", rows, x)
     if width != x.shape[2]:
-        columns = jnp.asarray(bilinear_matrix(width, x.shape[2]), x.dtype)
+        columns = jnp.asarray(bilinear_matrix(width, x.shape[2], align_corners), x.dtype)
         x = jnp.einsum("jw,bhwc->bhjc", columns, x)
     return x
 

@@ -193,8 +193,8 @@ def _initial_state(config, mesh):
     )
     params = make_params()
     if config.model.init_from:
-        params, kept = load_weights(params, config.model.init_from)
-        print(f"started from {config.model.init_from}; fresh: {', '.join(kept) or 'nothing'}")
+        params, report = load_weights(params, config.model.init_from)
+        print(f"started from {report}")
         params = jax.device_put(params, replicated)
     rest = (jax.numpy.int32(0), jax.jit(optimizer.init)(params), jax.random.key(seed))
     step, optimizer_state, key = jax.device_put(rest, replicated)

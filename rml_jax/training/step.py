@@ -108,14 +108,30 @@ def _classification_loss(graphdef, params, batch, key):
 
 def _all_losses(graphdef, params, batch, theta, drop_keys, config):
     """L of Eq. 16 and its parts."""
-    images, tags, box = normalize(batch["image"], batch["box"]), batch["tags"], batch["box"]
+    images = normalize(batch["image"], batch["box"])
     labels = make_pseudo_labels(graphdef, params, batch, config)
     model = nnx.merge(graphdef, params)
     pair = jnp.stack([images, warp(images, theta)])
     outputs = jax.vmap(model)(pair, drop_keys)
-    view, twin = (jax.tree.map(lambda x, i=i: x[i], outputs) for i in (0, 1))
+    return pair_losses(outputs, labels, batch, theta, config)
 
-    canvas, grid, fine = images.shape[1:3], view.cam_logits.shape[1:3], view.context.shape[1:3]
+
+def pair_losses(outputs, labels, batch, theta, config):
+    """L of Eq. 16 after the warm-up, from what the network yields for both views.
+
+    Args:
+      outputs: RMLOutputs with a leading axis of 2, the original and the transformed view.
+      labels: int32 [B, S, S], pseudo labels of the original.
+      batch: see `make_train_step`.
+      theta: float32 [B, 2, 3], the transform A.
+      config: StepConfig.
+
+    Returns:
+      float32 scalar, and a dict of its terms and their parts.
+    """
+    view, twin = (jax.tree.map(lambda x, i=i: x[i], outputs) for i in (0, 1))
+    tags, box = batch["tags"], batch["box"]
+    canvas, grid, fine = labels.shape[1:3], view.cam_logits.shape[1:3], view.context.shape[1:3]
     matrix = warp_matrix(theta, grid)
     valid_fine = validity(theta, box_mask(box, fine, canvas))
     valid = validity(theta, box_mask(box, grid, canvas))

@@ -12,7 +12,9 @@ import pytest
 from flax import nnx
 
 import rml_jax
+from benchmarks.parity import references
 from rml_jax.models import RML, MiTConfig, RMLConfig
+from rml_jax.ops import multi_scale_cam
 
 BACKBONE = MiTConfig(
     channels=(4, 8, 12, 16),
@@ -105,24 +107,11 @@ def test_affinity_mixes_the_symmetrised_maps(model, results):
     assert np.abs(attention - attention.swapaxes(2, 3)).max() > 0.1, "the maps themselves are not symmetric"
 
 
-def enlarge(x, size):
-    """Bilinear, half-pixel centres, for one map [H, W, C]."""
-    for axis in (0, 1):
-        given = x.shape[axis]
-        position = np.clip((np.arange(size[axis]) + 0.5) * given / size[axis] - 0.5, 0, given - 1)
-        low = np.floor(position).astype(int)
-        fraction = (position - low)[:, None, None] if axis == 0 else (position - low)[None, :, None]
-        high = np.minimum(low + 1, given - 1)
-        x = (1 - fraction) * np.take(x, low, axis) + fraction * np.take(x, high, axis)
-    return x
-
-
 def test_fusion_is_a_1x1_convolution_of_all_stages_on_the_first_grid(model, results):
     weight, bias = np.asarray(model.fusion.kernel[...]), np.asarray(model.fusion.bias[...])
-    for b in range(2):
-        stages = [enlarge(np.asarray(stage[b]), (8, 12)) for stage in results[2][0]]
-        expected = np.concatenate(stages, axis=-1) @ weight + bias
-        np.testing.assert_allclose(results[0].context[b], expected, atol=1e-4)
+    stages = [references.resize_bilinear(np.asarray(stage), (8, 12)) for stage in results[2][0]]
+    expected = np.concatenate(stages, axis=-1) @ weight + bias
+    np.testing.assert_allclose(results[0].context, expected, atol=1e-4)
 
 
 def test_only_the_backbone_computes_in_bfloat16(images):
@@ -139,6 +128,35 @@ def test_images_of_a_batch_do_not_mix(model, images, results):
     swapped = everything(model, images[::-1])[0]
     for ours, theirs in zip(swapped, results[0], strict=True):
         np.testing.assert_allclose(ours[::-1], theirs, atol=1e-5)
+
+
+def symmetric(model):
+    """The model with every spatial kernel made equal to its mirror image."""
+
+    def symmetrise(leaf):
+        # [height, width, ...]: kernels of convolutions, depthwise ones included.
+        return (leaf + leaf[:, ::-1]) / 2 if leaf.ndim > 2 else leaf
+
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.tree.map(symmetrise, state))
+
+
+def test_a_mirror_symmetric_network_mirrors_its_cams_with_the_picture(build):
+    # Grids of 33, 9, 5, 3, 3 cells: every stride and reduction samples them symmetrically.
+    backbone = dataclasses.replace(BACKBONE, strides=(4, 2, 2, 1), reductions=(3, 1, 1, 1))
+    model = build(lambda: RML(dataclasses.replace(CONFIG, backbone=backbone), rngs=nnx.Rngs(0)))
+    images = jnp.asarray(np.random.default_rng(2).normal(size=(2, 33, 33, 3)), jnp.float32)
+
+    @nnx.jit
+    def difference(model):
+        cams, mirrored = (
+            multi_scale_cam(model.classify, x, scales=(1.0,), flip=False, stride=backbone.stride)
+            for x in (images, images[:, :, ::-1])
+        )
+        return jnp.abs(mirrored - cams[:, :, ::-1]).max()
+
+    assert difference(symmetric(model)) < 1e-4
+    assert difference(model) > 0.1, "any network would do"
 
 
 def test_unknown_pooling_is_refused():

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.parity import references
 from rml_jax.labels import IGNORE
 from rml_jax.ops.affine import (
     AffineRange,
@@ -40,29 +41,6 @@ def content_moved(right, down, size):
 def random_thetas(count=3, seed=0):
     rng = np.random.default_rng(seed)
     return (np.eye(2, 3) + rng.normal(0, 0.35, (count, 2, 3))).astype(np.float32)
-
-
-def source(theta, i, j, size):
-    """Row and column, in the original, of the transformed picture's pixel (i, j)."""
-    x, y = 2 * (j + 0.5) / size[1] - 1, 2 * (i + 0.5) / size[0] - 1
-    column = ((theta[0, 0] * x + theta[0, 1] * y + theta[0, 2] + 1) * size[1] - 1) / 2
-    row = ((theta[1, 0] * x + theta[1, 1] * y + theta[1, 2] + 1) * size[0] - 1) / 2
-    return row, column
-
-
-def grid_sample(x, thetas):
-    """Bilinear, zeros outside."""
-    size = x.shape[1:3]
-    out = np.zeros(x.shape)
-    for b, theta in enumerate(thetas.astype(np.float64)):
-        for i in range(size[0]):
-            for j in range(size[1]):
-                row, column = source(theta, i, j, size)
-                for p in range(size[0]):
-                    for q in range(size[1]):
-                        weight = max(0, 1 - abs(row - p)) * max(0, 1 - abs(column - q))
-                        out[b, i, j] += weight * x[b, p, q]
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +97,7 @@ def test_shrinking_to_half_puts_means_of_2x2_blocks_in_the_middle():
 def test_warp_equals_loops(picture):
     thetas = random_thetas()
     result = warp(jnp.asarray(picture), jnp.asarray(thetas))
-    np.testing.assert_allclose(result, grid_sample(picture, thetas), atol=1e-4)
+    np.testing.assert_allclose(result, references.warp(picture, thetas), atol=1e-4)
     assert (np.asarray(result) == 0).any(), "the case must look outside"
 
 
@@ -156,7 +134,9 @@ def test_labels_equal_nearest_by_loops():
     for b, theta in enumerate(thetas.astype(np.float64)):
         for i in range(SIZE[0]):
             for j in range(SIZE[1]):
-                row, column = (math.floor(position + 0.5) for position in source(theta, i, j, SIZE))
+                row, column = (
+                    math.floor(position + 0.5) for position in references.source_position(theta, i, j, SIZE)
+                )
                 if 0 <= row < SIZE[0] and 0 <= column < SIZE[1]:
                     expected[b, i, j] = labels[b, row, column]
     np.testing.assert_array_equal(warp_labels(jnp.asarray(labels), jnp.asarray(thetas)), expected)
@@ -172,7 +152,7 @@ def test_validity_is_where_every_source_is_real():
     for b, theta in enumerate(thetas.astype(np.float64)):
         for i in range(SIZE[0]):
             for j in range(SIZE[1]):
-                row, column = source(theta, i, j, SIZE)
+                row, column = references.source_position(theta, i, j, SIZE)
                 # Everything between the first and the last real centre mixes real pixels only.
                 expected[b, i, j] = 1 <= row <= SIZE[0] - 1 and 0 <= column <= 5
     np.testing.assert_array_equal(result, expected)
@@ -284,16 +264,16 @@ def test_there_and_back_again_returns_the_interior(theta):
 
 
 @settings(max_examples=10, deadline=None)
-@given(TRANSFORMS, st.floats(-3, 3), st.floats(-3, 3))
-def test_warp_commutes_with_changes_of_colour_where_valid(theta, gain, offset):
-    rng = np.random.default_rng(9)
-    x = rng.normal(size=(1, 24, 24, 3)).astype(np.float32)
-    gains, offsets = np.array([gain, 1, -gain]), np.array([offset, offset, 1])
-    moved = np.asarray(jitted_warp(jnp.asarray(x), theta_of(theta[:2])))
-    recoloured = np.asarray(jitted_warp(jnp.asarray(x * gains + offsets, jnp.float32), theta_of(theta[:2])))
-    valid = np.asarray(validity(theta_of(theta[:2]), jnp.ones((1, 24, 24), bool)))
+@given(TRANSFORMS, st.integers(0, 2**32 - 1))
+def test_warp_commutes_with_affine_maps_of_the_channels_where_valid(theta, seed):
+    rng = np.random.default_rng(seed)
+    x, mix, offset = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 24, 24, 3), (3, 3), (3,)))
+    theta = theta_of(theta[:2])
+    moved = np.asarray(jitted_warp(jnp.asarray(x), theta))
+    mixed = np.asarray(jitted_warp(jnp.asarray(x @ mix + offset), theta))
+    valid = np.asarray(validity(theta, jnp.ones((1, 24, 24), bool)))
     assert valid.any()
-    np.testing.assert_allclose(recoloured[valid], (moved * gains + offsets)[valid], atol=1e-3)
+    np.testing.assert_allclose(mixed[valid], (moved @ mix + offset)[valid], atol=1e-3)
 
 
 def test_warp_keeps_the_type(picture):

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.parity import references
 from rml_jax.ops.affinity import affinity_labels, random_walk, within_radius
 
 
@@ -57,17 +58,7 @@ def walk():
 
 def test_walk_equals_loops(walk):
     scores, affinity = walk
-    expected = np.zeros(scores.shape)
-    for b in range(2):
-        for target in range(12):
-            total = 0
-            for start in range(12):
-                down, across = abs(target // 4 - start // 4), abs(target % 4 - start % 4)
-                if max(down, across) <= 2:
-                    weight = affinity[b, start, target] ** 2
-                    total += weight
-                    expected[b, target // 4, target % 4] += weight * scores[b, start // 4, start % 4]
-            expected[b, target // 4, target % 4] /= total
+    expected = references.random_walk(scores, affinity, 2)
     np.testing.assert_allclose(
         random_walk(jnp.asarray(scores), jnp.asarray(affinity), 2), expected, atol=1e-5
     )

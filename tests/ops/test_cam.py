@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.parity import references
 from rml_jax.ops.cam import cam_to_labels, class_activation_maps, min_max_normalize, multi_scale_cam
 
 
@@ -20,16 +21,6 @@ def classify_by_mean(images):
     """Cells of 2x2 pixels: the mean of red, and green minus blue."""
     cells = pool(images, 2)
     return None, jnp.stack([cells[..., 0], cells[..., 1] - cells[..., 2]], axis=-1)
-
-
-def scaled_to_one(maps):
-    """Eq. 1 in NumPy, per image and class."""
-    out = np.zeros_like(maps)
-    for b in range(maps.shape[0]):
-        for c in range(maps.shape[3]):
-            shifted = maps[b, :, :, c] - maps[b, :, :, c].min()
-            out[b, :, :, c] = shifted / (shifted.max() + 1e-5)
-    return out
 
 
 def images(seed=0, size=(8, 12)):
@@ -49,7 +40,7 @@ def test_constant_map_becomes_zero():
 def test_each_image_and_class_is_scaled_on_its_own():
     x = images()
     result = min_max_normalize(jnp.asarray(x))
-    np.testing.assert_allclose(result, scaled_to_one(x), atol=1e-6)
+    np.testing.assert_allclose(result, references.min_max_normalize(x), atol=1e-6)
 
 
 def test_class_activation_maps_cut_negatives_before_scaling():
@@ -57,24 +48,24 @@ def test_class_activation_maps_cut_negatives_before_scaling():
     np.testing.assert_allclose(result[0, :, :, 0], [[0, 0.25], [0, 1]], atol=1e-5)
 
 
-def test_one_scale_without_flip_is_the_resized_map(numpy_bilinear):
+def test_one_scale_without_flip_is_the_resized_map():
     x = images()
     cells = pool(x, 2)
     cells = np.stack([cells[..., 0], cells[..., 1] - cells[..., 2]], axis=-1)
-    expected = scaled_to_one(numpy_bilinear(np.maximum(cells, 0), (8, 12)))
+    expected = references.min_max_normalize(references.resize_bilinear(np.maximum(cells, 0), (8, 12)))
     result = multi_scale_cam(classify_by_mean, jnp.asarray(x), scales=(1.0,), flip=False, stride=2)
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-def test_scales_are_summed_after_relu_and_resize(numpy_bilinear):
+def test_scales_are_summed_after_relu_and_resize():
     x = images(1)
     total = 0
     for size in ((4, 6), (8, 12), (12, 18)):
-        cells = pool(numpy_bilinear(x, size), 2)
+        cells = pool(references.resize_bilinear(x, size), 2)
         cells = np.stack([cells[..., 0], cells[..., 1] - cells[..., 2]], axis=-1)
-        total = total + numpy_bilinear(np.maximum(cells, 0), (8, 12))
+        total = total + references.resize_bilinear(np.maximum(cells, 0), (8, 12))
     result = multi_scale_cam(classify_by_mean, jnp.asarray(x), scales=(0.5, 1, 1.5), flip=False, stride=2)
-    np.testing.assert_allclose(result, scaled_to_one(total), atol=1e-5)
+    np.testing.assert_allclose(result, references.min_max_normalize(total), atol=1e-5)
 
 
 def test_network_sees_every_scale_but_never_less_than_a_cell():

@@ -3,54 +3,20 @@
 import math
 import statistics
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from benchmarks.parity import references
 from rml_jax.ops.par import par, par_weights
 
 PUBLISHED = (1, 2, 4, 8, 12, 24)
-DIRECTIONS = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
 
-
-def reference(image, mask, dilations, iterations):
-    """One image [H, W, 3] and mask [H, W, K]."""
-    height, width, _ = image.shape
-    steps = [(d * i, d * j) for d in dilations for i, j in DIRECTIONS]
-
-    def held(row, column):
-        return min(max(row, 0), height - 1), min(max(column, 0), width - 1)
-
-    def softmax(values):
-        powers = [math.exp(v - max(values)) for v in values]
-        return [power / sum(powers) for power in powers]
-
-    distances = [math.hypot(*step) for step in steps]
-    spread = statistics.stdev(distances)
-    position = softmax([-((d / (spread + 1e-8) / 0.3) ** 2) for d in distances])
-
-    weights = {}
-    for row in range(height):
-        for column in range(width):
-            places = [held(row + i, column + j) for i, j in steps]
-            likeness = [0.0] * len(steps)
-            for channel in range(3):
-                near = [float(image[(*place, channel)]) for place in places]
-                sigma = statistics.stdev(near)
-                for n, value in enumerate(near):
-                    difference = value - float(image[row, column, channel])
-                    likeness[n] -= (difference / (sigma + 1e-8) / 0.3) ** 2 / 3
-            colour = softmax(likeness)
-            total = [c + 0.01 * p for c, p in zip(colour, position, strict=True)]
-            weights[row, column] = list(zip(places, total, strict=True))
-
-    for _ in range(iterations):
-        refined = np.zeros(mask.shape)
-        for place, terms in weights.items():
-            for neighbour, weight in terms:
-                refined[place] += weight * mask[neighbour]
-        mask = refined
-    return mask
+jitted_par = jax.jit(par, static_argnames="iterations")
+jitted_weights = jax.jit(par_weights)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +33,15 @@ def noisy():
 def test_equals_loops(noisy, dilations, iterations):
     images, masks = noisy
     result = par(jnp.asarray(images), jnp.asarray(masks), dilations=dilations, iterations=iterations)
-    expected = [reference(i, m, dilations, iterations) for i, m in zip(images, masks, strict=True)]
+    expected = [references.par(i, m, dilations, iterations) for i, m in zip(images, masks, strict=True)]
     np.testing.assert_allclose(result, expected, rtol=2e-4, atol=1e-5)
     assert result.dtype == jnp.float32
+
+
+def test_a_single_row_equals_loops(noisy):
+    images, masks = (a[:1, :1] for a in noisy)
+    expected = references.par(images[0], masks[0], PUBLISHED, 2)
+    np.testing.assert_allclose(jitted_par(images, masks, iterations=2)[0], expected, rtol=2e-4, atol=1e-5)
 
 
 def test_published_dilations_and_ten_iterations_are_the_defaults(noisy):
@@ -79,27 +51,37 @@ def test_published_dilations_and_ten_iterations_are_the_defaults(noisy):
     )
 
 
-def test_weights_are_48_and_sum_to_1_01(noisy):
-    weights = par_weights(jnp.asarray(noisy[0]))
-    assert weights.shape == (48, 2, 7, 9)
-    np.testing.assert_allclose(weights.sum(axis=0), np.full((2, 7, 9), 1.01), rtol=1e-5)
+# A single row, and pictures smaller and greater than the greatest dilation.
+SIZES = st.sampled_from([(1, 11), (7, 9), (30, 26)])
+
+
+@settings(max_examples=15, deadline=None)
+@given(SIZES, st.sampled_from([1, 8, 255]), st.integers(0, 2**32 - 1))
+def test_weights_are_48_and_sum_to_1_01(size, greatest, seed):
+    images = np.random.default_rng(seed).integers(0, greatest + 1, (2, *size, 3))
+    weights = np.asarray(jitted_weights(images))
+    assert weights.shape == (48, 2, *size)
+    assert (weights >= 0).all()
+    np.testing.assert_allclose(weights.sum(axis=0), np.full((2, *size), 1.01), rtol=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(SIZES, st.sampled_from([1, 8, 255]), st.floats(-1, 1, width=32), st.integers(0, 2**32 - 1))
+def test_constant_mask_stays_constant_and_grows_by_1_01_each_time(size, greatest, value, seed):
+    images = np.random.default_rng(seed).integers(0, greatest + 1, (2, *size, 3))
+    result = jitted_par(images, jnp.full((2, *size, 1), value))
+    np.testing.assert_allclose(result, np.full((2, *size, 1), value * 1.01**10), rtol=1e-5, atol=1e-30)
 
 
 def test_in_an_image_of_one_colour_only_the_distance_tells_neighbours_apart():
     weights = np.asarray(par_weights(jnp.full((1, 5, 5, 3), 100.3)))
-    distances = [d * math.hypot(*step) for d in PUBLISHED for step in DIRECTIONS]
+    distances = [d * math.hypot(*step) for d in PUBLISHED for step in references.DIRECTIONS]
     spread = statistics.stdev(distances)
     nearness = np.exp([-((d / spread / 0.3) ** 2) for d in distances])
     expected = 1 / 48 + 0.01 * nearness / nearness.sum()
     assert expected.max() > 1.03 * expected.min()
     for row in range(5):
         np.testing.assert_allclose(weights[:, 0, row, 2], expected, atol=1e-7)
-
-
-def test_constant_mask_grows_by_1_01_each_time(noisy):
-    images, _ = noisy
-    result = par(jnp.asarray(images), jnp.full((2, 7, 9, 1), 0.5), dilations=(1, 2), iterations=4)
-    np.testing.assert_allclose(result, np.full((2, 7, 9, 1), 0.5 * 1.01**4), rtol=1e-5)
 
 
 def test_mask_follows_a_colour_edge():

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.parity import references
 from rml_jax.ops.resize import resize_bilinear, resize_nearest
 
 SIZES = [
@@ -16,18 +17,44 @@ SIZES = [
 ]
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(("given", "wanted"), SIZES)
-def test_bilinear_equals_loops(given, wanted, numpy_bilinear):
+def test_bilinear_equals_loops(given, wanted, align_corners):
     x = np.random.default_rng(0).normal(size=(2, *given, 3)).astype(np.float32)
-    result = resize_bilinear(jnp.asarray(x), wanted)
+    result = resize_bilinear(jnp.asarray(x), wanted, align_corners=align_corners)
     assert result.shape == (2, *wanted, 3)
-    np.testing.assert_allclose(result, numpy_bilinear(x, wanted), atol=1e-5)
+    np.testing.assert_allclose(result, references.resize_bilinear(x, wanted, align_corners), atol=1e-5)
 
 
 def test_bilinear_by_hand():
     x = jnp.asarray([0.0, 4.0]).reshape(1, 1, 2, 1)
     np.testing.assert_allclose(resize_bilinear(x, (1, 4))[0, 0, :, 0], [0, 1, 3, 4])
     np.testing.assert_allclose(resize_bilinear(x, (1, 1))[0, 0, :, 0], [2])
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "expected"),
+    [
+        ([0, 6], 4, [0, 2, 4, 6]),
+        ([0, 6, 2], 5, [0, 3, 6, 4, 2]),
+        ([0, 1, 2, 3, 8], 3, [0, 2, 8]),
+        ([7, 9], 1, [7]),  # a single pixel is the first one, as in torch
+        ([7], 3, [7, 7, 7]),
+    ],
+)
+def test_bilinear_with_aligned_corners_by_hand(given, wanted, expected):
+    x = jnp.asarray(given, jnp.float32)
+    across = resize_bilinear(x.reshape(1, 1, -1, 1), (1, wanted), align_corners=True)
+    np.testing.assert_allclose(across[0, 0, :, 0], expected, rtol=1e-6)
+    down = resize_bilinear(x.reshape(1, -1, 1, 1), (wanted, 1), align_corners=True)
+    np.testing.assert_allclose(down[0, :, 0, 0], expected, rtol=1e-6)
+
+
+def test_bilinear_with_aligned_corners_keeps_the_corners_and_a_ramp():
+    ramp = np.linspace(0, 1, 5)[:, None] - 3 * np.linspace(0, 1, 7)[None, :]
+    result = resize_bilinear(jnp.asarray(ramp, jnp.float32)[None, :, :, None], (9, 4), align_corners=True)
+    expected = np.linspace(0, 1, 9)[:, None] - 3 * np.linspace(0, 1, 4)[None, :]
+    np.testing.assert_allclose(result[0, :, :, 0], expected, atol=1e-6)
 
 
 def test_bilinear_to_the_same_size_changes_no_bit():

@@ -12,7 +12,8 @@ from configs import digits
 from rml_jax.config import load_config
 from rml_jax.errors import UserError
 from rml_jax.evaluation.run import evaluate_run
-from rml_jax.models.pretrained import save_weights
+from rml_jax.models import MiTConfig
+from rml_jax.models.pretrained import save_transformers, save_weights
 from rml_jax.report import score_table
 from rml_jax.training import loop
 from rml_jax.training.checkpoint import Checkpoints
@@ -101,6 +102,21 @@ def test_run_starts_from_weights(finished, tmp_path):
     mesh = loop._make_mesh(config.train.batch_size)
     _, started, _ = loop._initial_state(config, mesh)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params, started.params)))
+
+
+def test_run_starts_from_a_folder_of_transformers(finished, tmp_path, capsys):
+    _, state = finished
+    save_transformers(state.params, MiTConfig.variant("mini"), tmp_path / "model")
+    config = tiny_config()
+    mesh = loop._make_mesh(config.train.batch_size)
+    config.model.init_from = str(tmp_path / "model")
+    _, started, _ = loop._initial_state(config, mesh)
+    same = nnx.to_pure_dict(jax.tree.map(np.array_equal, state.params, started.params))
+    assert all(jax.tree.leaves(same["backbone"]))
+    assert not any(same[head]["kernel"] for head in ("classifier", "affinity", "fusion")), (
+        "heads start afresh"
+    )
+    assert f"started from {tmp_path / 'model'} (transformers layout): " in capsys.readouterr().out
 
 
 def test_pretrained_start_freezes_the_norms_and_scratch_does_not(finished):
