@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
+# Two processes: most of the time goes into compiling, which uses one core. A file's fixtures stay in one process.
+PYTEST := $(RUN) -m pytest --numprocesses=2 --dist=loadfile
 
 # Large buffers in huge pages: on virtual machines, page faults can cost as much time as the training itself.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -14,10 +16,10 @@ demo: $(VENV)/.installed
 	$(RUN) eval.py --workdir=$(DEMO)
 
 test: lint
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m slow
+	$(PYTEST) -m slow
 
 parity: $(VENV)/.installed-dev
 	$(RUN) -m benchmarks.parity --out docs/parity.md

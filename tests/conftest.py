@@ -1,6 +1,7 @@
 """Fixtures shared by the tests."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -47,8 +48,10 @@ class VocFiles:
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Programs that several tests need are compiled once per session."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    """Programs that several tests need are compiled once per session, also where processes share the tests out."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

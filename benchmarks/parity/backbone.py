@@ -13,8 +13,8 @@ from flax import nnx
 
 from benchmarks.parity.check import Check, Difference, relative
 from benchmarks.parity.networks import random_network
+from benchmarks.peers.torch_model import set_original_epsilons, yield_logits
 from rml_jax.models import MiTConfig, MixTransformer, layouts
-from rml_jax.models.mit import BLOCK_EPSILON
 from rml_jax.models.pretrained import save_transformers
 from rml_jax.trees import named_leaves
 
@@ -37,50 +37,25 @@ def torch_encoder(backbone, parameters):
     """
     with tempfile.TemporaryDirectory() as folder:
         save_transformers({"backbone": parameters}, backbone, Path(folder))
-        return transformers.SegformerModel.from_pretrained(folder, attn_implementation="eager").eval()
-
-
-def set_original_epsilons(encoder):
-    """Gives transformers' encoder the LayerNorm epsilons of the original weights (METHOD.md section 1)."""
-    for stage in encoder.stages:
-        stage.layer_norm.eps = BLOCK_EPSILON
-        for block in stage.blocks:
-            block.layernorm_before.eps = block.layernorm_after.eps = BLOCK_EPSILON
+        encoder = transformers.SegformerModel.from_pretrained(folder).eval()
+    yield_logits(encoder)
+    return encoder
 
 
 def torch_outputs(encoder, images):
     """What `MixTransformer` gives, from transformers' encoder.
 
     Args:
-      encoder: transformers.SegformerModel.
+      encoder: transformers.SegformerModel, see `torch_encoder`.
       images: torch tensor [B, 3, H, W].
 
     Returns:
       features: four tensors [B, H_i, W_i, C_i].
       attention: tensor [B, 2 heads, N, N], the softmax's inputs in the last two blocks.
     """
-    projected = {}
-
-    def keep(name):
-        return lambda module, arguments, result: projected.__setitem__(name, result)
-
-    last = [block.attention for block in encoder.stages[-1].blocks[-2:]]
-    hooks = [
-        module.register_forward_hook(keep((number, name)))
-        for number, attention in enumerate(last)
-        for name, module in (("query", attention.q_proj), ("key", attention.k_proj))
-    ]
-    states = encoder(images, output_hidden_states=True).hidden_states
-    for hook in hooks:
-        hook.remove()
-    logits = []
-    for number, attention in enumerate(last):
-        query, key = (
-            projected[number, name].unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-            for name in ("query", "key")
-        )
-        logits.append(query @ key.transpose(-1, -2) / attention.head_dim**0.5)
-    return [state.permute(0, 2, 3, 1) for state in states], torch.cat(logits, dim=1)
+    result = encoder(images, output_hidden_states=True, output_attentions=True)
+    attention = [logits for logits in result.attentions if logits is not None]
+    return [state.permute(0, 2, 3, 1) for state in result.hidden_states], torch.cat(attention, dim=1)
 
 
 def _pictures(size):

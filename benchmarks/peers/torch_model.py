@@ -80,6 +80,20 @@ def set_original_epsilons(encoder):
             module.eps = 1e-5 if follows_convolution else 1e-6
 
 
+def yield_logits(encoder):
+    """Makes the encoder's `attentions`, where asked for, the pre-softmax logits of its last two blocks.
+
+    Args:
+      encoder: transformers.SegformerModel, changed in place.
+    """
+    encoder.set_attn_implementation("sdpa_with_logits")
+    # Otherwise done under a lock in the first call, which breaks torch.compile's graph.
+    maybe_install_capturing_hooks(encoder)
+    blocks = [block for stage in encoder.stages for block in stage.blocks]
+    for block in blocks:
+        block.attention.yields_logits = block in blocks[-2:]
+
+
 class TorchRML(nn.Module):
     """Encoder, classifier, affinity head and context fusion.
 
@@ -93,12 +107,7 @@ class TorchRML(nn.Module):
     def __init__(self, encoder, num_classes, context_channels=15, dtype=torch.float32):
         super().__init__()
         set_original_epsilons(encoder)
-        encoder.set_attn_implementation("sdpa_with_logits")
-        # Otherwise done under a lock in the first call, which breaks torch.compile's graph.
-        maybe_install_capturing_hooks(encoder)
-        blocks = [block for stage in encoder.stages for block in stage.blocks]
-        for block in blocks:
-            block.attention.yields_logits = block in blocks[-2:]
+        yield_logits(encoder)
         channels, heads = encoder.config.hidden_sizes, encoder.config.num_attention_heads[-1]
         self.encoder = encoder
         self.classifier = nn.Conv2d(channels[-1], num_classes, 1, bias=False)

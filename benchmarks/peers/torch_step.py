@@ -93,12 +93,17 @@ def all_losses(model, batch, labels, theta, config):
     Returns:
       float32 scalar with gradient, and a dict of scalars without.
     """
-    box, tags, canvas = batch["box"], batch["tags"], batch["image"].shape[1:3]
-    real = box_mask(box, canvas, canvas)
-    images, canvas_grid = model.normalize(batch["image"], real), sampling_grid(theta, canvas)
-    outputs = model(torch.cat([images, warp(images, canvas_grid)]))
-    view, twin = map(Outputs._make, zip(*(output.chunk(2) for output in outputs), strict=True))
+    canvas = batch["image"].shape[1:3]
+    images = model.normalize(batch["image"], box_mask(batch["box"], canvas, canvas))
+    outputs = model(torch.cat([images, warp(images, sampling_grid(theta, canvas))]))
+    return pair_losses(outputs, batch, labels, theta, config)
 
+
+def pair_losses(outputs, batch, labels, theta, config):
+    """The same from what the network yields for both views, one after the other in a batch of 2 B (`Outputs`)."""
+    view, twin = map(Outputs._make, zip(*(output.chunk(2) for output in outputs), strict=True))
+    box, tags, canvas = batch["box"], batch["tags"], batch["image"].shape[1:3]
+    real, canvas_grid = box_mask(box, canvas, canvas), sampling_grid(theta, canvas)
     cells, fine = view.cam_logits.shape[2:], view.context.shape[2:]
     grid, fine_grid = sampling_grid(theta, cells), sampling_grid(theta, fine)
     valid = validity(box_mask(box, cells, canvas), grid)
