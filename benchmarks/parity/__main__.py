@@ -20,8 +20,10 @@ from rml_jax.progress import Progress
 
 _HEAD = """# Parity with independent references
 
-Written by `{command}`: every component, what it was measured against, and the largest difference that was found. The
-same measurements are tests (`make test`; MiT-b3 to b5: `make test-slow`).
+Written by `{command}`.
+
+Every component, what it was measured against, and the largest difference that was found. The same measurements are
+tests (`make test`; MiT-b3 to b5: `make test-slow`).
 
 Differences are relative unless the component says otherwise: the largest absolute difference of an array over the
 largest absolute value of the reference, the worst of all arrays and cases of the row. All parameters are random, with
@@ -38,6 +40,7 @@ def main():
     parser.add_argument("--out", type=Path, help="Markdown file to write; printed in any case")
     parser.add_argument("--fast", action="store_true", help="without the slow checks (MiT-b3 to b5)")
     chosen = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
     checks = [check for check in CHECKS if not (chosen.fast and check.slow)]
     progress = Progress("parity", len(checks), "checks")
     rows = []
