@@ -171,9 +171,25 @@ class TorchRML(nn.Module):
         """Eq. 5. A 1x1 convolution commutes with the resize: it is done on each stage's own, smaller grid."""
         weights = self.fusion.weight.split([stage.shape[1] for stage in stages], dim=1)
         projected = [F.conv2d(stage, weight) for stage, weight in zip(stages, weights, strict=True)]
-        grid = projected[0].shape[2:]
-        enlarged = [F.interpolate(one, grid, mode="bilinear", align_corners=False) for one in projected[1:]]
-        return sum(enlarged, projected[0] + self.fusion.bias[:, None, None])
+        context = projected[0] + self.fusion.bias[:, None, None]
+        return sum((_enlarge(one, context.shape[2:]) for one in projected[1:]), context)
+
+
+def _enlarge(maps, size):
+    """Bilinear resize of [B, K, h, w] as two matrix products.
+
+    Not by `F.interpolate`: torch.compile of PyTorch 2.13 turns its gradient into sums of which some, on a CPU at 320
+    pixels, are read before they are added up. Stages 3 and 4 then get no gradient from the context.
+    """
+    rows, columns = (
+        _interpolation(given, wanted, maps.device) for given, wanted in zip(maps.shape[2:], size, strict=True)
+    )
+    return rows.T @ maps @ columns
+
+
+def _interpolation(given, wanted, device):
+    """Matrix [given, wanted] of linear interpolation, half-pixel centres."""
+    return F.interpolate(torch.eye(given, device=device)[None], wanted, mode="linear", align_corners=False)[0]
 
 
 def from_flax(params, config, dtype=torch.float32):

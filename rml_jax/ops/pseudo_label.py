@@ -30,22 +30,24 @@ class PseudoLabelConfig:
     iterations: int = 10
 
 
-def gather_tagged(cams, tags, slots):
-    """The maps of the tagged classes, in a fixed number of slots.
+def tagged_slots(tags, slots):
+    """The tagged classes of each image in a fixed number of slots, which is what refinement costs.
 
     Args:
-      cams: float [B, H, W, C].
       tags: bool or 0/1 [B, C].
       slots: K <= C.
 
     Returns:
-      maps: [B, H, W, K], the tagged classes' first.
-      classes: int32 [B, K], the class of each slot.
+      classes: int32 [B, K], the class of each slot, the tagged ones first.
       used: bool [B, K], whether the slot holds a tagged class.
     """
     tagged, classes = jax.lax.top_k(tags.astype(jnp.float32), slots)
-    maps = jnp.take_along_axis(cams, classes[:, None, None, :], axis=-1)
-    return maps, classes, tagged > 0
+    return classes, tagged > 0
+
+
+def gather_classes(maps, classes):
+    """The maps [B, H, W, C] of each image's own classes, int [B, K]: [B, H, W, K]."""
+    return jnp.take_along_axis(maps, classes[:, None, None, :], axis=-1)
 
 
 def refine_with_background(cams, used, images, background, *, dilations, iterations):
@@ -86,9 +88,23 @@ def pseudo_labels(cams, images, tags, box, config):
     Returns:
       int32 [B, H, W]: 0 background, 1..C classes, 255 ignore.
     """
-    size = cams.shape[1:3]
+    classes, used = tagged_slots(tags, min(config.slots, cams.shape[-1]))
+    return slot_pseudo_labels(gather_classes(cams, classes), classes, used, images, box, config)
+
+
+def slot_pseudo_labels(maps, classes, used, images, box, config):
+    """`pseudo_labels` from the maps of the tagged classes alone.
+
+    Args:
+      maps: float [B, H, W, K] in [0, 1], the CAMs of `classes`.
+      classes, used: see `tagged_slots`.
+      images, box, config: see `pseudo_labels`.
+
+    Returns:
+      int32 [B, H, W]: 0 background, 1..C classes, 255 ignore.
+    """
+    size = maps.shape[1:3]
     half = tuple(max(1, side // 2) for side in size)
-    maps, classes, used = gather_tagged(cams, tags, min(config.slots, cams.shape[-1]))
     refined = refine_with_background(
         resize_bilinear(maps, half),
         used,

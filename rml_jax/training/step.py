@@ -22,7 +22,12 @@ from rml_jax.ops.affine import (
 from rml_jax.ops.affinity import affinity_labels
 from rml_jax.ops.cam import multi_scale_cam
 from rml_jax.ops.normalize import normalize
-from rml_jax.ops.pseudo_label import PseudoLabelConfig, pseudo_labels
+from rml_jax.ops.pseudo_label import (
+    PseudoLabelConfig,
+    gather_classes,
+    slot_pseudo_labels,
+    tagged_slots,
+)
 from rml_jax.ops.resize import resize_nearest
 
 
@@ -165,13 +170,16 @@ def make_pseudo_labels(graphdef, params, batch, config):
       int32 [B, S, S]: 0 background, 1..C classes, 255 ignore.
     """
     model = nnx.merge(graphdef, jax.lax.stop_gradient(params))
-    cams = multi_scale_cam(
-        model.classify,
-        normalize(batch["image"], batch["box"]),
-        scales=config.cam_scales,
-        flip=config.cam_flip,
-        stride=config.stride,
+    tags, images = batch["tags"], normalize(batch["image"], batch["box"])
+    classes, used = tagged_slots(tags, min(config.pseudo_label.slots, tags.shape[-1]))
+
+    def classify(scaled):
+        # Only the maps of tagged classes are enlarged to the pictures' size. Mirrored pictures follow the others.
+        logits, maps = model.classify(scaled)
+        return logits, gather_classes(maps, jnp.tile(classes, (len(scaled) // len(classes), 1)))
+
+    maps = multi_scale_cam(
+        classify, images, scales=config.cam_scales, flip=config.cam_flip, stride=config.stride
     )
-    return pseudo_labels(
-        cams, batch["image"].astype(jnp.float32), batch["tags"], batch["box"], config.pseudo_label
-    )
+    colours = batch["image"].astype(jnp.float32)
+    return slot_pseudo_labels(maps, classes, used, colours, batch["box"], config.pseudo_label)

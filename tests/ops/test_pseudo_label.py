@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from benchmarks.parity import references
 from rml_jax.ops.pseudo_label import (
     PseudoLabelConfig,
-    gather_tagged,
+    gather_classes,
     pseudo_labels,
     refine_with_background,
+    tagged_slots,
 )
 
 HEIGHT, WIDTH, CLASSES = 8, 12, 5
@@ -56,7 +57,8 @@ def test_defaults_are_the_published_constants():
 def test_gather_takes_the_tagged_classes_first():
     cams = jnp.arange(2 * 5, dtype=jnp.float32).reshape(2, 1, 1, 5)
     tags = jnp.asarray([[0, 1, 0, 1, 1], [0, 0, 0, 0, 1]])
-    maps, classes, used = gather_tagged(cams, tags, 4)
+    classes, used = tagged_slots(tags, 4)
+    maps = gather_classes(cams, classes)
     np.testing.assert_array_equal(used, [[True, True, True, False], [True, False, False, False]])
     assert classes[0, :3].tolist() == [1, 3, 4]
     assert classes[1, 0] == 4
@@ -67,8 +69,7 @@ def test_gather_takes_the_tagged_classes_first():
 
 
 def test_gather_keeps_the_first_of_too_many_tags():
-    cams = jnp.zeros((1, 1, 1, 5))
-    _, classes, used = gather_tagged(cams, jnp.asarray([[0, 1, 1, 0, 1]], bool), 2)
+    classes, used = tagged_slots(jnp.asarray([[0, 1, 1, 0, 1]], bool), 2)
     assert classes.tolist() == [[1, 2]]
     assert used.all()
 
