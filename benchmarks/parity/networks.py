@@ -5,6 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rml_jax.models import MiTConfig
+
+SMALL_BACKBONE = MiTConfig(
+    channels=(4, 4, 8, 8),
+    depths=(1, 1, 1, 2),
+    heads=(1, 1, 2, 2),
+    reductions=(2, 2, 1, 1),
+    strides=(2, 2, 1, 1),
+    mlp_ratio=2,
+)
+"""A backbone of a few thousand parameters, with everything that a large one has."""
+
 
 def random_network(make, seed=0):
     """A network with random parameters of every kind.

@@ -15,10 +15,10 @@ from flax import nnx
 
 from benchmarks.parity import references
 from benchmarks.parity.check import Check, Difference, absolute, relative
-from benchmarks.parity.networks import random_network
+from benchmarks.parity.networks import SMALL_BACKBONE, random_network
 from rml_jax import losses, ops
 from rml_jax.evaluation import metrics
-from rml_jax.models import RML, MiTConfig, RMLConfig, RMLOutputs, mit
+from rml_jax.models import RML, RMLConfig, RMLOutputs, mit
 from rml_jax.training.optimizer import OptimizerConfig, make_optimizer, warmup_poly
 from rml_jax.trees import named_leaves, with_leaves
 
@@ -417,14 +417,6 @@ def _measure_learning_rate():
     return [Difference("learning rate at every step, of the base", "the formula", max(differences), 5e-7)]
 
 
-BACKBONE = MiTConfig(
-    channels=(4, 4, 8, 8),
-    depths=(1, 1, 1, 2),
-    heads=(1, 1, 2, 2),
-    reductions=(2, 2, 1, 1),
-    strides=(2, 2, 1, 1),
-    mlp_ratio=2,
-)
 OPTIMIZER = OptimizerConfig(
     backbone_rate=0.02, head_rate=0.05, weight_decay=0.1, warmup_steps=4, total_steps=20, freeze_norms=True
 )
@@ -432,7 +424,7 @@ OPTIMIZER = OptimizerConfig(
 
 def _measure_optimizer():
     """Ten updates of the parameters of a small network by random gradients."""
-    model = nnx.eval_shape(lambda: RML(RMLConfig(BACKBONE, num_classes=3), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: RML(RMLConfig(SMALL_BACKBONE, num_classes=3), rngs=nnx.Rngs(0)))
     norms = {
         "/".join(map(str, path)) for path, part in nnx.iter_modules(model) if isinstance(part, nnx.LayerNorm)
     }

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.parity.networks import SMALL_BACKBONE
 from rml_jax.evaluation.stages import StagesConfig, affinity_mask, make_predict
-from rml_jax.models import RML, MiTConfig, RMLConfig
+from rml_jax.models import RML, RMLConfig
 from rml_jax.ops.pseudo_label import PseudoLabelConfig
 
 SIZE, STRIDE = (16, 24), 4
@@ -128,15 +129,7 @@ TAGS = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]], np.float32)
 
 @pytest.fixture(scope="module")
 def prediction(build):
-    backbone = MiTConfig(
-        channels=(4, 4, 8, 8),
-        depths=(1, 1, 1, 2),
-        heads=(1, 1, 2, 2),
-        reductions=(2, 2, 1, 1),
-        strides=(2, 2, 1, 1),
-        mlp_ratio=2,
-    )
-    graph, params = nnx.split(build(lambda: RML(RMLConfig(backbone, num_classes=3), rngs=nnx.Rngs(0))))
+    graph, params = nnx.split(build(lambda: RML(RMLConfig(SMALL_BACKBONE, num_classes=3), rngs=nnx.Rngs(0))))
     images = np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3)).astype(np.uint8)
     return jax.tree.map(np.asarray, jax.jit(make_predict(graph, CONFIG))(params, images, TAGS))
 

@@ -6,26 +6,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.parity.networks import SMALL_BACKBONE
 from rml_jax.errors import UserError
-from rml_jax.models import RML, MiTConfig, RMLConfig
+from rml_jax.models import RML, RMLConfig
 from rml_jax.training.checkpoint import Checkpoints
 from rml_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rml_jax.training.step import TrainState
 
-BACKBONE = MiTConfig(
-    channels=(4, 4, 8, 8),
-    depths=(1, 1, 1, 2),
-    heads=(1, 1, 2, 2),
-    reductions=(2, 2, 1, 1),
-    strides=(2, 2, 1, 1),
-    mlp_ratio=2,
-)
 OPTIMIZER = OptimizerConfig(0.02, 0.05, weight_decay=0.1, warmup_steps=4, total_steps=20, freeze_norms=True)
 ITERATOR_STATE = {"next_index": 17, "nested": {"epoch": [1, 2]}}
 
 
 def make_params(build, seed=0, num_classes=3):
-    config = RMLConfig(BACKBONE, num_classes=num_classes, context_channels=5)
+    config = RMLConfig(SMALL_BACKBONE, num_classes=num_classes, context_channels=5)
     return nnx.split(build(lambda: RML(config, rngs=nnx.Rngs(0)), seed))[1]
 
 

@@ -7,18 +7,11 @@ import optax
 import pytest
 from flax import nnx
 
-from rml_jax.models import RML, MiTConfig, RMLConfig
+from benchmarks.parity.networks import SMALL_BACKBONE
+from rml_jax.models import RML, RMLConfig
 from rml_jax.training.optimizer import OptimizerConfig, make_optimizer, parameter_groups, warmup_poly
 from rml_jax.trees import named_leaves
 
-BACKBONE = MiTConfig(
-    channels=(4, 4, 8, 8),
-    depths=(1, 1, 1, 2),
-    heads=(1, 1, 2, 2),
-    reductions=(2, 2, 1, 1),
-    strides=(2, 2, 1, 1),
-    mlp_ratio=2,
-)
 CONFIG = OptimizerConfig(
     backbone_rate=0.02, head_rate=0.05, weight_decay=0.1, warmup_steps=4, total_steps=20, freeze_norms=True
 )
@@ -26,7 +19,7 @@ CONFIG = OptimizerConfig(
 
 @pytest.fixture(scope="module")
 def model(build):
-    return build(lambda: RML(RMLConfig(BACKBONE, num_classes=3, context_channels=5), rngs=nnx.Rngs(0)))
+    return build(lambda: RML(RMLConfig(SMALL_BACKBONE, num_classes=3, context_channels=5), rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
