@@ -1,0 +1,99 @@
+"""Our training step and its parts, ready to be timed."""
+
+import resource
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from benchmarks.contestants import settings
+from rml_jax.models import RML
+from rml_jax.ops import multi_scale_cam, normalize, sample_affine, warp
+from rml_jax.training.optimizer import make_optimizer
+from rml_jax.training.step import TrainState, make_pseudo_labels, make_train_step, pair_losses
+
+
+class Contestant:
+    """One network, batch and optimizer. All methods return when the device is done.
+
+    Args:
+      variant: of the Mix Transformer.
+      batch_size, crop: B and S.
+      dtype: "float32" or "bfloat16", of the backbone's activations.
+    """
+
+    def __init__(self, variant, batch_size, crop, dtype):
+        config = settings.network_config(variant)
+        self._config = settings.step_config()
+        build = lambda: RML(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))  # noqa: E731
+        self._graph, abstract = nnx.split(nnx.eval_shape(build))
+        params = jax.jit(lambda: nnx.split(build())[1])()
+        self._optimizer = make_optimizer(settings.optimizer_config(), abstract)
+        self._batch = jax.device_put(settings.make_batch(batch_size, crop))
+        state = TrainState(jnp.int32(0), params, jax.jit(self._optimizer.init)(params), jax.random.key(0))
+        self._state = state
+        self._train_step = jax.jit(
+            make_train_step(self._graph, self._optimizer, self._config),
+            static_argnames="mutual",
+            donate_argnames="state",
+        )
+
+    def step(self):
+        """One update with all losses."""
+        self._state, metrics = self._train_step(self._state, self._batch, mutual=True)
+        jax.block_until_ready((self._state.params, metrics))
+
+    def parts(self):
+        """Dict from the names of the step's parts to functions, each compiled alone."""
+        graph, config, params, batch = self._graph, self._config, self._state.params, self._batch
+        theta = sample_affine(jax.random.key(1), len(batch["tags"]), config.affine)
+        keys = jax.random.split(jax.random.key(2))
+        images = normalize(batch["image"], batch["box"])
+        pair = jnp.stack([images, warp(images, theta)])
+
+        # Everything is an argument: XLA would work on constants while it compiles.
+        def forward(params, pair):
+            return jax.vmap(nnx.merge(graph, params))(pair, keys)
+
+        def both_ways(params, pair):
+            result, pull_back = jax.vjp(lambda params: forward(params, pair), params)
+            return pull_back(jax.tree.map(jnp.ones_like, result))
+
+        def labels(params, batch):
+            return make_pseudo_labels(graph, params, batch, config)
+
+        def losses(outputs, labels, batch, theta):
+            return pair_losses(outputs, labels, batch, theta, config)
+
+        def cams(params, images):
+            classify = nnx.merge(graph, params).classify
+            return multi_scale_cam(
+                classify, images, scales=config.cam_scales, flip=config.cam_flip, stride=config.stride
+            )
+
+        def update(gradients, state, params):
+            updates, state = self._optimizer.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        outputs, found = jax.jit(forward)(params, pair), jax.jit(labels)(params, batch)
+        return {
+            "network forward": _timed(forward, params, pair),
+            "network forward and backward": _timed(both_ways, params, pair),
+            "multi-scale CAM": _timed(cams, params, images),
+            "multi-scale CAM and pseudo labels": _timed(labels, params, batch),
+            "losses": _timed(jax.value_and_grad(losses, has_aux=True), outputs, found, batch, theta),
+            "optimizer": _timed(update, params, self._state.optimizer, params),
+        }
+
+    def peak_memory(self):
+        """Bytes: the device's peak where it tells, else the process's largest resident size."""
+        statistics = jax.devices()[0].memory_stats()
+        if statistics and "peak_bytes_in_use" in statistics:
+            return statistics["peak_bytes_in_use"]
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _timed(function, *arguments):
+    compiled = jax.jit(function)
+    return lambda: jax.block_until_ready(compiled(*arguments))

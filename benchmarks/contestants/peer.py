@@ -1,0 +1,100 @@
+"""The PyTorch peer's training step and its parts, ready to be timed."""
+
+import resource
+
+import jax
+import numpy as np
+import torch
+import transformers
+from flax import nnx
+
+from benchmarks.contestants import settings
+from benchmarks.peers import torch_ops, torch_step
+from benchmarks.peers.torch_model import Outputs, from_flax
+from rml_jax.models import RML
+from rml_jax.ops import sample_affine
+
+
+class Contestant:
+    """One network, batch and optimizer. All methods return when the device is done.
+
+    Args:
+      variant: of the Mix Transformer.
+      batch_size, crop: B and S.
+      dtype: "float32" or "bfloat16", of the backbone's activations (autocast).
+      compiled: whether the step runs under torch.compile.
+    """
+
+    def __init__(self, variant, batch_size, crop, dtype, compiled):
+        transformers.utils.logging.disable_progress_bar()
+        torch.set_float32_matmul_precision("high")  # TF32 on a GPU that has it; full float32 on a CPU.
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network, self._config = settings.network_config(variant), settings.step_config()
+        params = jax.jit(lambda: nnx.split(RML(network, rngs=nnx.Rngs(0)))[1])()
+        self._model = from_flax(params, network, getattr(torch, dtype)).to(self._device)
+        self._optimizer = torch_step.make_optimizer(self._model, settings.optimizer_config())
+        batch = settings.make_batch(batch_size, crop)
+        self._batch = {name: torch.from_numpy(array).to(self._device) for name, array in batch.items()}
+        theta = sample_affine(jax.random.key(1), batch_size, self._config.affine)
+        self._theta = torch.from_numpy(np.array(theta)).to(self._device)
+        train_step = torch_step.make_train_step(self._model, self._optimizer, self._config)
+        self._train_step = torch_step.compile_train_step(train_step) if compiled else train_step
+
+    def step(self):
+        """One update with all losses."""
+        self._train_step(self._batch, self._theta)
+        self._wait()
+
+    def parts(self):
+        """Dict from the names of the step's parts to functions, run eagerly."""
+        model, batch, config, theta = self._model, self._batch, self._config, self._theta
+        canvas = batch["image"].shape[1:3]
+        refine = torch_ops.PAR(config.pseudo_label.dilations, config.pseudo_label.iterations).to(self._device)
+        images = model.normalize(batch["image"], torch_ops.box_mask(batch["box"], canvas, canvas))
+        pair = torch.cat([images, torch_ops.warp(images, torch_ops.sampling_grid(theta, canvas))])
+        labels = torch_ops.make_pseudo_labels(model, refine, batch, config)
+        _, classes = batch["tags"].sort(dim=1, descending=True, stable=True)
+        classes = classes[:, : config.pseudo_label.slots]
+        outputs = Outputs(*(output.detach().requires_grad_() for output in model(pair)))
+
+        def both_ways():
+            result = model(pair)
+            torch.autograd.backward(result, [torch.ones_like(output) for output in result])
+
+        @torch.no_grad()
+        def cams():
+            torch_ops.multi_scale_cam(
+                model, images, classes, config.cam_scales, config.cam_flip, config.stride
+            )
+
+        def losses():
+            torch_step.pair_losses(outputs, batch, labels, theta, config)[0].backward()
+
+        parts = {
+            "network forward": lambda: model(pair),
+            "network forward and backward": both_ways,
+            "multi-scale CAM": cams,
+            "multi-scale CAM and pseudo labels": lambda: torch_ops.make_pseudo_labels(
+                model, refine, batch, config
+            ),
+            "losses": losses,
+            "optimizer": self._optimizer.step,
+        }
+        return {name: self._waiting(part) for name, part in parts.items()}
+
+    def peak_memory(self):
+        """Bytes: the device's peak, on a CPU the process's largest resident size."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _wait(self):
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _waiting(self, function):
+        def run():
+            function()
+            self._wait()
+
+        return run
