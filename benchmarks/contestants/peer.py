@@ -38,7 +38,7 @@ class Contestant:
         theta = sample_affine(jax.random.key(1), batch_size, self._config.affine)
         self._theta = torch.from_numpy(np.array(theta)).to(self._device)
         train_step = torch_step.make_train_step(self._model, self._optimizer, self._config)
-        self._train_step = torch_step.compile_train_step(train_step) if compiled else train_step
+        self._train_step = torch.compile(train_step) if compiled else train_step
 
     def step(self):
         """One update with all losses."""
