@@ -12,6 +12,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 # The original weights were trained with two different epsilons (METHOD.md section 1).
@@ -116,24 +117,27 @@ def _depthwise_backward(residuals, gradient):
 def _depthwise_kernel_gradient(x, gradient):
     """[B, H, W, C] each -> float32 [3, 3, C], sums over all pixels of the nine shifted products.
 
-    A loop over rows of pixels, which stay in a core's cache for all nine products: on a CPU, twice as fast as nine
-    reductions over whole maps (33 against 72 ms for 4x80x80x256).
+    A loop over rows of pixels, which stay in a core's cache for all nine products, and whose sums over a row are
+    left to the end: adding up columns is what a CPU does slowly. For 4x80x80x256, 17 ms on 2 cores against 30 with
+    the sums inside of the loop and 72 for nine reductions over whole maps.
     """
     batch, height, width, channels = x.shape
     # In float32: XLA's CPU compiler fails on such a loop in bfloat16 under vmap.
     padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
     exact = gradient.astype(jnp.float32)
+    taps = [(i, j) for i in range(3) for j in range(3)]
 
-    def add_row(total, place):
+    def add_row(totals, place):
         image, row = place
         window = jax.lax.dynamic_slice(padded, (image, row, 0, 0), (1, 3, width + 2, channels))[0]
         wanted = jax.lax.dynamic_slice(exact, (image, row, 0, 0), (1, 1, width, channels))[0, 0]
-        taps = [jnp.sum(window[i, j : j + width] * wanted, axis=0) for i in range(3) for j in range(3)]
-        return total + jnp.stack(taps), None
+        return [
+            total + window[i, j : j + width] * wanted for total, (i, j) in zip(totals, taps, strict=True)
+        ], None
 
     places = jnp.unravel_index(jnp.arange(batch * height), (batch, height))
-    total, _ = jax.lax.scan(add_row, jnp.zeros((9, channels)), places)
-    return total.reshape(3, 3, channels)
+    totals, _ = jax.lax.scan(add_row, [jnp.zeros((width, channels))] * 9, places)
+    return jnp.stack([total.sum(axis=0) for total in totals]).reshape(3, 3, channels)
 
 
 depthwise_conv3x3.defvjp(_depthwise_forward, _depthwise_backward)
@@ -233,7 +237,21 @@ class MixFFN(nnx.Module):
         self.contract = _linear(channels * ratio, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
-        return self.contract(jax.nn.gelu(self.depthwise(self.expand(x)), approximate=False))
+        return self.contract(gelu(self.depthwise(self.expand(x))))
+
+
+def gelu(x):
+    """The exact GELU, x Phi(x), by erf.
+
+    `jax.nn.gelu` takes erfc, whose two branches cost a CPU 2.7 times as much (7.3 against 2.7 ms for 4x80x80x256).
+
+    Args:
+      x: float [...].
+
+    Returns:
+      [...], in x's type.
+    """
+    return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
 def drop_path(x, rate, key):

@@ -89,11 +89,17 @@ def make_train_step(graphdef, optimizer, config):
         affine_key, drop_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         drop_keys = jax.random.split(drop_key)
 
-        def loss(params):
-            if not mutual:
-                return _classification_loss(graphdef, params, batch, drop_keys[0])
+        if mutual:
             theta = sample_affine(affine_key, batch["image"].shape[0], config.affine)
-            return _all_losses(graphdef, params, batch, theta, drop_keys, config)
+            # Labels first, then the pair: left to itself, XLA's CPU backend runs both networks side by side, where
+            # they compete for the caches (3.9 against 3.1 s for MiT-B1, batch 2, 320x320, 2 cores).
+            labels = make_pseudo_labels(graphdef, state.params, batch, config)
+            labels, batch = jax.lax.optimization_barrier((labels, batch))
+
+        def loss(params):
+            if mutual:
+                return _all_losses(graphdef, params, batch, labels, theta, drop_keys, config)
+            return _classification_loss(graphdef, params, batch, drop_keys[0])
 
         (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
@@ -111,10 +117,9 @@ def _classification_loss(graphdef, params, batch, key):
     return loss, {"classification": loss}
 
 
-def _all_losses(graphdef, params, batch, theta, drop_keys, config):
+def _all_losses(graphdef, params, batch, labels, theta, drop_keys, config):
     """L of Eq. 16 and its parts."""
     images = normalize(batch["image"], batch["box"])
-    labels = make_pseudo_labels(graphdef, params, batch, config)
     model = nnx.merge(graphdef, params)
     pair = jnp.stack([images, warp(images, theta)])
     outputs = jax.vmap(model)(pair, drop_keys)
@@ -159,7 +164,7 @@ def pair_losses(outputs, labels, batch, theta, config):
 
 
 def make_pseudo_labels(graphdef, params, batch, config):
-    """Pseudo labels of the original view from multi-scale CAMs, without gradient (METHOD.md section 4).
+    """Pseudo labels of the original view from multi-scale CAMs (METHOD.md section 4); they carry no gradient.
 
     Args:
       graphdef, params: the split `RML`.
@@ -169,7 +174,7 @@ def make_pseudo_labels(graphdef, params, batch, config):
     Returns:
       int32 [B, S, S]: 0 background, 1..C classes, 255 ignore.
     """
-    model = nnx.merge(graphdef, jax.lax.stop_gradient(params))
+    model = nnx.merge(graphdef, params)
     tags, images = batch["tags"], normalize(batch["image"], batch["box"])
     classes, used = tagged_slots(tags, min(config.pseudo_label.slots, tags.shape[-1]))
 

@@ -95,7 +95,8 @@ def test_gradient_of_every_term_reaches_the_backbone(network):
     keys = jax.random.split(jax.random.key(0))
 
     def terms(params):
-        _, parts = step_module._all_losses(graphdef, params, make_batch(0), theta, keys, CONFIG)
+        labels = step_module.make_pseudo_labels(graphdef, params, make_batch(0), CONFIG)
+        _, parts = step_module._all_losses(graphdef, params, make_batch(0), labels, theta, keys, CONFIG)
         return jnp.stack([parts[name] for name in names])
 
     norms = backbone_norms(jax.jit(jax.jacrev(terms))(params))
