@@ -1,12 +1,14 @@
 """Operators on padded pictures, against the plain ones on each picture alone, with rubbish all around."""
 
-import jax.numpy as jnp
+import functools
+
+import jax
 import numpy as np
 import pytest
 
 from rml_jax.ops.padded import blank_outside, inside, mirror_inside, replicate_edges, resize_inside
 from rml_jax.ops.par import par
-from rml_jax.ops.resize import resize_bilinear
+from rml_jax.ops.resize import bilinear_matrix
 
 CANVAS = (9, 12)
 SIZES = np.array([(9, 12), (5, 12), (7, 3), (1, 1)], np.int32)
@@ -64,10 +66,11 @@ def test_mirror(maps):
 )
 def test_resize(maps, canvas, new_sizes):
     new_sizes = np.array(new_sizes, np.int32)
-    found = np.asarray(resize_inside(maps, SIZES, canvas, new_sizes))
+    found = np.asarray(jax.jit(resize_inside, static_argnums=2)(maps, SIZES, canvas, new_sizes))
     assert found.shape == (len(SIZES), *canvas, 2)
     for number, size in enumerate(new_sizes):
-        expected = resize_bilinear(jnp.asarray(alone(maps, number)), tuple(int(side) for side in size))
+        rows, columns = (bilinear_matrix(*pair) for pair in zip(size, SIZES[number], strict=True))
+        expected = np.einsum("ih,bhwc,jw->bijc", rows, alone(maps, number), columns)
         np.testing.assert_allclose(alone(found, number, new_sizes), expected, rtol=1e-5, atol=1e-4)
     assert not found[~np.asarray(inside(new_sizes, canvas))].any()
 
@@ -76,15 +79,15 @@ def test_resize_of_large_maps_is_as_exact_as_of_small_ones():
     """Positions in float32 would be wrong by 1e-4 samples at this length, which is a grey level of these stripes."""
     stripes = np.tile(np.array([0, 1e4], np.float32), 1500)[None, None, :, None]
     size, new = np.array([[1, 2999]], np.int32), np.array([[1, 3000]], np.int32)
-    expected = resize_bilinear(jnp.asarray(stripes[:, :, :2999]), (1, 3000))
-    np.testing.assert_allclose(resize_inside(stripes, size, (1, 3000), new), expected, atol=0.01)
+    expected = bilinear_matrix(3000, 2999) @ stripes[0, 0, :2999]
+    np.testing.assert_allclose(resize_inside(stripes, size, (1, 3000), new)[0, 0], expected, atol=0.01)
 
 
 def test_par(maps):
     """PAR replicates the edges of the picture, not of the canvas. Dilations reach beyond both."""
     images = np.random.default_rng(1).integers(0, 256, (len(SIZES), *CANVAS, 3)).astype(np.float32)
-    settings = {"dilations": (1, 4, 12), "iterations": 3}
-    found = np.asarray(par(images, maps, **settings, sizes=SIZES))
-    for number in range(len(SIZES)):
-        expected = par(alone(images, number), alone(maps, number), **settings)
+    refine = jax.jit(functools.partial(par, dilations=(1, 12), iterations=3))
+    found = np.asarray(refine(images, maps, sizes=SIZES))
+    for number in (1, 2):
+        expected = refine(alone(images, number), alone(maps, number))
         np.testing.assert_allclose(alone(found, number), expected, rtol=1e-4, atol=1e-3)
