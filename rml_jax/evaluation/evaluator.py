@@ -204,7 +204,8 @@ class Evaluator:
                 pictures = self._call(self._pictures, "pictures", batch, *arguments)
             masks, pictures = jax.device_get((masks, pictures))
             for number, (index, item, size) in enumerate(batch.entries):
-                prediction = {"probabilities": probabilities[number], "masks": batch.cut(number, masks)}
+                masks_here = self._in_order(batch, number, masks, self._stages.stages)
+                prediction = {"probabilities": probabilities[number], "masks": masks_here}
                 if with_pictures:
                     prediction["cam"] = pictures["cam"][number, : size[0], : size[1]]
                     prediction["pseudo_label"] = batch.cut(number, pictures["pseudo_label"])
@@ -222,7 +223,15 @@ class Evaluator:
                 masks = {p: self._soft(batch, maps, slots[p], scores)["masks"] for p in slots}
                 results.append(jax.device_get(masks))
             for number, (index, item, _) in enumerate(batch.entries):
-                yield index, item, [batch.cut(number, masks) for masks in results]
+                soft = self._stages.soft_stages
+                yield index, item, [self._in_order(batch, number, masks, soft) for masks in results]
+
+    def _in_order(self, batch, number, masks, stages):
+        """One picture's masks by protocol and stage as configured: jax sorts the keys of dictionaries."""
+        return {
+            protocol: {stage: batch.cut(number, masks[protocol][stage]) for stage in stages}
+            for protocol in self._config.eval.protocols
+        }
 
     def _everywhere(self, params):
         return jax.device_put(params, self._replicated)
@@ -276,11 +285,8 @@ class _Batch:
         self.tags = np.stack([item["tags"] for _, item, _ in filled])
 
     def cut(self, number, masks):
-        """One picture's masks at its annotation's resolution, out of a pytree of uint8 [B, H, W]."""
+        """One picture's mask at its annotation's resolution, out of uint8 [B, H, W]."""
         _, item, size = self.entries[number]
-        # jax sorts the keys of dictionaries; stages stay in their order here.
-        if isinstance(masks, dict):
-            return {key: self.cut(number, value) for key, value in masks.items()}
         return cut_labels(masks[number], size, item["mask"].shape)
 
 
