@@ -116,7 +116,7 @@ def default_config():
         "cam",
         "affinity",
         "par",
-        "par+crf",
+        "crf",
     )  # rml_jax.evaluation.stages says which there are
     evaluation.protocols = (
         PROTOCOLS  # whose tags: the model's own ("predicted"), the ground truth's ("given")

@@ -85,7 +85,7 @@ def test_evaluation_scores_the_last_checkpoint(finished):
         3,
         4,
     )
-    stages = {"cam", "affinity", "par", "par+crf"}
+    stages = {"cam", "affinity", "par", "crf"}
     assert {p: set(scores) for p, scores in metrics["miou"].items()} == {"predicted": stages, "given": stages}
     values = [score for scores in metrics["miou"].values() for score in scores.values()]
     assert all(0 <= value <= 1 for value in values)
