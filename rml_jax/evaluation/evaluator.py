@@ -43,8 +43,8 @@ class Evaluator:
 
     Attributes:
       programs: the programs used so far, each (name, canvas, class slots).
-      canvases: Counter of the pictures per canvas.
-      resized: names of the pictures that had to be resized, since no canvas holds them or the network can't.
+      canvases: Counter of the pictures per canvas, since the last `evaluate` began.
+      resized: names of the pictures, since then, that had to be resized, since no canvas holds them or the network can't.
     """
 
     def __init__(self, config, graphdef):
@@ -90,6 +90,8 @@ class Evaluator:
         Returns:
           Scores.
         """
+        self.canvases.clear()
+        self.resized.clear()
         scores = Scores(("background", *self._classes))
         probabilities, tags = [], []
         predictions = self._predictions(params, source, range(len(source)), backgrounds)

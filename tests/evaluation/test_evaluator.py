@@ -26,7 +26,7 @@ ROOT = Path(rml_jax.__file__).parents[1]
 SIZES = [(40, 40), (30, 47), (33, 32), (5, 40), (50, 75)]
 
 
-def make_config(batch_size):
+def make_config(batch_size, stages=STAGES):
     config = default_config()
     config.data.class_names = CLASSES
     config.model.variant = "mini"
@@ -34,7 +34,7 @@ def make_config(batch_size):
     config.pseudo_label.dilations, config.pseudo_label.iterations = (1, 2), 2
     config.loss.radius = 2
     config.eval.canvases = ((40, 40), (40, 60))
-    config.eval.stages = STAGES
+    config.eval.stages = stages
     config.eval.background = {"cam": 0.4, "affinity": 0.2, "par": 0.3}
     config.eval.batch_size = batch_size
     return config
@@ -75,8 +75,8 @@ def runs(network):
     """Batch size -> evaluator, its scores, the masks it saved, and the progress it reported."""
     graphdef, params = network
     results = {}
-    for batch_size in (1, 3):
-        evaluator, progress, saved = Evaluator(make_config(batch_size), graphdef), [], {}
+    for batch_size, stages in ((1, ("cam",)), (3, STAGES)):
+        evaluator, progress, saved = Evaluator(make_config(batch_size, stages), graphdef), [], {}
 
         def save(protocol, stage, image_id, mask, saved=saved):
             saved[protocol, stage, image_id] = mask
@@ -99,22 +99,22 @@ def samples(network, runs):
 def test_batch_size_does_not_matter(runs):
     _, one, masks, _ = runs[1]
     _, three, others, _ = runs[3]
-    assert masks.keys() == others.keys()
+    assert len(masks) == 5 * 2
     for key, mask in masks.items():
         np.testing.assert_array_equal(mask, others[key], err_msg=str(key))
-    assert one.mean_iou() == three.mean_iou()
+    for protocol, stages in one.mean_iou().items():
+        assert stages["cam"] == three.mean_iou()[protocol]["cam"]
     assert one.classification == pytest.approx(three.classification)
 
 
 def test_a_handful_of_programs_whatever_the_sizes(runs):
     """Two canvases and one number of class slots for five sizes."""
-    for batch_size in (1, 3):
-        evaluator = runs[batch_size][0]
-        assert {(name, canvas) for name, canvas, _ in evaluator.programs if name != "pictures"} == {
-            (name, canvas) for name in ("network", "refine", "crf") for canvas in ((40, 40), (40, 60))
-        }
-        compiled = [f._cache_size() for f in (evaluator._network, evaluator._refine, evaluator._crf)]
-        assert compiled == [2, 2, 2]
+    evaluator = runs[3][0]
+    assert {(name, canvas) for name, canvas, _ in evaluator.programs if name != "pictures"} == {
+        (name, canvas) for name in ("network", "refine", "crf") for canvas in ((40, 40), (40, 60))
+    }
+    compiled = [f._cache_size() for f in (evaluator._network, evaluator._refine, evaluator._crf)]
+    assert compiled == [2, 2, 2]
 
 
 def test_every_picture_is_scored_once_at_the_annotations_resolution(runs):
@@ -260,7 +260,7 @@ from tests.evaluation import test_evaluator as t
 from benchmarks.parity.networks import random_network
 from flax import nnx
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
-config = t.make_config(1)
+config = t.make_config(1, ("cam",))
 graphdef, params = nnx.split(random_network(lambda: t.build_module.build_model(config, seed=0)))
 scores = t.evaluate(t.Evaluator(config, graphdef), params, t.Source())
 matrices = {" ".join(key): matrix.tolist() for key, matrix in scores.matrices.items()}
