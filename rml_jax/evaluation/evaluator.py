@@ -44,7 +44,7 @@ class Evaluator:
     Attributes:
       programs: the programs used so far, each (name, canvas, class slots).
       canvases: Counter of the pictures per canvas, since the last `evaluate` began.
-      resized: names of the pictures, since then, that were resized: too large for any canvas or too small for the network.
+      resized: names of the pictures, since then, that were too large for any canvas or too small for the network.
     """
 
     def __init__(self, config, graphdef):
