@@ -20,9 +20,8 @@ def build_model(config, seed):
     Returns:
       RML. Inside `nnx.eval_shape` or `jax.eval_shape` nothing is computed.
     """
-    backbone = MiTConfig.variant(config.model.variant, drop_path=config.model.drop_path)
     model_config = RMLConfig(
-        backbone=backbone,
+        backbone=backbone(config),
         num_classes=len(config.data.class_names),
         pooling=config.model.pooling,
         context_channels=config.model.context_channels,
@@ -42,9 +41,14 @@ def build_graph(config):
     return nnx.split(nnx.eval_shape(lambda: build_model(config, seed=0)))
 
 
+def backbone(config):
+    """MiTConfig of a run."""
+    return MiTConfig.variant(config.model.variant, drop_path=config.model.drop_path)
+
+
 def stride(config):
     """Pixels per cell of the network's last grid."""
-    return MiTConfig.variant(config.model.variant).stride
+    return backbone(config).stride
 
 
 def pseudo_label_config(config):

@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from rml_jax.data.digits import CLASS_NAMES
 from rml_jax.data.sources import SOURCES
 from rml_jax.errors import UserError
+from rml_jax.evaluation.stages import PROTOCOLS, background_key, parse_stage
 from rml_jax.models.mit import VARIANTS, MiTConfig
 from rml_jax.models.rml import POOLINGS
 from rml_jax.ops.cam import scaled_size
+from rml_jax.ops.crf import SETTINGS
 
-STAGES = ("cam", "affinity", "par")
 FREEZE_NORMS = ("pretrained", "always", "never")
 DTYPES = ("float32", "bfloat16")
 
@@ -109,11 +110,24 @@ def default_config():
     log.pictures_every = 1000  # steps between pictures; 0 = never
 
     config.eval = evaluation = ConfigDict()
-    evaluation.canvases = ((384, 512), (512, 384), (512, 512))  # (height, width) that pictures are resized to
-    evaluation.batch_size = 4
-    evaluation.stages = STAGES
+    evaluation.canvases = ((384, 512), (512, 384), (512, 512))  # (height, width) that pictures are padded to
+    evaluation.batch_size = 4  # pictures per device
+    evaluation.stages = (
+        "cam",
+        "affinity",
+        "par",
+        "crf",
+    )  # rml_jax.evaluation.stages says which there are
+    evaluation.protocols = (
+        PROTOCOLS  # whose tags: the model's own ("predicted"), the ground truth's ("given")
+    )
     evaluation.background = ConfigDict({"cam": 0.45, "affinity": 0.35, "par": 0.45})
-    evaluation.pictures = 16  # images in the report
+    evaluation.crf = "afa"  # name of the CRF's settings (rml_jax.ops.crf)
+    evaluation.sweep = sweep = ConfigDict()
+    sweep.split = ""  # split to choose the background scores on; "" takes eval.background
+    sweep.images = 0  # how many of its first images; 0 = all
+    sweep.grid = tuple(round(0.05 * i, 2) for i in range(1, 20))
+    evaluation.pictures = 8  # images in each part of the report: the first ones, the worst, the best
     return config.lock()
 
 
@@ -150,6 +164,7 @@ _NOT_NEGATIVE = (
     "optimizer.warmup_steps",
     "log.pictures_every",
     "eval.pictures",
+    "eval.sweep.images",
 )
 
 
@@ -197,12 +212,25 @@ def check_config(config):
     _check(
         config,
         "eval.stages",
-        lambda value: value and set(value) <= set(STAGES),
-        f"some of {', '.join(STAGES)}",
+        _are_stages,
+        "different stages: cam, or some of affinity, par, crf joined by + in this order",
     )
+    _check(
+        config,
+        "eval.protocols",
+        lambda value: value and set(value) <= set(PROTOCOLS) and len(set(value)) == len(value),
+        f"some of {', '.join(PROTOCOLS)}",
+    )
+    _check_choice(config, "eval.crf", SETTINGS)
     for stage in config.eval.stages:
-        key = f"eval.background.{stage}"
+        key = f"eval.background.{background_key(stage)}"
         _check(config, key, lambda value: value >= 0, "the background's score in that stage, at least 0")
+    _check(
+        config,
+        "eval.sweep.grid",
+        lambda value: value and all(score >= 0 for score in value),
+        "at least one background score, each at least 0",
+    )
     _check(
         config,
         "eval.canvases",
@@ -285,6 +313,13 @@ def flatten(values, prefix=""):
 
 def _to_tuple(value):
     return tuple(_to_tuple(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _are_stages(names):
+    try:
+        return names and len({parse_stage(name) for name in names}) == len(names)
+    except (AttributeError, ValueError):
+        return False
 
 
 def _is_range(value):

@@ -5,11 +5,14 @@ Both read the content of `metrics.json`, scores as fractions of 1:
     {"dataset": "voc", "split": "val", "images": 1449, "step": 18000,
      "classification": {"f1": 0.9, "map": 0.95},
      "miou": {"predicted": {"cam": 0.5, ...}, "given": {"cam": 0.6, ...}},
-     "iou": {"predicted": {"cam": {"background": 0.8, "cat": null, ...}, ...}, "given": {...}}}
+     "iou": {"predicted": {"cam": {"background": 0.8, "cat": null, ...}, ...}, "given": {...}},
+     "background": {"predicted": {"cam": {"score": 0.4, "chosen_on": "fixed"}, ...}, "given": {...}}}
 
-Instead of the `step` of a run there may be `weights`, the file that was scored. `predicted` and `given` are the
-two protocols of METHOD.md section 6: the classes allowed in an image come from the model's own tags or from the
-ground truth. Every score is shown under the name of its protocol.
+Instead of the `step` of a run there may be `weights`, the file that was scored, or `masks`, the folder of masks.
+`predicted` and `given` are the two protocols of METHOD.md section 6: the classes allowed in an image come from the
+model's own tags or from the ground truth; of masks from a folder, whose protocol is `files`, it is not known, and
+they have neither `classification` nor `background`. Every score is shown under the name of its protocol and beside
+the split on which its background score was chosen.
 """
 
 import base64
@@ -41,9 +44,10 @@ class Sample:
       image: uint8 [H, W, 3].
       tags: ground-truth image tags, class names.
       predicted_tags: tags the model predicts.
-      cam: float [H, W] in 0..1, the normalised class activation map of the strongest present class.
-      pseudo_label: uint8 [H, W]; 0 background, 1 + class index, 255 undecided.
-      predictions: stage (`cam`, `affinity`, `par`, ...) to its mask with predicted tags, uint8 [H, W].
+      cam: float [H, W] in 0..1, the normalised class activation map of the strongest present class; None for masks
+        from a folder.
+      pseudo_label: uint8 [H, W]; 0 background, 1 + class index, 255 undecided; None likewise.
+      predictions: stage (`cam`, `affinity`, `par`, ...) to its mask by the first of the protocols, uint8 [H, W].
       ground_truth: uint8 [H, W] with 255 where not annotated, or None where there is no annotation.
     """
 
@@ -51,8 +55,8 @@ class Sample:
     image: np.ndarray
     tags: tuple[str, ...]
     predicted_tags: tuple[str, ...]
-    cam: np.ndarray
-    pseudo_label: np.ndarray
+    cam: np.ndarray | None
+    pseudo_label: np.ndarray | None
     predictions: dict[str, np.ndarray]
     ground_truth: np.ndarray | None
 
@@ -70,12 +74,13 @@ def pictures(sample: Sample) -> dict[str, np.ndarray]:
     Raises:
       ValueError: the sample's arrays differ in size.
     """
-    masks = {"pseudo label": sample.pseudo_label}
+    masks = {} if sample.pseudo_label is None else {"pseudo label": sample.pseudo_label}
     masks |= {f"prediction: {stage}": mask for stage, mask in sample.predictions.items()}
     if sample.ground_truth is not None:
         masks["ground truth"] = sample.ground_truth
     overlays = {caption: visualize.overlay(sample.image, mask) for caption, mask in masks.items()}
-    return {"image": sample.image, "CAM": visualize.heat_map(sample.image, sample.cam)} | overlays
+    heat = {} if sample.cam is None else {"CAM": visualize.heat_map(sample.image, sample.cam)}
+    return {"image": sample.image} | heat | overlays
 
 
 def score_table(metrics: Mapping) -> str:
@@ -85,15 +90,42 @@ def score_table(metrics: Mapping) -> str:
       metrics: the content of `metrics.json`, see the head of this module.
 
     Returns:
-      Several lines without a final line break: what was scored, one row per stage, the classification scores.
+      Several lines without a final line break: what was scored; one row per stage with a column per protocol, in
+      brackets what a CRF adds to its stage, and the background score with the split it was chosen on; the
+      classification scores.
     """
-    header = f"{'stage':<10}{'mIoU predicted tags':>22}{'mIoU given tags':>18}"
-    rows = [
-        f"{name:<10}{_percent(own):>22}{_percent(given):>18}" for name, own, given in _stage_scores(metrics)
-    ]
-    scores = metrics["classification"]
-    classification = f"classification F1 {_percent(scores['f1'])}, mAP {_percent(scores['map'])}"
-    return "\n".join([f"{_scored_set(metrics)} (scores in %)", header, *rows, classification])
+    protocols, rows = list(metrics["miou"]), _stage_scores(metrics)
+    width = max(10, *(len(stage) + 2 for stage, *_ in rows))
+    lines = [[f"{'stage':<{width}}", *(f"{_TITLES[p]:>21}" for p in protocols), "   background score"]]
+    for stage, cells, background in rows:
+        lines.append([f"{stage:<{width}}", *(f"{cell:>21}" for cell in cells), f"   {background}"])
+    lines = ["".join(line).rstrip() for line in lines]
+    if "background" not in metrics:
+        lines[0] = lines[0].removesuffix("   background score")
+    return "\n".join([f"{_scored_set(metrics)} (scores in %)", *lines, *_classification(metrics)])
+
+
+def class_table(metrics: Mapping) -> str:
+    """IoU of every class in every stage under every protocol, in percent, as a Markdown file.
+
+    Args:
+      metrics: the content of `metrics.json`, see the head of this module.
+
+    Returns:
+      The file's text.
+    """
+    columns = [(protocol, stage) for protocol, stages in metrics["iou"].items() for stage in stages]
+    names = list(metrics["iou"][columns[0][0]][columns[0][1]])
+    backgrounds = {(p, s): _background(metrics, p, s) for p, s in columns}
+    rows = [["IoU, %", *(f"{_SHORT[p]}: {s}" for p, s in columns)], ["---", *["---:"] * len(columns)]]
+    if any(backgrounds.values()):
+        rows.append(["background score", *(backgrounds[column] for column in columns)])
+    for name in names:
+        values = [metrics["iou"][p][s][name] for p, s in columns]
+        rows.append([name, *("absent" if value is None else _percent(value) for value in values)])
+    rows.append(["**mean**", *(f"**{_percent(metrics['miou'][p][s])}**" for p, s in columns)])
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"{_scored_set(metrics)}\n\n{table}\n"
 
 
 def write_report(
@@ -102,7 +134,8 @@ def write_report(
     title: str,
     facts: Mapping[str, str],
     metrics: Mapping,
-    samples: Sequence[Sample],
+    parts: Mapping[str, Sequence[Sample]],
+    figures: Mapping[str, bytes],
     class_names: Sequence[str],
 ) -> None:
     """Writes one HTML page with scores and pictures that needs no other file, no network and no JavaScript.
@@ -115,25 +148,28 @@ def write_report(
       facts: what the reader should know of the run, name to value, such as the configuration or what the
         backbone started from.
       metrics: the content of `metrics.json`, see the head of this module.
-      samples: the images to show, one row each.
+      parts: heading to the images to show below it, one row each.
+      figures: caption to a PNG file's bytes, shown between the tables and the images.
       class_names: the C classes without background; mask value 1 + i is class i.
 
     Raises:
       ValueError: the arrays of a sample differ in size.
       OSError: the page cannot be written.
     """
-    best = _best_stage(metrics)
+    protocol, best = best_stage(metrics)
     page = _PAGE.substitute(
         title=escape(title),
         facts="\n".join(_fact(name, value) for name, value in facts.items()),
         scored_set=_fact("scores on", _scored_set(metrics)),
+        protocols="".join(f"<th>{_TITLES[p].removeprefix('mIoU ')}</th>" for p in metrics["miou"]),
         stage_rows="\n".join(_stage_row(*row, is_best=row[0] == best) for row in _stage_scores(metrics)),
-        f1=_percent(metrics["classification"]["f1"]),
-        map=_percent(metrics["classification"]["map"]),
+        classification="".join(f"<p>{escape(line)}</p>" for line in _classification(metrics)),
         best_stage=escape(best),
+        best_protocol=_SHORT[protocol],
         class_rows="\n".join(_class_rows(metrics, class_names)),
         legend=_legend(class_names),
-        scenes="\n".join(_scene(sample) for sample in samples),
+        figures="\n".join(_chart(*figure) for figure in figures.items()),
+        parts="\n".join(_part(*part) for part in parts.items()),
     )
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -141,19 +177,64 @@ def write_report(
     os.replace(temporary, path)
 
 
+# A protocol's column, and its short name.
+_TITLES = {"predicted": "mIoU predicted tags", "given": "mIoU given tags", "files": "mIoU of the files"}
+_SHORT = {"predicted": "predicted tags", "given": "given tags", "files": "files"}
+
+
+def best_stage(metrics: Mapping) -> tuple[str, str]:
+    """The first protocol and the stage that scores best under it."""
+    protocol, stages = next(iter(metrics["miou"].items()))
+    return protocol, max(stages, key=stages.get)
+
+
 def _scored_set(metrics: Mapping) -> str:
-    model = f"step {metrics['step']}" if "step" in metrics else f"weights {metrics['weights']}"
-    return f"{metrics['dataset']} {metrics['split']}, {metrics['images']} images, {model}"
+    if "step" in metrics:
+        scored = f"step {metrics['step']}"
+    else:
+        scored = next(f"{kind} {metrics[kind]}" for kind in ("weights", "masks") if kind in metrics)
+    return f"{metrics['dataset']} {metrics['split']}, {metrics['images']} images, {scored}"
 
 
-def _stage_scores(metrics: Mapping) -> list[tuple[str, float, float]]:
-    miou = metrics["miou"]
-    return [(stage, score, miou["given"][stage]) for stage, score in miou["predicted"].items()]
+def _classification(metrics: Mapping) -> list[str]:
+    if "classification" not in metrics:
+        return []
+    scores = metrics["classification"]
+    return [f"classification F1 {_percent(scores['f1'])}, mAP {_percent(scores['map'])}"]
 
 
-def _best_stage(metrics: Mapping) -> str:
-    predicted = metrics["miou"]["predicted"]
-    return max(predicted, key=predicted.get)
+def _stage_scores(metrics: Mapping) -> list[tuple[str, list[str], str]]:
+    """Each stage with its score under every protocol and its background score, as text."""
+    protocols = list(metrics["miou"])
+    rows = []
+    for stage in metrics["miou"][protocols[0]]:
+        cells = [_score(metrics["miou"][protocol], stage) for protocol in protocols]
+        backgrounds = dict.fromkeys(_background(metrics, protocol, stage) for protocol in protocols)
+        rows.append((stage, cells, _join_backgrounds(list(backgrounds))))
+    return rows
+
+
+def _score(scores: Mapping, stage: str) -> str:
+    """A score in percent and, in brackets, what its CRF added."""
+    before = stage.removesuffix("+crf") if stage.endswith("+crf") else "cam" if stage == "crf" else stage
+    if before == stage or before not in scores:
+        return _percent(scores[stage])
+    return f"{_percent(scores[stage])} ({100 * (scores[stage] - scores[before]):+.1f})"
+
+
+def _background(metrics: Mapping, protocol: str, stage: str) -> str:
+    if "background" not in metrics:
+        return ""
+    background = metrics["background"][protocol][stage]
+    return f"{background['score']:g}, {background['chosen_on']}"
+
+
+def _join_backgrounds(texts: Sequence[str]) -> str:
+    """Of several protocols, told apart only where they differ: "0.2 and 0.3, chosen on val"."""
+    scores, origins = zip(*(text.partition(", ")[::2] for text in texts), strict=True)
+    if len(set(origins)) > 1:
+        return " and ".join(texts)
+    return f"{' and '.join(scores)}, {origins[0]}" if origins[0] else ""
 
 
 def _percent(score: float) -> str:
@@ -164,19 +245,28 @@ def _fact(name: str, value: str) -> str:
     return f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
 
 
-def _stage_row(stage: str, predicted: float, given: float, is_best: bool) -> str:
+def _stage_row(stage: str, cells: Sequence[str], background: str, is_best: bool) -> str:
     mark = ' class="best"' if is_best else ""
-    return (
-        f'<tr><th scope="row">{escape(stage)}</th>'
-        f"<td{mark}>{_percent(predicted)}</td><td>{_percent(given)}</td></tr>"
-    )
+    scores = f"<td{mark}>{cells[0]}</td>" + "".join(f"<td>{cell}</td>" for cell in cells[1:])
+    return f'<tr><th scope="row">{escape(stage)}</th>{scores}<td>{escape(background)}</td></tr>'
 
 
 def _class_rows(metrics: Mapping, class_names: Sequence[str]) -> list[str]:
     labels = {name: label for label, name in enumerate(class_names, start=1)}
-    scores = metrics["iou"]["predicted"][_best_stage(metrics)]
+    protocol, stage = best_stage(metrics)
+    scores = metrics["iou"][protocol][stage]
     # The one name that is no class of the data set is the background's, label 0.
     return [_class_row(name, labels.get(name, 0), score) for name, score in scores.items()]
+
+
+def _chart(caption: str, png: bytes) -> str:
+    caption = escape(caption)
+    source = "data:image/png;base64," + base64.b64encode(png).decode()
+    return f'<figure class="chart"><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _part(heading: str, samples: Sequence[Sample]) -> str:
+    return f"<h2>{escape(heading)}</h2>\n" + "\n".join(_scene(sample) for sample in samples)
 
 
 def _class_row(name: str, label: int, score: float | None) -> str:
@@ -300,6 +390,7 @@ section { margin-top: 1rem; padding-top: 1rem; border-top: 1px solid var(--line)
 }
 figure { margin: 0; }
 img { display: block; width: 100%; }
+.chart { max-width: 60rem; margin: 1.5rem 0; }
 .pixelated { image-rendering: pixelated; }
 </style>
 </head>
@@ -316,20 +407,21 @@ $facts
 <div>
 <h2>Scores</h2>
 <table>
-<thead><tr><th>mIoU, %</th><th>predicted tags</th><th>given tags</th></tr></thead>
+<thead><tr><th>mIoU, %</th>$protocols<th>background score</th></tr></thead>
 <tbody>
 $stage_rows
 </tbody>
 </table>
 <p>With <em>predicted tags</em> the model itself decides which classes an image may contain, as it must in
 use; with <em>given tags</em> it is told by the ground truth, as papers of this field often score: these are
-two different measurements, so never compare a number of one column with a number of the other.</p>
-<p>Image tags, predicted by the classifier: F1&nbsp;$f1&nbsp;%, mean average precision&nbsp;$map&nbsp;%.</p>
+two different measurements, so never compare a number of one column with a number of the other. In brackets,
+what a stage's CRF adds.</p>
+$classification
 </div>
 
 <div>
 <h2>IoU by class</h2>
-<p>Stage <em>$best_stage</em>, the best one with predicted tags.</p>
+<p>Stage <em>$best_stage</em>, the best one: $best_protocol.</p>
 <table class="classes">
 <thead><tr><th>class</th><th>IoU, %</th><th></th></tr></thead>
 <tbody>
@@ -339,15 +431,17 @@ $class_rows
 </div>
 </div>
 
-<h2>Images</h2>
+$figures
+
+<h2>How to read the images</h2>
 <p>From left to right: the image; its <em>CAM</em>, how strongly each place speaks for the strongest class
 present, from dark to yellow; the <em>pseudo label</em> that training derives from the CAMs and the given
-tags; the <em>prediction</em> after each stage of inference, with predicted tags; and the <em>ground
+tags; the <em>prediction</em> after each stage of inference ($best_protocol); and the <em>ground
 truth</em>, which serves for scoring only. Colours name the classes; background is left as it is.</p>
 <ul class="legend">
 $legend
 </ul>
-$scenes
+$parts
 </body>
 </html>
 """)

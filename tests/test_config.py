@@ -85,7 +85,7 @@ def test_file_without_a_newer_key_gets_its_default(tmp_path, config):
     del values["eval"]["pictures"], values["cam"]
     path.write_text(json.dumps(values))
     loaded = load_config(path)
-    assert loaded.eval.pictures == 16
+    assert loaded.eval.pictures == 8
     assert loaded.cam.scales == (0.5, 1.0, 1.5)
     assert loaded.train.steps == config.train.steps
 
@@ -216,7 +216,14 @@ def test_difference_names_the_keys(config):
         ("eval.canvases", ((64, 64.5),)),
         ("eval.batch_size", 0),
         ("eval.stages", ()),
-        ("eval.stages", ("cam", "crf")),
+        ("eval.stages", ("cam", "crt")),
+        ("eval.stages", ("crf+par",)),
+        ("eval.stages", ("crf", "cam+crf")),
+        ("eval.protocols", ()),
+        ("eval.protocols", ("given", "ours")),
+        ("eval.crf", "mine"),
+        ("eval.sweep.grid", ()),
+        ("eval.sweep.images", -1),
         ("eval.background.par", -0.1),
         ("eval.pictures", -1),
     ],
@@ -238,6 +245,8 @@ def test_bad_value_is_named(config, key, value):
         ("log.pictures_every", 0),
         ("eval.pictures", 0),
         ("eval.stages", ("par",)),
+        ("eval.stages", ("cam+crf", "affinity+par+crf")),
+        ("eval.protocols", ("given",)),
         ("pseudo_label.iterations", 0),
         ("train.seed", 2**32 - 1),
         ("data.scene.digits", (1, 1)),

@@ -30,7 +30,22 @@ METRICS = {
             "par": {"background": 0.107, "cat": 0.108, "<b>": None, "dog": 0.109},
         },
     },
+    "background": {
+        "predicted": {
+            "cam": {"score": 0.25, "chosen_on": "fixed"},
+            "par": {"score": 0.2, "chosen_on": "chosen on train (9 images)"},
+        },
+        "given": {
+            "cam": {"score": 0.25, "chosen_on": "fixed"},
+            "par": {"score": 0.3, "chosen_on": "chosen on train (9 images)"},
+        },
+    },
 }
+
+
+FIGURE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 
 
 def _sample(height=20, width=30, **changes):
@@ -61,7 +76,8 @@ def _write(folder, samples):
         title="Pets <from> tags",
         facts={"backbone starts from": "scratch & noise"},
         metrics=METRICS,
-        samples=samples,
+        parts={"First <ones>": samples},
+        figures={"a <chart>": FIGURE},
         class_names=CLASS_NAMES,
     )
     return path.read_text(encoding="utf-8")
@@ -69,12 +85,14 @@ def _write(folder, samples):
 
 def _pictures(page):
     uris = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    uris.remove(base64.b64encode(FIGURE).decode())
     return [Image.open(io.BytesIO(base64.b64decode(uri))) for uri in uris]
 
 
 def test_page_needs_nothing_from_outside(page):
     assert not re.search(r"https?://|url\(|@import|<link|<script", page)
-    assert page.count("src=") == len(_pictures(page)) == 6  # image, CAM, pseudo label, 2 stages, ground truth
+    # Image, CAM, pseudo label, 2 stages, ground truth; and the chart.
+    assert page.count("src=") - 1 == len(_pictures(page)) == 6
 
 
 def test_every_element_is_closed_in_order(page):
@@ -99,11 +117,14 @@ def test_foreign_text_is_escaped(page):
     assert "&lt;b&gt; (missed)" in page
     for text in ("Pets &lt;from&gt; tags", "scene &lt;1&gt;", "scratch &amp; noise", "pets &amp; co val"):
         assert text in page
+    assert "First &lt;ones&gt;" in page
+    assert "a &lt;chart&gt;" in page
 
 
 def test_scores_stand_in_their_columns(page):
-    assert '<th scope="row">cam</th><td>41.1</td><td>63.3</td>' in page
-    assert '<th scope="row">par</th><td class="best">52.2</td><td>60.4</td>' in page
+    assert '<th scope="row">cam</th><td>41.1</td><td>63.3</td><td>0.25, fixed</td>' in page
+    best = '<th scope="row">par</th><td class="best">52.2</td><td>60.4</td>'
+    assert f"{best}<td>0.2 and 0.3, chosen on train (9 images)</td>" in page
     assert "93.1" in page
     assert "95.7" in page
 
@@ -134,6 +155,13 @@ def test_sample_without_tags_and_without_ground_truth(tmp_path):
     assert len(_pictures(page)) == 5
 
 
+def test_sample_of_a_foreign_mask(tmp_path):
+    page = _write(
+        tmp_path, [_sample(cam=None, pseudo_label=None, predictions={"masks": np.zeros((20, 30), np.uint8)})]
+    )
+    assert len(_pictures(page)) == 3  # image, mask, ground truth
+
+
 def test_page_replaces_the_old_one_and_leaves_no_temporary_file(tmp_path):
     (tmp_path / "report.html").write_text("old")
     assert _write(tmp_path, []) != "old"
@@ -152,8 +180,54 @@ def test_score_table():
     lines = report.score_table(METRICS).splitlines()
     assert lines == [
         "pets & co val, 12 images, step 300 (scores in %)",
-        "stage        mIoU predicted tags   mIoU given tags",
-        "cam                         41.1              63.3",
-        "par                         52.2              60.4",
+        "stage       mIoU predicted tags      mIoU given tags   background score",
+        "cam                        41.1                 63.3   0.25, fixed",
+        "par                        52.2                 60.4   0.2 and 0.3, chosen on train (9 images)",
         "classification F1 93.1, mAP 95.7",
     ]
+
+
+def test_score_table_says_what_a_crf_adds():
+    scores = {"cam": 0.41, "crf": 0.42, "par+crf": 0.6, "affinity": 0.5, "affinity+crf": 0.494}
+    metrics = {**METRICS, "miou": {"given": scores}}
+    metrics["background"] = {"given": {stage: {"score": 0.3, "chosen_on": "fixed"} for stage in scores}}
+    found = {
+        line.split("   ")[0].strip(): line.split("   0.3")[0].split()[1:]
+        for line in report.score_table(metrics).splitlines()[2:-1]
+    }
+    assert found == {
+        "cam": ["41.0"],
+        "crf": ["42.0", "(+1.0)"],
+        "par+crf": ["60.0"],
+        "affinity": ["50.0"],
+        "affinity+crf": ["49.4", "(-0.6)"],
+    }
+
+
+def test_score_table_of_a_folder_of_masks():
+    metrics = {
+        "dataset": "pets",
+        "split": "val",
+        "images": 2,
+        "masks": "theirs",
+        "miou": {"files": {"masks": 0.5}},
+    }
+    assert report.score_table(metrics).splitlines() == [
+        "pets val, 2 images, masks theirs (scores in %)",
+        "stage         mIoU of the files",
+        "masks                      50.0",
+    ]
+
+
+def test_class_table():
+    lines = report.class_table(METRICS).splitlines()
+    assert lines[0] == "pets & co val, 12 images, step 300"
+    assert (
+        lines[2]
+        == "| IoU, % | predicted tags: cam | predicted tags: par | given tags: cam | given tags: par |"
+    )
+    swept = "{}, chosen on train (9 images)".format
+    assert f"| background score | 0.25, fixed | {swept(0.2)} | 0.25, fixed | {swept(0.3)} |" in lines
+    assert "| cat | 10.2 | 62.2 | 10.5 | 10.8 |" in lines
+    assert "| <b> | absent | absent | absent | absent |" in lines
+    assert lines[-1] == "| **mean** | **41.1** | **52.2** | **63.3** | **60.4** |"

@@ -111,3 +111,17 @@ def _samples_f1(predicted: np.ndarray, tags: np.ndarray) -> float:
     hits = (predicted & tags).sum(axis=1)
     total = predicted.sum(axis=1) + tags.sum(axis=1)
     return float(np.where(total > 0, 2 * hits / np.maximum(total, 1), 1.0).mean())
+
+
+def image_iou(matrix: np.ndarray) -> float:
+    """How well one image is segmented, for ranking images only: a mean of these is not mIoU.
+
+    Args:
+      matrix: integers [K, K] from `confusion_matrix` of that image.
+
+    Returns:
+      Mean IoU over the classes that its annotation or its prediction holds, in 0..1; NaN if nothing is scored.
+    """
+    union = matrix.sum(axis=1) + matrix.sum(axis=0) - np.diagonal(matrix)
+    found = union > 0
+    return float(np.mean(np.diagonal(matrix)[found] / union[found])) if found.any() else float("nan")

@@ -1,29 +1,36 @@
-"""Scores a training run's last checkpoint, or a file of weights, and writes what came out into a work directory."""
+"""Scores a training run's last checkpoint, a file of weights or a folder of masks; writes what came out of it."""
 
 import json
 
 import jax
 import jax.numpy as jnp
 
-from rml_jax import build
+from rml_jax import build, provenance
 from rml_jax.config import check_config
 from rml_jax.data.sources import make_source
 from rml_jax.errors import UserError
-from rml_jax.evaluation.evaluator import Evaluator
+from rml_jax.evaluation.evaluator import Evaluator, Scores
+from rml_jax.evaluation.masks import MaskFolder, MaskWriter
+from rml_jax.evaluation.plots import confusion_picture, sweep_picture
+from rml_jax.evaluation.stages import before_crf, parse_stage
 from rml_jax.models.pretrained import load_weights
 from rml_jax.progress import Progress
-from rml_jax.report import write_report
+from rml_jax.report import Sample, best_stage, class_table, write_report
 from rml_jax.training.checkpoint import Checkpoints
 
 
-def evaluate_run(config, workdir, split, weights=""):
-    """Scores the newest checkpoint or other weights; writes `eval/metrics.json` and `eval/report.html`.
+def evaluate_run(config, workdir, split, weights="", save_masks=False):
+    """Scores the newest checkpoint or other weights.
+
+    Writes into `eval/` metrics.json, report.html, per_class.md, confusion.png (of the best stage) and, where the
+    background scores are swept, sweep.json and sweep.png.
 
     Args:
       config: ConfigDict of the run, perhaps with overrides.
       workdir: pathlib.Path of the run; made if it doesn't exist and weights are given.
       split: name of the split to score.
       weights: file to score rather than the checkpoint (`rml_jax.models.pretrained` says which); "" for none.
+      save_masks: whether to write every predicted mask to `eval/masks/` (`rml_jax.evaluation.masks.MaskWriter`).
 
     Returns:
       The content of metrics.json (see `rml_jax.report`), and the path of the page of pictures.
@@ -33,6 +40,11 @@ def evaluate_run(config, workdir, split, weights=""):
     """
     check_config(config)
     source = make_source(config.data, split, with_masks=True)
+    swept = (
+        make_source(config.data, config.eval.sweep.split, with_masks=True)
+        if config.eval.sweep.split
+        else None
+    )
     graphdef, abstract = build.build_graph(config)
     if weights:
         model, params = {"weights": str(weights)}, _load_for_scoring(config, abstract, weights)
@@ -44,24 +56,169 @@ def evaluate_run(config, workdir, split, weights=""):
 
     folder = _make_folder(workdir)
     evaluator = Evaluator(config, graphdef)
+    backgrounds, chosen_on, sweep = evaluator.fixed_backgrounds(), "fixed", None
+    if swept:
+        sweep = _sweep(config, evaluator, params, swept)
+        backgrounds, chosen_on = sweep["best"], f"chosen on {sweep['split']} ({sweep['images']} images)"
+    save = MaskWriter(folder / "masks", split, tuple(config.data.mask_values)) if save_masks else None
     progress = Progress("eval", len(source), "images")
-    scores = evaluator.evaluate(params, source, progress.update)
-    metrics = {"dataset": config.data.name, "split": split, **model, **scores}
-    samples = evaluator.samples(params, source, config.eval.pictures)
+    scores = evaluator.evaluate(params, source, backgrounds, progress.update, save)
+    metrics = {"dataset": config.data.name, "split": split, **model, **_scores(scores)} | {
+        "background": {
+            protocol: {
+                stage: {"score": backgrounds[protocol][before_crf(stage)], "chosen_on": chosen_on}
+                for stage in config.eval.stages
+            }
+            for protocol in config.eval.protocols
+        },
+        "chains": {stage: ["cam", *parse_stage(stage)] for stage in config.eval.stages},
+        "canvases": {f"{height}x{width}": n for (height, width), n in sorted(evaluator.canvases.items())},
+        "programs": len(evaluator.programs),
+        "resized": sorted(evaluator.resized),
+        **_origin(config),
+    }
+    facts = _facts_of_weights(config, weights) if weights else _facts(config)
+    facts["programs compiled"] = f"{metrics['programs']}, for {len(evaluator.canvases)} canvases"
+    if evaluator.resized:
+        facts["resized"] = f"{len(evaluator.resized)} images, which fit on no canvas or are too small"
 
-    temporary = folder / "metrics.json.tmp"
-    temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / "metrics.json")
+    def draw(indices):
+        return evaluator.samples(params, source, indices, backgrounds)
+
+    return metrics, _write(config, folder, metrics, scores, facts, draw, sweep)
+
+
+def evaluate_masks(config, workdir, split, masks):
+    """Scores a folder of masks made by anyone, by the same ruler; writes the same files without the sweep.
+
+    Args:
+      config: ConfigDict whose `data` and `eval.pictures` are used.
+      workdir: pathlib.Path, made if it doesn't exist.
+      split: name of the split to score.
+      masks: the folder (`rml_jax.evaluation.masks.MaskFolder`).
+
+    Returns:
+      The content of metrics.json (see `rml_jax.report`), and the path of the page of pictures.
+
+    Raises:
+      UserError: if the configuration, the data, the work directory or a mask is not as expected.
+    """
+    check_config(config)
+    source = make_source(config.data, split, with_masks=True)
+    names = tuple(config.data.class_names)
+    files = MaskFolder(masks, config.data.mask_values, len(names))
+    scores = Scores(("background", *names))
+    progress = Progress("eval", len(source), "images")
+    for index in range(len(source)):
+        item = source[index]
+        scores.add("files", "masks", index, files.read(item["id"], item["mask"].shape), item["mask"])
+        progress.update(index + 1)
+    scores.images = len(source)
+    metrics = {
+        "dataset": config.data.name,
+        "split": split,
+        "masks": str(masks),
+        **_scores(scores),
+        **_origin(config),
+    }
+
+    def draw(indices):
+        return [_mask_sample(source[index], files, names) for index in indices]
+
+    return metrics, _write(config, _make_folder(workdir), metrics, scores, {"masks": str(masks)}, draw)
+
+
+def _mask_sample(item, files, names):
+    mask = files.read(item["id"], item["mask"].shape)
+    return Sample(
+        id=item["id"],
+        image=item["image"],
+        tags=tuple(name for name, tag in zip(names, item["tags"], strict=True) if tag),
+        predicted_tags=tuple(name for number, name in enumerate(names, 1) if (mask == number).any()),
+        cam=None,
+        pseudo_label=None,
+        predictions={"masks": mask},
+        ground_truth=item["mask"],
+    )
+
+
+def _sweep(config, evaluator, params, source):
+    """The sweep's curves and what is best on them, as in sweep.json."""
+    settings = config.eval.sweep
+    count = min(settings.images or len(source), len(source))
+    progress = Progress(f"sweep on {settings.split}", count, "images")
+    curves = evaluator.sweep(params, source, count, settings.grid, progress.update)
+    best = {
+        protocol: {
+            stage: max(zip(scores, settings.grid, strict=True), key=lambda pair: pair[0])[1]
+            for stage, scores in stages.items()
+        }
+        for protocol, stages in curves.items()
+    }
+    return {
+        "split": settings.split,
+        "images": count,
+        "grid": list(settings.grid),
+        "miou": curves,
+        "best": best,
+    }
+
+
+def _scores(scores):
+    classification = {"classification": scores.classification} if scores.classification else {}
+    return {"images": scores.images, **classification, "miou": scores.mean_iou(), "iou": scores.iou()}
+
+
+def _origin(config):
+    """What the scores came from: settings, seeds, code, libraries and devices."""
+    return {
+        "seeds": {"train": config.train.seed, "data": config.data.seed},
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+        "devices": provenance.devices(),
+        "settings": json.loads(config.to_json_best_effort()),
+    }
+
+
+def _write(config, folder, metrics, scores, facts, draw, sweep=None):
+    """Writes the files of an evaluation. Returns the page's path."""
+    protocol, stage = best_stage(metrics)
+    worst, best = scores.worst_and_best(protocol, stage, config.eval.pictures)
+    first = range(min(config.eval.pictures, metrics["images"]))
+    drawn = dict(zip(indices := sorted({*first, *worst, *best}), draw(indices), strict=True))
+    confusion = confusion_picture(
+        scores.matrices[protocol, stage],
+        scores.names,
+        f"{metrics['dataset']} {metrics['split']}: {stage} ({protocol})",
+    )
+    figures = {f"Confusion matrix of stage {stage} ({protocol})": confusion}
+    _replace(folder / "confusion.png", confusion)
+    if sweep:
+        curve = sweep_picture(sweep)
+        figures[f"Choice of the background scores on {sweep['split']}, {sweep['images']} images"] = curve
+        _replace(folder / "sweep.png", curve)
+        _replace(folder / "sweep.json", json.dumps(sweep, indent=2) + "\n")
+    _replace(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    _replace(folder / "per_class.md", class_table(metrics))
+    by = f"by the IoU of stage {stage} ({protocol})"
+    parts = {"The first images": first, f"The worst images, {by}": worst, f"The best images, {by}": best}
     page = folder / "report.html"
     write_report(
         page,
         title=f"RML on {config.data.name}",
-        facts=_facts_of_weights(config, weights) if weights else _facts(config),
+        facts=facts,
         metrics=metrics,
-        samples=samples,
+        parts={heading: [drawn[index] for index in indices] for heading, indices in parts.items()},
+        figures=figures,
         class_names=config.data.class_names,
     )
-    return metrics, page
+    return page
+
+
+def _replace(path, content):
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.replace(path)
 
 
 def _make_folder(workdir):
@@ -77,7 +234,8 @@ def _load_for_scoring(config, abstract, path):
     """Parameters from a file that must have every head that the stages use."""
     params, report = load_weights(abstract, path)
     print(report)
-    needed = ("backbone/", "classifier/") + (("affinity/",) if "affinity" in config.eval.stages else ())
+    walks = any("affinity" in parse_stage(stage) for stage in config.eval.stages)
+    needed = ("backbone/", "classifier/") + (("affinity/",) if walks else ())
     for name, reason in report.fresh.items():
         if name.startswith(needed):
             raise UserError(

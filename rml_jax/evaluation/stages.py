@@ -1,4 +1,12 @@
-"""From pictures to masks on the device: the stages of inference (METHOD.md section 6)."""
+"""From pictures to masks on the device: the stages of inference (METHOD.md section 6).
+
+A stage is named by what refines the CAMs, in this order and joined by "+": `cam` (nothing), `affinity`, `par`, `crf`,
+`affinity+crf`, `par+crf`, `affinity+par+crf`, ... Every chain starts from the CAMs, so `crf` and `cam+crf` are the
+same, and so are `par` and `cam+par`.
+
+All pictures are padded: each lies in the top left corner of a canvas, `sizes` [B, 2] says where it ends, and what
+lies beyond changes nothing inside (`rml_jax.ops.padded`).
+"""
 
 import dataclasses
 
@@ -6,11 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rml_jax.models.mit import cells
 from rml_jax.ops.affinity import random_walk
-from rml_jax.ops.cam import cam_to_labels, multi_scale_cam
+from rml_jax.ops.cam import EPSILON, scaled_size
+from rml_jax.ops.crf import dense_crf_batch
 from rml_jax.ops.normalize import normalize
-from rml_jax.ops.pseudo_label import PseudoLabelConfig, pseudo_labels, refine_with_background
-from rml_jax.ops.resize import resize_bilinear
+from rml_jax.ops.padded import inside, mirror_inside, resize_inside
+from rml_jax.ops.par import par
+from rml_jax.ops.pseudo_label import PseudoLabelConfig, gather_classes, pseudo_labels
 
 PROTOCOLS = ("predicted", "given")
 """Whose tags decide which classes an image may contain: the model's own, or the ground truth's."""
@@ -18,109 +29,269 @@ PROTOCOLS = ("predicted", "given")
 TAG_THRESHOLD = 0.5
 """The `predicted` protocol's threshold on the sigmoid of a class logit."""
 
+REFINERS = ("affinity", "par", "crf")
+"""What can refine the CAMs, in the order in which it does."""
+
+
+def parse_stage(name):
+    """The refiners of a stage.
+
+    Args:
+      name: such as "cam", "par" or "affinity+crf".
+
+    Returns:
+      Tuple out of REFINERS, in their order; () for "cam".
+
+    Raises:
+      ValueError: if a part is unknown, comes twice or out of order.
+    """
+    parts = name.split("+")
+    refiners = tuple(parts[1:] if parts[0] == "cam" else parts)
+    if refiners != tuple(refiner for refiner in REFINERS if refiner in refiners):
+        raise ValueError(
+            f"{name!r} is no stage: expected cam, or some of {', '.join(REFINERS)} joined by + in this order"
+        )
+    return refiners
+
+
+def before_crf(name):
+    """The name of the stage whose probabilities a stage's CRF refines; of a stage without CRF, its own."""
+    return "+".join(refiner for refiner in parse_stage(name) if refiner != "crf") or "cam"
+
+
+def background_key(name):
+    """Where a stage's probabilities are made, which is where the background's score enters: cam, affinity or par."""
+    return before_crf(name).split("+")[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class StagesConfig:
     """Settings of the stages.
 
     Attributes:
-      stages: which to compute, out of "cam", "affinity" and "par".
-      background: the background's score in each stage.
+      stages: their names.
       scales, flip: the passes of the multi-scale CAM.
       stride: pixels per cell of the network's last grid.
       radius: greatest step of the random walk, in cells.
       pseudo_label: how pseudo labels are made; `par` uses the same refinement.
+      crf: name of the CRF's settings (`rml_jax.ops.crf.SETTINGS`).
     """
 
     stages: tuple[str, ...]
-    background: dict[str, float]
     scales: tuple[float, ...]
     flip: bool
     stride: int
     radius: int
     pseudo_label: PseudoLabelConfig
+    crf: str
+
+    @property
+    def soft_stages(self):
+        """The stages without CRF that are wanted or that a wanted CRF refines."""
+        return tuple(dict.fromkeys(map(before_crf, self.stages)))
 
 
-def make_predict(graphdef, config):
-    """Builds the pure prediction function.
+def make_network(graphdef, config):
+    """Builds the pure function from pictures to maps.
 
     Args:
       graphdef: nnx.GraphDef of `RML`.
       config: StagesConfig.
 
     Returns:
-      Function of parameters, images uint8 [B, H, W, 3] and ground-truth tags [B, C], to be jitted. It gives a
-      dict of
+      Function of parameters, images uint8 [B, H, W, 3] and sizes int32 [B, 2], to be jitted. It gives a dict of
         probabilities: float32 [B, C], sigmoid of the class logits,
-        cam: float32 [B, H, W] in [0, 1], the strongest given class's map,
-        pseudo_label: int32 [B, H, W], what training would learn from,
-        masks: dict protocol -> stage -> uint8 [B, H, W], 0 background, 1..C classes.
+        cams: float32 [B, H, W, C] in [0, 1], of all classes, 0 outside of the pictures,
+        affinity: float32 [B, N, N] in [0, 1], N cells of the canvas's last grid.
     """
 
-    def predict(params, images, tags):
+    def network(params, images, sizes):
         model = nnx.merge(graphdef, params)
-        pictures = normalize(images)
-        outputs = model(pictures)
-        cams = multi_scale_cam(
-            model.classify, pictures, scales=config.scales, flip=config.flip, stride=config.stride
+        # XLA drops what is not used of the outputs: only the pass at scale 1 pays for the affinity.
+        outputs = {
+            scale: _pass(model, normalize(images), sizes, scale, config)
+            for scale in dict.fromkeys((1.0, *config.scales))
+        }
+        whole = outputs[1.0][0]
+        maps = sum(
+            _enlarge(*outputs[scale], sizes, images.shape[1:3], scale, config) for scale in config.scales
         )
-        affinity = jax.nn.sigmoid(outputs.affinity_logits)
-        probabilities = jax.nn.sigmoid(outputs.logits)
-        colours = images.astype(jnp.float32)
-        whole = jnp.tile(jnp.array([0, 0, *images.shape[1:3]]), (len(images), 1))
-        allowed = {"predicted": probabilities > TAG_THRESHOLD, "given": tags > 0}
         return {
-            "probabilities": probabilities,
-            "cam": jnp.max(cams * tags[:, None, None, :], axis=-1),
-            "pseudo_label": pseudo_labels(cams, colours, tags, whole, config.pseudo_label),
-            "masks": {
-                protocol: {
-                    stage: _stage(stage, cams, affinity, colours, classes, config).astype(jnp.uint8)
-                    for stage in config.stages
-                }
-                for protocol, classes in allowed.items()
-            },
+            "probabilities": jax.nn.sigmoid(whole.logits[: len(images)]),
+            "cams": _min_max_inside(maps, sizes),
+            "affinity": jax.nn.sigmoid(whole.affinity_logits[: len(images)]),
         }
 
-    return predict
+    return network
 
 
-def _stage(stage, cams, affinity, colours, classes, config):
-    background = config.background[stage]
-    if stage == "cam":
-        return cam_to_labels(cams, classes, background)
-    if stage == "affinity":
-        return affinity_mask(cams, affinity, classes, background, config.stride, config.radius)
-    refined = refine_with_background(
-        cams,
-        classes,
-        colours,
-        (background,),
-        dilations=config.pseudo_label.dilations,
-        iterations=config.pseudo_label.iterations,
-    )
-    return refined[..., 0, :].argmax(axis=-1)
+def _pass(model, pictures, sizes, scale, config):
+    """RMLOutputs of the pictures at one scale, their mirrors behind them, and their sizes at that scale."""
+    canvas = pictures.shape[1:3]
+    new_canvas = scaled_size(canvas, scale, config.stride)
+    new_sizes = _scaled_sizes(sizes, max(canvas), scale, config.stride)
+    if scale != 1:
+        pictures = resize_inside(pictures, sizes, new_canvas, new_sizes)
+    views, view_sizes = pictures, new_sizes
+    if config.flip and scale in config.scales:
+        views = jnp.concatenate([pictures, mirror_inside(pictures, new_sizes)])
+        view_sizes = jnp.concatenate([new_sizes, new_sizes])
+    return model(views, sizes=view_sizes), new_sizes
 
 
-def affinity_mask(cams, affinity, classes, background, stride, radius):
-    """Stage `affinity`: CAMs propagated by one step of the random walk.
+def _scaled_sizes(sizes, longest, scale, stride):
+    """`scaled_size` of traced sizes, from a table so that it rounds as Python does."""
+    return jnp.array(scaled_size(range(longest + 1), scale, stride), jnp.int32)[sizes]
+
+
+def _enlarge(outputs, new_sizes, sizes, canvas, scale, config):
+    """The CAMs of one pass before their normalisation, on the canvas; METHOD.md section 4."""
+    maps, grid_sizes = outputs.cam_logits, cells(new_sizes, config.stride)
+    if config.flip:
+        maps, mirrored = jnp.split(maps, 2)
+        maps = jnp.maximum(maps, mirror_inside(mirrored, grid_sizes))
+    return resize_inside(jax.nn.relu(maps), grid_sizes, canvas, sizes)
+
+
+def _min_max_inside(maps, sizes):
+    """`min_max_normalize` over each picture; 0 outside."""
+    real = inside(sizes, maps.shape[1:3])[..., None]
+    maps = maps - jnp.min(maps, axis=(1, 2), keepdims=True, where=real, initial=jnp.inf)
+    greatest = jnp.max(maps, axis=(1, 2), keepdims=True, where=real, initial=0)
+    return jnp.where(real, maps / (greatest + EPSILON), 0)
+
+
+def make_refine(config):
+    """Builds the pure function from maps to masks and probabilities, for all stages before their CRF.
 
     Args:
-      cams: float [B, H, W, C] in [0, 1].
-      affinity: float [B, N, N] in [0, 1], N cells of stage 4's grid.
-      classes: bool [B, C], those allowed in each image.
-      background: the background's score before the softmax.
-      stride: pixels per cell.
-      radius: greatest step, in cells.
+      config: StagesConfig.
 
     Returns:
-      int32 [B, H, W], 0 background, 1..C classes.
+      Function, to be jitted, of
+        maps: dict from `make_network`'s function,
+        images, sizes: as there,
+        classes, used: int32 and bool [B, K], the allowed classes in K slots (`tagged_slots`),
+        backgrounds: dict from the names of `config.soft_stages` to the background's score, float32 scalars.
+      It gives a dict of
+        masks: dict stage -> uint8 [B, H, W], 0 background, 1..C classes,
+        probabilities: dict stage -> float32 [B, H, W, 1 + K], those that a CRF refines.
     """
-    size = cams.shape[1:3]
-    # The network's own grid: every strided convolution rounds up.
-    grid = tuple(-(-side // stride) for side in size)
-    scores = resize_bilinear(cams, grid)
-    scores = jnp.where(classes[:, None, None, :], scores, -jnp.inf)
-    scores = jnp.concatenate([jnp.full_like(scores[..., :1], background), scores], axis=-1)
-    walked = random_walk(jax.nn.softmax(scores, axis=-1), affinity, radius)
-    return resize_bilinear(walked, size).argmax(axis=-1)
+    refined_by_crf = {before_crf(name) for name in config.stages if "crf" in parse_stage(name)}
+
+    def refine(maps, images, sizes, classes, used, backgrounds):
+        cams = gather_classes(maps["cams"], classes)
+        soft = {
+            name: _probabilities(
+                parse_stage(name), cams, maps["affinity"], images, sizes, used, backgrounds[name], config
+            )
+            for name in config.soft_stages
+        }
+        return {
+            "masks": {
+                name: slots_to_labels(scores.argmax(axis=-1), classes) for name, scores in soft.items()
+            },
+            "probabilities": {name: soft[name] for name in refined_by_crf},
+        }
+
+    return refine
+
+
+def _probabilities(refiners, cams, affinity, images, sizes, used, background, config):
+    """float32 [B, H, W, 1 + K], background first; summing to 1 up to PAR's growth."""
+    if "affinity" in refiners:
+        scores = _walk(cams, affinity, sizes, used, background, config)
+    else:
+        scores = with_background(cams, used, background)
+    if "par" in refiners:
+        pseudo = config.pseudo_label
+        scores = par(images, scores, dilations=pseudo.dilations, iterations=pseudo.iterations, sizes=sizes)
+    return scores
+
+
+def with_background(cams, used, background):
+    """Softmax over a background score and the CAMs of the allowed classes.
+
+    Args:
+      cams: float [B, H, W, K] in [0, 1].
+      used: bool [B, K]; the others get probability 0.
+      background: score of the background.
+
+    Returns:
+      float32 [B, H, W, 1 + K], background first. It is the largest where no allowed CAM exceeds `background`.
+    """
+    usable = jnp.where(used[:, None, None, :], cams, -jnp.inf)
+    return jax.nn.softmax(
+        jnp.concatenate([jnp.full_like(cams[..., :1], background), usable], axis=-1), axis=-1
+    )
+
+
+def _walk(cams, affinity, sizes, used, background, config):
+    """Stage `affinity`: probabilities on the network's grid, propagated by one step of the random walk."""
+    canvas = cams.shape[1:3]
+    grid, grid_sizes = tuple(cells(side, config.stride) for side in canvas), cells(sizes, config.stride)
+    scores = with_background(resize_inside(cams, sizes, grid, grid_sizes), used, background)
+    # Nothing walks in from beyond the picture.
+    real = inside(grid_sizes, grid).reshape(len(cams), -1, 1)
+    walked = random_walk(scores, jnp.where(real, affinity, 0), config.radius)
+    return resize_inside(walked, grid_sizes, canvas, sizes)
+
+
+def slots_to_labels(slots, classes):
+    """Class numbers from slots.
+
+    Args:
+      slots: int [B, H, W], 0 background, 1..K slots.
+      classes: int [B, K], the class 0..C-1 in each slot.
+
+    Returns:
+      uint8 [B, H, W], 0 background, 1..C classes.
+    """
+    numbers = jnp.pad(classes + 1, ((0, 0), (1, 0)))
+    return jnp.take_along_axis(numbers[:, None, :], slots, axis=2).astype(jnp.uint8)
+
+
+def make_crf(config):
+    """Builds the pure function of the last refiner, the dense CRF.
+
+    Args:
+      config: StagesConfig.
+
+    Returns:
+      Function of images, sizes, classes (see `make_refine`) and probabilities float32 [B, H, W, 1 + K], to be
+      jitted. It gives uint8 masks [B, H, W].
+    """
+
+    def crf(images, sizes, classes, probabilities):
+        # PAR lets them grow; the CRF takes logarithms of what must be probabilities.
+        probabilities = probabilities / jnp.maximum(probabilities.sum(axis=-1, keepdims=True), 1e-8)
+        marginals, _ = dense_crf_batch(
+            images, probabilities, sizes, slots=probabilities.shape[-1], settings=config.crf
+        )
+        return slots_to_labels(marginals.argmax(axis=-1), classes)
+
+    return crf
+
+
+def make_pictures(config):
+    """Builds the pure function of what the report shows beside the masks.
+
+    Args:
+      config: StagesConfig.
+
+    Returns:
+      Function of cams (see `make_network`), images, sizes and ground-truth tags [B, C], to be jitted. It gives
+      a dict of
+        cam: float32 [B, H, W] in [0, 1], the strongest given class's map,
+        pseudo_label: uint8 [B, H, W], what training would learn from, which treats padding as training does.
+    """
+
+    def pictures(cams, images, sizes, tags):
+        box = jnp.pad(sizes, ((0, 0), (2, 0)))
+        labels = pseudo_labels(cams, images.astype(jnp.float32), tags, box, config.pseudo_label)
+        return {
+            "cam": jnp.max(cams * tags[:, None, None, :], axis=-1),
+            "pseudo_label": labels.astype(jnp.uint8),
+        }
+
+    return pictures

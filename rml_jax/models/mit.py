@@ -4,6 +4,10 @@ Read it from the bottom up: `MixTransformer` is four `Stage`s, a stage is an ove
 `Block`s, a block is spatial-reduction attention and a feed-forward layer with a depthwise convolution. Feature
 maps are [batch, height, width, channels] throughout. Besides the features, the pre-softmax attention logits of
 the last two blocks come out: they are the raw semantic affinity.
+
+Pictures of several sizes can share a batch, each in the top left corner of the canvas, if `sizes`, int32 [B, 2], says
+where they end. Then every convolution sees zeros beyond a picture, as it would if the picture were alone, and no
+cell attends to a key from there; what comes out beyond a picture has no meaning.
 """
 
 import dataclasses
@@ -14,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from rml_jax.ops.padded import blank_outside, inside
 
 # The original weights were trained with two different epsilons (METHOD.md section 1).
 BLOCK_EPSILON = 1e-6
@@ -208,7 +214,7 @@ class EfficientSelfAttention(nnx.Module):
             self.reduce = _conv(channels, channels, reduction, reduction, 0, dtype=dtype, rngs=rngs)
             self.reduce_norm = _norm(channels, EMBEDDING_EPSILON, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x, sizes=None):
         """[B, H, W, C] -> output [B, H, W, C], pre-softmax logits float32 [B, heads, H W, keys]."""
         batch, height, width, channels = x.shape
         source = self.reduce_norm(self.reduce(x)) if self.reduction > 1 else x
@@ -217,10 +223,17 @@ class EfficientSelfAttention(nnx.Module):
         value = self._split_heads(self.value(source))
         scale = (channels // self.heads) ** -0.5
         logits = jnp.einsum("bhqd,bhkd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+        weights = jax.nn.softmax(logits, axis=-1, where=self._real_keys(source, sizes)).astype(value.dtype)
         mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
         mixed = mixed.swapaxes(1, 2).reshape(batch, height, width, channels)
         return self.projection(mixed), logits
+
+    def _real_keys(self, source, sizes):
+        """bool [B, 1, 1, keys], which keys lie inside the pictures; None where all do."""
+        if sizes is None:
+            return None
+        # The reducing convolution has no padding: it drops the cells that fill no whole window.
+        return inside(sizes // self.reduction, source.shape[1:3]).reshape(len(source), 1, 1, -1)
 
     def _split_heads(self, x):
         """[B, H, W, C] -> [B, heads, H W, C / heads]: heads first, or the products are 4 times slower on CPU."""
@@ -236,8 +249,10 @@ class MixFFN(nnx.Module):
         self.depthwise = DepthwiseConv(channels * ratio, dtype=dtype, rngs=rngs)
         self.contract = _linear(channels * ratio, channels, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):
-        return self.contract(gelu(self.depthwise(self.expand(x))))
+    def __call__(self, x, sizes=None):
+        """[B, H, W, C] -> [B, H, W, C]."""
+        hidden = blank_outside(self.expand(x), sizes)
+        return self.contract(gelu(self.depthwise(hidden)))
 
 
 def gelu(x):
@@ -278,13 +293,18 @@ class Block(nnx.Module):
         self.ffn = MixFFN(channels, ratio, dtype=dtype, rngs=rngs)
         self.drop_rate = drop_rate
 
-    def __call__(self, x, key):
+    def __call__(self, x, key, sizes=None):
         """[B, H, W, C], key or None -> [B, H, W, C], attention logits float32 [B, heads, H W, keys]."""
         attention_key, ffn_key = (None, None) if key is None else jax.random.split(key)
-        branch, logits = self.attention(self.attention_norm(x))
+        branch, logits = self.attention(self.attention_norm(x), sizes)
         x = x + drop_path(branch, self.drop_rate, attention_key)
-        x = x + drop_path(self.ffn(self.ffn_norm(x)), self.drop_rate, ffn_key)
+        x = x + drop_path(self.ffn(self.ffn_norm(x), sizes), self.drop_rate, ffn_key)
         return x, logits
+
+
+def cells(pixels, stride):
+    """Length of a grid, in cells: every strided convolution of the network rounds up."""
+    return -(-pixels // stride)
 
 
 class Stage(nnx.Module):
@@ -311,12 +331,12 @@ class Stage(nnx.Module):
         )
         self.norm = _norm(channels, BLOCK_EPSILON, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, keys):
-        """[B, H, W, C_in], one key or None per block -> [B, H', W', C], logits of every block."""
+    def __call__(self, x, keys, sizes=None):
+        """[B, H, W, C_in], key or None per block, sizes in the result -> [B, H', W', C], logits of every block."""
         x = self.embedding_norm(self.embedding(x))
         logits = []
         for block, key in zip(self.blocks, keys, strict=True):
-            x, block_logits = block(x, key)
+            x, block_logits = block(x, key, sizes)
             logits.append(block_logits)
         return self.norm(x), logits
 
@@ -338,12 +358,13 @@ class MixTransformer(nnx.Module):
         self.stages = nnx.List(stages)
         self.config = config
 
-    def __call__(self, images, key=None):
+    def __call__(self, images, key=None, sizes=None):
         """Features of the four stages and the raw affinity.
 
         Args:
           images: float [B, H, W, 3], normalised by ImageNet's mean and deviation.
           key: random key for stochastic depth; None switches it off (inference).
+          sizes: int32 [B, 2], true height and width of each picture; None if all fill the canvas.
 
         Returns:
           features: four arrays [B, H_i, W_i, channels_i].
@@ -354,9 +375,11 @@ class MixTransformer(nnx.Module):
         # A key of its own for every block: shared keys would drop whole columns of blocks together.
         keys = [None] * total if key is None else list(jax.random.split(key, total))
         features, attention, x = [], [], images
-        for stage in self.stages:
+        for stage, stride in zip(self.stages, self.config.strides, strict=True):
             count = len(stage.blocks)
-            x, logits = stage(x, keys[:count])
+            x = blank_outside(x, sizes)
+            sizes = None if sizes is None else cells(sizes, stride)
+            x, logits = stage(x, keys[:count], sizes)
             keys = keys[count:]
             features.append(x)
             attention = logits

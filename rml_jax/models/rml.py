@@ -1,16 +1,18 @@
 """RML's network: the Mix Transformer with its three heads (METHOD.md section 1). There is no decoder."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rml_jax.models.mit import MiTConfig, MixTransformer
+from rml_jax.models.mit import MiTConfig, MixTransformer, cells
+from rml_jax.ops.padded import inside
 from rml_jax.ops.resize import resize_bilinear
 
-POOLINGS = {"max": jnp.max, "average": jnp.mean}
+POOLINGS = {"max": functools.partial(jnp.max, initial=-jnp.inf), "average": jnp.mean}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,21 +74,26 @@ class RML(nnx.Module):
         self.affinity = nnx.Linear(2 * backbone.heads[-1], 1, rngs=rngs)
         self.fusion = nnx.Linear(sum(backbone.channels), config.context_channels, rngs=rngs)
         self.pooling = config.pooling
+        self.stride = backbone.stride
 
-    def __call__(self, images, key=None):
+    def __call__(self, images, key=None, sizes=None):
         """Everything the losses need from one view.
 
         Args:
           images: float [B, H, W, 3], normalised.
           key: random key for stochastic depth, None at inference.
+          sizes: int32 [B, 2], true height and width of pictures in the top left corner of the canvas; None if
+            they fill it. Beyond them the maps have no meaning, and `context`, which only training needs, has none
+            near their edges either.
 
         Returns:
           RMLOutputs.
         """
-        stages, attention = self.backbone(images, key)
+        stages, attention = self.backbone(images, key, sizes)
         stages = [stage.astype(jnp.float32) for stage in stages]
         features = stages[-1]
-        pooled = POOLINGS[self.pooling](features, axis=(1, 2))
+        real = None if sizes is None else inside(cells(sizes, self.stride), features.shape[1:3])[..., None]
+        pooled = POOLINGS[self.pooling](features, axis=(1, 2), where=real)
         return RMLOutputs(
             logits=self.classifier(pooled),
             features=features,

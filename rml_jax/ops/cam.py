@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from rml_jax.labels import BACKGROUND
 from rml_jax.ops.resize import resize_bilinear
 
-_EPSILON = 1e-5
+EPSILON = 1e-5
 
 
 def min_max_normalize(maps):
@@ -19,7 +19,7 @@ def min_max_normalize(maps):
       [B, H, W, C]. A constant map becomes 0.
     """
     maps = maps - maps.min(axis=(1, 2), keepdims=True)
-    return maps / (maps.max(axis=(1, 2), keepdims=True) + _EPSILON)
+    return maps / (maps.max(axis=(1, 2), keepdims=True) + EPSILON)
 
 
 def class_activation_maps(cam_logits):

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rml_jax.ops.padded import replicate_edges
+
 DILATIONS = (1, 2, 4, 8, 12, 24)
 """The published distances to the neighbours, in pixels."""
 
@@ -16,7 +18,7 @@ _SHARPNESS = 0.3
 _POSITION_WEIGHT = 0.01
 
 
-def par(images, masks, *, dilations=DILATIONS, iterations=ITERATIONS):
+def par(images, masks, *, dilations=DILATIONS, iterations=ITERATIONS, sizes=None):
     """Refines soft masks along the colours of an image.
 
     Every iteration replaces each pixel's values by a weighted sum over its neighbours: eight at each dilation,
@@ -28,15 +30,21 @@ def par(images, masks, *, dilations=DILATIONS, iterations=ITERATIONS):
       masks: float [B, H, W, K].
       dilations: distances to the neighbours, in pixels.
       iterations: how many times to refine.
+      sizes: int32 [B, 2], true height and width of the pictures in the top left corner of the canvas; None if
+        they fill it.
 
     Returns:
-      float32 [B, H, W, K].
+      float32 [B, H, W, K], of no meaning outside of the pictures.
     """
+    if sizes is not None:
+        images = replicate_edges(images, sizes)
     weights = par_weights(images, dilations)
     # Channels first: the innermost loop then runs along a row of pixels rather than along a few classes.
     masks = jnp.moveaxis(masks.astype(jnp.float32), -1, 1)
 
     def refine(masks, _):
+        if sizes is not None:
+            masks = replicate_edges(masks, sizes, axes=(2, 3))
         neighbours = _neighbours(masks, dilations)
         terms = (weight[:, None] * n for weight, n in zip(weights, neighbours, strict=True))
         return functools.reduce(jnp.add, terms), None

@@ -113,7 +113,7 @@ def _mean_metrics(recent):
 
 
 def _write_pictures(writer, evaluator, source, params, step):
-    samples = evaluator.samples(params, source, _PICTURES)
+    samples = evaluator.samples(params, source, range(min(_PICTURES, len(source))))
     picture = visualize.grid([list(pictures(sample).values()) for sample in samples])
     writer.add_image("validation", picture, step, dataformats="HWC")
 

@@ -1,30 +1,40 @@
-"""The evaluator on a small random network: batches, sizes, protocols."""
+"""The evaluator on a small random network: batches, sizes, devices, protocols, sweeps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+import rml_jax
 from rml_jax import build as build_module
 from rml_jax.config import default_config
 from rml_jax.errors import UserError
-from rml_jax.evaluation import evaluator as evaluator_module
-from rml_jax.evaluation.evaluator import Evaluator, nearest_canvas
+from rml_jax.evaluation.canvas import cut_labels, pad_picture, place, smallest_side
+from rml_jax.evaluation.evaluator import Evaluator, Scores
+from rml_jax.models import MiTConfig
 
 CLASSES = ("ant", "bee", "cow")
-STAGES = ("cam", "affinity", "par")
-# Height and width of the pictures: two near the square canvas, three near the wide one.
-SIZES = [(40, 40), (30, 47), (32, 48), (33, 32), (20, 60)]
+STAGES = ("cam", "affinity", "par", "par+crf")
+ROOT = Path(rml_jax.__file__).parents[1]
+# Height and width of the pictures: two on the square canvas, one on the wide one, one too small, one too large.
+SIZES = [(40, 40), (30, 47), (33, 32), (5, 40), (50, 75)]
 
 
-def make_config(batch_size):
+def make_config(batch_size, stages=STAGES):
     config = default_config()
     config.data.class_names = CLASSES
     config.model.variant = "mini"
     config.cam.scales, config.cam.flip = (1.0,), False
     config.pseudo_label.dilations, config.pseudo_label.iterations = (1, 2), 2
     config.loss.radius = 2
-    config.eval.canvases = ((32, 32), (32, 48))
+    config.eval.canvases = ((40, 40), (40, 60))
+    config.eval.stages = stages
     config.eval.background = {"cam": 0.4, "affinity": 0.2, "par": 0.3}
     config.eval.batch_size = batch_size
     return config
@@ -60,150 +70,136 @@ def network(build):
     return nnx.split(build(lambda: build_module.build_model(make_config(1), seed=0)))
 
 
-class Counted(Evaluator):
-    """An evaluator that counts its traces and remembers the masks that it scored."""
-
-    def __init__(self, config, graphdef, monkeypatch):
-        self.traces, self.scored = [], []
-        make_predict, confusion_matrix = (
-            evaluator_module.make_predict,
-            evaluator_module.metrics.confusion_matrix,
-        )
-
-        def counting(*arguments):
-            predict = make_predict(*arguments)
-
-            def traced(params, images, tags):
-                self.traces.append(images.shape)
-                return predict(params, images, tags)
-
-            return traced
-
-        def scoring(mask, annotation, count):
-            self.scored.append((mask.shape, annotation.shape))
-            return confusion_matrix(mask, annotation, count)
-
-        monkeypatch.setattr(evaluator_module, "make_predict", counting)
-        monkeypatch.setattr(evaluator_module.metrics, "confusion_matrix", scoring)
-        super().__init__(config, graphdef)
-
-
 @pytest.fixture(scope="module")
 def runs(network):
-    """Batch size -> evaluator, metrics and the progress it reported."""
+    """Batch size -> evaluator, its scores, the masks it saved, and the progress it reported."""
     graphdef, params = network
     results = {}
-    with pytest.MonkeyPatch.context() as patch:
-        for batch_size in (1, 3):
-            evaluator = Counted(make_config(batch_size), graphdef, patch)
-            progress = []
-            results[batch_size] = evaluator, evaluator.evaluate(params, Source(), progress.append), progress
-            patch.undo()
+    for batch_size, stages in ((1, ("cam",)), (3, STAGES)):
+        evaluator, progress, saved = Evaluator(make_config(batch_size, stages), graphdef), [], {}
+
+        def save(protocol, stage, image_id, mask, saved=saved):
+            saved[protocol, stage, image_id] = mask
+
+        backgrounds = evaluator.fixed_backgrounds()
+        scores = evaluator.evaluate(params, Source(), backgrounds, progress.append, save)
+        results[batch_size] = evaluator, scores, saved, progress
     return results
+
+
+def evaluate(evaluator, params, source):
+    return evaluator.evaluate(params, source, evaluator.fixed_backgrounds(), lambda done: None)
 
 
 @pytest.fixture(scope="module")
 def samples(network, runs):
-    return runs[3][0].samples(network[1], Source(), 10)
-
-
-def leaves(metrics):
-    return {
-        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(metrics)[0]
-    }
+    return runs[3][0].samples(network[1], Source(), range(5))
 
 
 def test_batch_size_does_not_matter(runs):
-    one, three = leaves(runs[1][1]), leaves(runs[3][1])
-    assert one.keys() == three.keys()
-    for name, value in one.items():
-        # Rounding differs between batch sizes and may flip single pixels.
-        assert value == pytest.approx(three[name], abs=2e-3), name
+    _, one, masks, _ = runs[1]
+    _, three, others, _ = runs[3]
+    assert len(masks) == 5 * 2
+    for key, mask in masks.items():
+        np.testing.assert_array_equal(mask, others[key], err_msg=str(key))
+    for protocol, stages in one.mean_iou().items():
+        assert stages["cam"] == three.mean_iou()[protocol]["cam"]
+    assert one.classification == pytest.approx(three.classification)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_one_program_per_canvas_whatever_the_last_batches_hold(runs, batch_size):
-    expected = {(batch_size, 32, 32, 3), (batch_size, 32, 48, 3)}
-    assert set(runs[batch_size][0].traces) == expected
-    assert len(runs[batch_size][0].traces) == 2
+def test_a_handful_of_programs_whatever_the_sizes(runs):
+    """Two canvases and one number of class slots for five sizes."""
+    evaluator = runs[3][0]
+    assert {(name, canvas) for name, canvas, _ in evaluator.programs if name != "pictures"} == {
+        (name, canvas) for name in ("network", "refine", "crf") for canvas in ((40, 40), (40, 60))
+    }
+    compiled = [f._cache_size() for f in (evaluator._network, evaluator._refine, evaluator._crf)]
+    assert compiled == [2, 2, 2]
 
 
 def test_every_picture_is_scored_once_at_the_annotations_resolution(runs):
-    evaluator, metrics, progress = runs[3]
-    assert metrics["images"] == 5
+    evaluator, scores, saved, progress = runs[3]
+    assert scores.images == 5
     assert progress == [1, 2, 3, 4, 5]
-    assert all(mask == annotation for mask, annotation in evaluator.scored)
-    assert sorted(mask for mask, _ in evaluator.scored) == sorted(SIZES * 2 * len(STAGES))
+    assert len(saved) == 5 * 2 * len(STAGES)
+    for (_, _, image_id), mask in saved.items():
+        assert mask.shape == SIZES[int(image_id[-1])]
+    # The one that fits on no canvas is reduced, the one that the network can't take enlarged.
+    assert sorted(evaluator.resized[:2]) == ["picture_3", "picture_4"]
+    pixels = sum((item["mask"] != 255).sum() for item in Source().items)
+    assert {int(matrix.sum()) for matrix in scores.matrices.values()} == {pixels}
 
 
-def test_metrics(runs):
-    metrics = runs[3][1]
-    assert metrics.keys() == {"images", "classification", "miou", "iou"}
-    for part in ("miou", "iou"):
-        assert metrics[part].keys() == {"predicted", "given"}
-        assert all(scores.keys() == set(STAGES) for scores in metrics[part].values())
-    numbers = [value for name, value in leaves(metrics).items() if name != "['images']"]
-    assert all(isinstance(value, float) and 0 <= value <= 1 for value in numbers)
-    for protocol, stages in metrics["iou"].items():
-        for stage, scores in stages.items():
-            assert list(scores) == ["background", *CLASSES]
-            assert scores["cow"] is None, "absent from the ground truth"
-            present = [scores[name] for name in ("background", "ant", "bee")]
-            assert metrics["miou"][protocol][stage] == pytest.approx(np.mean(present))
+def test_miou_is_that_of_an_independent_count(runs):
+    """Sets of pixels in NumPy, class by class, over the masks that were saved."""
+    _, scores, saved, _ = runs[3]
+    annotations = {item["id"]: item["mask"] for item in Source().items}
+    for protocol in ("predicted", "given"):
+        for stage in STAGES:
+            ious = []
+            for label in range(4):
+                hit = union = occurs = 0
+                for image_id, annotation in annotations.items():
+                    mine = (saved[protocol, stage, image_id] == label) & (annotation != 255)
+                    hit += np.sum(mine & (annotation == label))
+                    union += np.sum(mine | (annotation == label))
+                    occurs += np.sum(annotation == label)
+                if occurs:
+                    ious.append(hit / union)
+            assert scores.mean_iou()[protocol][stage] == np.mean(ious)
+            assert scores.iou()[protocol][stage]["cow"] is None, "absent from the ground truth"
 
 
-def test_scores_are_those_of_the_samples_masks(runs, samples):
-    """Counted by hand over what the report shows."""
-    for stage in STAGES:
-        hit, union = np.zeros(3), np.zeros(3)
-        for sample in samples:
-            real = sample.ground_truth != 255
-            for label in range(3):
-                mine, true = sample.predictions[stage] == label, sample.ground_truth == label
-                hit[label] += (mine & true & real).sum()
-                union[label] += ((mine | true) & real).sum()
-        assert runs[3][1]["miou"]["predicted"][stage] == pytest.approx(np.mean(hit / union), abs=1e-9)
+def test_classes_names_and_ranges(runs):
+    scores = runs[3][1]
+    for part in (scores.mean_iou(), scores.iou()):
+        assert part.keys() == {"predicted", "given"}
+        assert all(list(stages) == list(STAGES) for stages in part.values())
+    assert list(scores.iou()["given"]["cam"]) == ["background", *CLASSES]
+    assert all(0 <= value <= 1 for stages in scores.mean_iou().values() for value in stages.values())
 
 
-def test_samples_fit_their_pictures(samples):
-    assert sorted(sample.id for sample in samples) == [f"picture_{i}" for i in range(5)]
+def test_samples_fit_their_pictures(samples, runs):
     items = {item["id"]: item for item in Source().items}
+    assert [sample.id for sample in samples] == list(items)
     for sample in samples:
         item = items[sample.id]
         np.testing.assert_array_equal(sample.image, item["image"])
         np.testing.assert_array_equal(sample.ground_truth, item["mask"])
         assert sample.tags == ("ant", "bee")
-        size = item["mask"].shape
         arrays = [sample.cam, sample.pseudo_label, *sample.predictions.values()]
-        assert {array.shape for array in arrays} == {size}
-        assert sample.predictions.keys() == set(STAGES)
+        assert {array.shape for array in arrays} == {item["mask"].shape}
+        assert list(sample.predictions) == list(STAGES)
+        for stage, mask in sample.predictions.items():
+            np.testing.assert_array_equal(mask, runs[3][2]["predicted", stage, sample.id])
         assert 0 <= sample.cam.min() <= sample.cam.max() <= 1
 
 
-def test_fewer_samples_than_pictures(network, runs):
-    assert [sample.id for sample in runs[3][0].samples(network[1], Source(), 1)] == ["picture_0"]
-    assert runs[3][0].samples(network[1], Source(), 0) == []
+def test_samples_come_in_the_order_asked_for(network, runs):
+    assert [s.id for s in runs[3][0].samples(network[1], Source(), [4, 0])] == ["picture_4", "picture_0"]
+    assert runs[3][0].samples(network[1], Source(), []) == []
 
 
 def test_protocols_agree_where_the_predicted_tags_are_the_given_ones(network, runs, samples):
-    predicted = {sample.id: [name in sample.predicted_tags for name in CLASSES] for sample in samples}
-    tags = [predicted[f"picture_{i}"] for i in range(5)]
+    tags = [[name in sample.predicted_tags for name in CLASSES] for sample in samples]
     assert 0 < np.sum(tags) < 15
     assert tags != [[True, True, False]] * 5
-    metrics = runs[3][0].evaluate(network[1], Source(tags), lambda done: None)
-    assert metrics["miou"]["given"] == metrics["miou"]["predicted"] == runs[3][1]["miou"]["predicted"]
-    assert metrics["iou"]["given"] == metrics["iou"]["predicted"]
-    assert metrics["classification"] == {"f1": 1.0, "map": 1.0}
-    assert runs[3][1]["miou"]["given"] != runs[3][1]["miou"]["predicted"]
+    scores = evaluate(runs[3][0], network[1], Source(tags))
+    before = runs[3][1].mean_iou()
+    assert scores.mean_iou()["given"] == scores.mean_iou()["predicted"] == before["predicted"]
+    assert scores.classification == {"f1": 1.0, "map": 1.0}
+    assert before["given"] != before["predicted"]
 
 
 def test_class_that_is_not_given_is_not_found(network, runs):
     """Class 3 is given everywhere, the others are in the pictures."""
-    metrics = runs[3][0].evaluate(network[1], Source([[0, 0, 1]] * 5), lambda done: None)
+    scores = evaluate(runs[3][0], network[1], Source([[0, 0, 1]] * 5))
     for stage in STAGES:
-        iou = metrics["iou"]["given"][stage]
+        iou = scores.iou()["given"][stage]
         assert (iou["ant"], iou["bee"]) == (0, 0)
-    assert metrics["miou"]["predicted"] == runs[3][1]["miou"]["predicted"], "no matter of the other protocol"
+    assert scores.mean_iou()["predicted"] == runs[3][1].mean_iou()["predicted"], (
+        "no matter of the other protocol"
+    )
 
 
 def test_picture_without_given_tags_is_all_background(network, runs):
@@ -211,15 +207,14 @@ def test_picture_without_given_tags_is_all_background(network, runs):
     source.items[0]["mask"][:] = 255  # The one with a tag, which the scores need, has no pixel to score.
     background = np.sum([(item["mask"] == 0).sum() for item in source.items])
     scored = np.sum([(item["mask"] != 255).sum() for item in source.items])
-    metrics = runs[3][0].evaluate(network[1], source, lambda done: None)
+    iou = evaluate(runs[3][0], network[1], source).iou()
     for stage in STAGES:
-        assert metrics["iou"]["given"][stage]["background"] == pytest.approx(background / scored)
-        assert metrics["iou"]["predicted"][stage]["background"] < background / scored
+        assert iou["given"][stage]["background"] == pytest.approx(background / scored)
 
 
 def test_split_without_any_tag_is_a_users_error(network, runs):
     with pytest.raises(UserError, match="no image carries a tag"):
-        runs[3][0].evaluate(network[1], Source([[0, 0, 0]] * 5), lambda done: None)
+        evaluate(runs[3][0], network[1], Source([[0, 0, 0]] * 5))
 
 
 def test_split_without_annotation_is_a_users_error(network, runs):
@@ -227,22 +222,108 @@ def test_split_without_annotation_is_a_users_error(network, runs):
     for item in source.items:
         item["mask"][:] = 255
     with pytest.raises(UserError, match="no annotated pixel"):
-        runs[3][0].evaluate(network[1], source, lambda done: None)
+        evaluate(runs[3][0], network[1], source).mean_iou()
+
+
+def test_sweep_scores_every_background(network, runs):
+    evaluator = runs[3][0]
+    programs = set(evaluator.programs)
+    curves = evaluator.sweep(network[1], Source(), 5, (0.4, 0.2, 9.0), lambda done: None)
+    fixed = runs[3][1].mean_iou()
+    for protocol in ("predicted", "given"):
+        assert curves[protocol].keys() == {"cam", "affinity", "par"}
+        assert curves[protocol]["cam"][0] == fixed[protocol]["cam"], "0.4 is the configuration's"
+        assert curves[protocol]["affinity"][1] == fixed[protocol]["affinity"]
+        assert len(curves[protocol]["par"]) == 3
+        # All background: the share of the background's pixels, and 0 for the two other classes in the annotations.
+        labels = np.concatenate([item["mask"].ravel() for item in Source().items])
+        assert curves[protocol]["cam"][2] == pytest.approx(np.mean(labels[labels != 255] == 0) / 3)
+    assert evaluator.programs == programs, "no new program"
+
+
+def test_worst_and_best_images():
+    scores = Scores(("background", "ant"))
+    truth = np.array([[0, 0, 1, 1]], np.uint8)
+    for index, mask in enumerate(([0, 0, 1, 0], [0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0])):
+        scores.add("given", "cam", index, np.array([mask], np.uint8), truth)
+    scores.add("given", "cam", 4, truth, np.full_like(truth, 255))
+    worst, best = scores.worst_and_best("given", "cam", 2)
+    assert (worst, best) == ([2, 3], [1, 0])
+    # By hand: background 2 of 3, ant 1 of 2.
+    assert scores.by_image["given", "cam"][0] == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+PROGRAM = """
+import json, sys
+import jax
+from tests.evaluation import test_evaluator as t
+from benchmarks.parity.networks import random_network
+from flax import nnx
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+config = t.make_config(1, ("cam",))
+graphdef, params = nnx.split(random_network(lambda: t.build_module.build_model(config, seed=0)))
+scores = t.evaluate(t.Evaluator(config, graphdef), params, t.Source())
+matrices = {" ".join(key): matrix.tolist() for key, matrix in scores.matrices.items()}
+print(json.dumps([jax.device_count(), matrices, scores.classification]))
+"""
+
+
+def test_number_of_devices_does_not_matter(runs):
+    """Two simulated devices share the pictures."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", PROGRAM, str(jax.config.jax_compilation_cache_dir)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    devices, matrices, classification = json.loads(done.stdout)
+    assert devices == 2
+    scores = runs[1][1]
+    assert matrices == {" ".join(key): matrix.tolist() for key, matrix in scores.matrices.items()}
+    assert classification == pytest.approx(scores.classification)
+
+
+# --- Canvases ---
+
+VOC = [[384, 512], [512, 384], [512, 512]]
 
 
 @pytest.mark.parametrize(
-    ("size", "canvas"),
+    ("size", "placed"),
     [
-        ((375, 500), (384, 512)),
-        ((500, 375), (512, 384)),
-        ((500, 500), (512, 512)),
-        ((100, 110), (512, 512)),
-        ((100, 120), (384, 512)),  # nearer to 4:3 than to 1:1 as a ratio: 1.2 > sqrt(4 / 3)
-        ((116, 100), (512, 384)),  # as a difference, 1.16 would be nearer to 1
-        ((115, 100), (512, 512)),
-        ((20, 900), (384, 512)),
-        ((1, 1), (512, 512)),
+        ((375, 500), ((375, 500), (384, 512))),
+        ((500, 375), ((500, 375), (512, 384))),
+        ((384, 400), ((384, 400), (384, 512))),
+        ((385, 400), ((385, 400), (512, 512))),
+        ((10, 500), ((57, 500), (384, 512))),
+        ((1, 1), ((57, 57), (384, 512))),
+        ((3000, 4000), ((384, 512), (384, 512))),
+        ((4000, 3000), ((512, 384), (512, 384))),
+        ((600, 600), ((512, 512), (512, 512))),
+        ((2, 9000), ((57, 512), (384, 512))),
     ],
 )
-def test_nearest_canvas(size, canvas):
-    assert nearest_canvas(size, [[384, 512], [512, 384], [512, 512]]) == canvas
+def test_place(size, placed):
+    assert place(size, VOC, 57) == placed
+
+
+@pytest.mark.parametrize(("variant", "scales"), [("b1", (0.5, 1.0, 1.5)), ("mini", (1.0,)), ("b1", (2.0,))])
+def test_smallest_side_is_just_enough(variant, scales):
+    backbone = MiTConfig.variant(variant)
+    side = smallest_side(backbone, scales)
+    shortest = [min(round(s * min(1.0, *scales)) for s in (side + d,)) for d in (-1, 0)]
+    assert shortest[0] < backbone.smallest_side <= shortest[1]
+
+
+def test_pad_and_cut():
+    image = np.random.default_rng(0).integers(1, 256, (5, 7, 3)).astype(np.uint8)
+    padded = pad_picture(image, (5, 7), (8, 9))
+    np.testing.assert_array_equal(padded[:5, :7], image)
+    assert padded.sum() == image.sum()
+    assert pad_picture(image, (8, 6), (8, 9))[:, :6].all()
+    mask = np.arange(72, dtype=np.uint8).reshape(8, 9)
+    np.testing.assert_array_equal(cut_labels(mask, (5, 7), (5, 7)), mask[:5, :7])
+    # Reduced to 2 x 3 before: every pixel comes back as 2 x 2 of the same label.
+    np.testing.assert_array_equal(
+        cut_labels(mask, (2, 3), (4, 6)), np.kron(mask[:2, :3], np.ones((2, 2), np.uint8))
+    )

@@ -1,5 +1,7 @@
 """The stages of inference: the random walk by hand, and prediction against its parts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,35 @@ import pytest
 from flax import nnx
 
 from benchmarks.parity.networks import SMALL_BACKBONE
-from rml_jax.evaluation.stages import StagesConfig, affinity_mask, make_predict
+from rml_jax.evaluation.stages import (
+    StagesConfig,
+    before_crf,
+    make_crf,
+    make_network,
+    make_pictures,
+    make_refine,
+    parse_stage,
+    with_background,
+)
 from rml_jax.models import RML, RMLConfig
-from rml_jax.ops.pseudo_label import PseudoLabelConfig
+from rml_jax.ops.cam import cam_to_labels, multi_scale_cam
+from rml_jax.ops.crf import dense_crf
+from rml_jax.ops.normalize import normalize
+from rml_jax.ops.padded import inside
+from rml_jax.ops.par import par
+from rml_jax.ops.pseudo_label import PseudoLabelConfig, tagged_slots
 
 SIZE, STRIDE = (16, 24), 4
 GRID = (4, 6)
+CONFIG = StagesConfig(
+    stages=("cam", "affinity", "par", "affinity+crf"),
+    scales=(1.0, 1.5),
+    flip=True,
+    stride=STRIDE,
+    radius=2,
+    pseudo_label=PseudoLabelConfig(high=0.4, low=0.2, slots=3, dilations=(1, 2), iterations=2),
+    crf="afa",
+)
 
 
 def uniform(cells=24, batch=1):
@@ -34,14 +59,23 @@ def halves(left, right):
 
 
 def mask_of(cams, affinity, classes, background=0.35, radius=0):
-    return np.asarray(affinity_mask(jnp.asarray(cams), affinity, classes, background, STRIDE, radius))
+    """Stage `affinity` of pictures that fill the canvas."""
+    config = dataclasses.replace(CONFIG, stages=("affinity",), radius=radius)
+    batch, size = len(cams), cams.shape[1:3]
+    maps = {"cams": jnp.asarray(cams), "affinity": affinity}
+    slots = np.tile(np.arange(cams.shape[-1]), (batch, 1)), classes
+    sizes = np.tile(np.array(size, np.int32), (batch, 1))
+    images = np.zeros((*cams.shape[:3], 3), np.uint8)
+    return np.asarray(
+        make_refine(config)(maps, images, sizes, *slots, {"affinity": background})["masks"]["affinity"]
+    )
 
 
 def test_radius_0_keeps_the_best_class_of_every_cell():
     mask = mask_of(halves(0.9, 0.8), uniform(), allow(0, 1))
     assert (mask[:, :, :12] == 1).all()
     assert (mask[:, :, 12:] == 2).all()
-    assert mask.dtype == np.int32
+    assert mask.dtype == np.uint8
 
 
 def test_background_wins_where_the_scores_are_lower():
@@ -113,63 +147,148 @@ def test_picture_that_is_no_multiple_of_the_stride():
     assert (mask[1] == 0).all()
 
 
-# --- Prediction ---
+# --- Names ---
 
-CONFIG = StagesConfig(
-    stages=("cam", "affinity", "par"),
-    background={"cam": 0.6, "affinity": 0.2, "par": 0.3},
-    scales=(1.0, 1.5),
-    flip=True,
-    stride=STRIDE,
-    radius=2,
-    pseudo_label=PseudoLabelConfig(high=0.4, low=0.2, slots=3, dilations=(1, 2), iterations=2),
+
+@pytest.mark.parametrize(
+    ("name", "refiners", "soft"),
+    [
+        ("cam", (), "cam"),
+        ("crf", ("crf",), "cam"),
+        ("cam+crf", ("crf",), "cam"),
+        ("cam+par", ("par",), "par"),
+        ("affinity+crf", ("affinity", "crf"), "affinity"),
+        ("affinity+par+crf", ("affinity", "par", "crf"), "affinity+par"),
+    ],
 )
+def test_names(name, refiners, soft):
+    assert parse_stage(name) == refiners
+    assert before_crf(name) == soft
+
+
+@pytest.mark.parametrize("name", ["", "par+affinity", "crf+crf", "par+cam", "CRF", "affinity crf", "cam+"])
+def test_what_is_no_stage(name):
+    with pytest.raises(ValueError, match="is no stage: expected cam, or some of affinity, par, crf"):
+        parse_stage(name)
+
+
+# --- Prediction: padded pictures of three sizes, and each picture alone ---
+
+SIZES = np.array([[16, 24], [9, 24], [13, 18]], np.int32)
 TAGS = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]], np.float32)
+BACKGROUNDS = {"cam": 0.6, "affinity": 0.2, "par": 0.3}
 
 
 @pytest.fixture(scope="module")
-def prediction(build):
-    graph, params = nnx.split(build(lambda: RML(RMLConfig(SMALL_BACKBONE, num_classes=3), rngs=nnx.Rngs(0))))
-    images = np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3)).astype(np.uint8)
-    return jax.tree.map(np.asarray, jax.jit(make_predict(graph, CONFIG))(params, images, TAGS))
+def network(build):
+    return nnx.split(build(lambda: RML(RMLConfig(SMALL_BACKBONE, num_classes=3), rngs=nnx.Rngs(0))))
 
 
-def test_prediction_has_every_stage_of_both_protocols(prediction):
-    assert prediction["masks"].keys() == {"predicted", "given"}
-    for masks in prediction["masks"].values():
-        assert masks.keys() == {"cam", "affinity", "par"}
-        assert {(mask.shape, str(mask.dtype)) for mask in masks.values()} == {((3, *SIZE), "uint8")}
-    assert prediction["cam"].shape == (3, *SIZE)
-    assert prediction["cam"].min() >= 0
-    assert prediction["cam"].max() <= 1
-    assert prediction["pseudo_label"].shape == (3, *SIZE)
-    assert ((prediction["probabilities"] > 0) & (prediction["probabilities"] < 1)).all()
+@pytest.fixture(scope="module")
+def images():
+    """Canvases with rubbish beyond the pictures."""
+    return np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def programs(network):
+    graph, params = network
+    run, refine = jax.jit(make_network(graph, CONFIG)), jax.jit(make_refine(CONFIG))
+    crf = jax.jit(make_crf(CONFIG))
+
+    def predict(images, sizes, tags):
+        maps = run(params, images, sizes)
+        slots = tagged_slots(tags, 3)
+        soft = refine(maps, images, sizes, *slots, BACKGROUNDS)
+        masks = dict(soft["masks"])
+        masks["affinity+crf"] = crf(images, sizes, slots[0], soft["probabilities"]["affinity"])
+        return jax.device_get((maps, masks, soft["probabilities"]))
+
+    return predict
+
+
+@pytest.fixture(scope="module")
+def prediction(programs, images):
+    return programs(images, SIZES, TAGS)
+
+
+def cut(maps, number):
+    height, width = SIZES[number]
+    return maps[number, :height, :width]
+
+
+def test_what_lies_beyond_the_pictures_changes_not_one_bit(programs, images, prediction):
+    black = images * np.asarray(inside(SIZES, SIZE))[..., None]
+    assert (black != images).any()
+    maps, masks, _ = programs(black.astype(np.uint8), SIZES, TAGS)
+    for number in range(3):
+        np.testing.assert_array_equal(maps["probabilities"][number], prediction[0]["probabilities"][number])
+        np.testing.assert_array_equal(cut(maps["cams"], number), cut(prediction[0]["cams"], number))
+        for stage, mask in masks.items():
+            np.testing.assert_array_equal(cut(mask, number), cut(prediction[1][stage], number), err_msg=stage)
+
+
+def test_padding_changes_no_prediction(programs, images, prediction):
+    """A padded picture gives what it gives alone on a canvas of its own size."""
+    number = 2
+    sizes, tags = SIZES[number : number + 1], TAGS[number : number + 1]
+    maps, masks, _ = programs(cut(images, number)[None], sizes, tags)
+    np.testing.assert_allclose(maps["probabilities"][0], prediction[0]["probabilities"][number], atol=1e-5)
+    np.testing.assert_allclose(maps["cams"][0], cut(prediction[0]["cams"], number), atol=2e-5)
+    for stage, mask in masks.items():
+        np.testing.assert_array_equal(mask[0], cut(prediction[1][stage], number), err_msg=stage)
+
+
+def test_cams_are_those_of_the_operator(network, images, prediction):
+    model = nnx.merge(*network)
+    picture = jnp.asarray(images[:1])
+    expected = multi_scale_cam(
+        nnx.jit(type(model).classify).__get__(model),
+        normalize(picture),
+        scales=(1.0, 1.5),
+        flip=True,
+        stride=STRIDE,
+    )
+    np.testing.assert_allclose(prediction[0]["cams"][:1], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("stage", CONFIG.stages)
-def test_masks_hold_only_what_the_protocol_allows(prediction, stage):
-    allowed = {"given": TAGS > 0, "predicted": prediction["probabilities"] > 0.5}
-    assert (allowed["given"] != allowed["predicted"]).any(), "the test needs protocols that differ"
-    seen = {}
-    for protocol, tags in allowed.items():
-        masks = prediction["masks"][protocol][stage]
-        for mask, classes in zip(masks, tags, strict=True):
-            assert set(np.unique(mask)) <= {0, *(1 + np.flatnonzero(classes)).tolist()}
-        seen[protocol] = set(np.unique(masks)) - {0}
-    assert (prediction["masks"]["given"][stage][1] == 0).all(), "no tags, no foreground"
-    assert seen["given"], "some foreground"
-
-
-def test_pseudo_labels_and_cam_follow_the_given_tags(prediction):
-    for labels, tags in zip(prediction["pseudo_label"], TAGS, strict=True):
-        assert set(np.unique(labels)) <= {0, 255, *(1 + np.flatnonzero(tags)).tolist()}
-    assert (prediction["cam"][1] == 0).all()
-    assert (prediction["pseudo_label"][1] == 0).all()
-    assert prediction["cam"][0].max() == pytest.approx(1, abs=1e-2)
+def test_masks_hold_only_what_is_allowed(prediction, stage):
+    masks = prediction[1][stage]
+    assert masks.dtype == np.uint8
+    for number, tags in enumerate(TAGS):
+        assert set(np.unique(cut(masks, number))) <= {0, *(1 + np.flatnonzero(tags)).tolist()}
+    assert not cut(masks, 1).any(), "no tags, no foreground"
+    assert cut(masks, 0).any(), "some foreground"
 
 
 def test_cam_mask_is_the_cam_above_the_background(prediction):
-    """With the given tags, what is foreground follows from the strongest tagged map alone."""
-    foreground = prediction["masks"]["given"]["cam"] > 0
-    np.testing.assert_array_equal(foreground, prediction["cam"] > 0.6)
-    assert 0.05 < foreground[0].mean() < 0.95
+    expected = np.asarray(cam_to_labels(jnp.asarray(prediction[0]["cams"]), TAGS, BACKGROUNDS["cam"]))
+    for number in range(3):
+        np.testing.assert_array_equal(cut(prediction[1]["cam"], number), cut(expected, number))
+
+
+def test_par_mask_is_par_on_the_softmax(images, prediction):
+    cams = jnp.asarray(prediction[0]["cams"][:1])
+    soft = with_background(cams, TAGS[:1] > 0, BACKGROUNDS["par"])
+    refined = par(images[:1].astype(np.float32), soft, dilations=(1, 2), iterations=2)
+    np.testing.assert_array_equal(prediction[1]["par"][:1], refined.argmax(axis=-1))
+
+
+def test_crf_is_that_of_the_picture_alone(images, prediction):
+    """The operator for one picture on the probabilities of the stage before it."""
+    stage = "affinity+crf"
+    soft = cut(prediction[2][before_crf(stage)], 0)
+    marginals = dense_crf(cut(images, 0), soft / soft.sum(axis=-1, keepdims=True), "afa")
+    classes = np.array([0, *(1 + np.asarray(tagged_slots(TAGS, 3)[0][0]))])
+    np.testing.assert_array_equal(cut(prediction[1][stage], 0), classes[marginals.argmax(axis=-1)])
+
+
+def test_pictures_follow_the_given_tags(images, prediction):
+    pictures = jax.jit(make_pictures(CONFIG))(prediction[0]["cams"], images, SIZES, TAGS)
+    for number, tags in enumerate(TAGS):
+        labels = np.asarray(pictures["pseudo_label"][number])
+        assert set(np.unique(labels)) <= {0, 255, *(1 + np.flatnonzero(tags)).tolist()}
+        assert (labels[~np.asarray(inside(SIZES, SIZE))[number]] == 255).all(), "nothing is known beyond"
+    assert not np.asarray(pictures["cam"])[1].any()
+    assert np.asarray(pictures["cam"])[0].max() == pytest.approx(1, abs=1e-2)

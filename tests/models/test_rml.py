@@ -15,6 +15,7 @@ import rml_jax
 from benchmarks.parity import references
 from rml_jax.models import RML, MiTConfig, RMLConfig
 from rml_jax.ops import multi_scale_cam
+from rml_jax.ops.padded import inside
 
 BACKBONE = MiTConfig(
     channels=(4, 8, 12, 16),
@@ -128,6 +129,34 @@ def test_images_of_a_batch_do_not_mix(model, images, results):
     swapped = everything(model, images[::-1])[0]
     for ours, theirs in zip(swapped, results[0], strict=True):
         np.testing.assert_allclose(ours[::-1], theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_padding_changes_no_picture(build, pooling):
+    """Two sizes on one canvas give what each gives alone, whatever lies beyond them: not one bit depends on that."""
+    config = dataclasses.replace(CONFIG, pooling=pooling)
+    model = build(lambda: RML(config, rngs=nnx.Rngs(0)))
+    run = nnx.jit(lambda model, images, sizes=None: model(images, sizes=sizes))
+    sizes, rng = np.array([[16, 24], [13, 29]], np.int32), np.random.default_rng(3)
+    pictures = [rng.normal(size=(1, *size, 3)).astype(np.float32) for size in sizes]
+    results = []
+    for beyond in (0.0, 1e3):
+        canvas = beyond * rng.normal(size=(2, 20, 33, 3)).astype(np.float32)
+        for picture, place in zip(pictures, canvas, strict=True):
+            place[: picture.shape[1], : picture.shape[2]] = picture[0]
+        results.append(run(model, canvas, sizes))
+    for number, picture in enumerate(pictures):
+        alone = run(model, picture)
+        height, width = alone.cam_logits.shape[1:3]
+        corner = np.flatnonzero(inside(np.array([[height, width]]), results[0].cam_logits.shape[1:3]))
+        pairs = corner[:, None], corner[None, :]
+        padded = [
+            (r.logits[number], r.cam_logits[number, :height, :width], r.affinity_logits[number][pairs])
+            for r in results
+        ]
+        jax.tree.map(np.testing.assert_array_equal, *padded)
+        expected = (alone.logits[0], alone.cam_logits[0], alone.affinity_logits[0])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5), padded[0], expected)
 
 
 def symmetric(model):

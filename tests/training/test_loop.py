@@ -85,13 +85,14 @@ def test_evaluation_scores_the_last_checkpoint(finished):
         3,
         4,
     )
-    stages = {"cam", "affinity", "par"}
+    stages = {"cam", "affinity", "par", "crf"}
     assert {p: set(scores) for p, scores in metrics["miou"].items()} == {"predicted": stages, "given": stages}
     values = [score for scores in metrics["miou"].values() for score in scores.values()]
     assert all(0 <= value <= 1 for value in values)
     assert set(metrics["iou"]["given"]["par"]) == {"background", *map(str, range(10))}
     assert "mIoU predicted tags" in score_table(metrics)
-    assert page.read_text().count("<section>") == 2
+    # The first two, the worst two and the best two.
+    assert page.read_text().count("<section>") == 6
 
 
 def test_run_starts_from_weights(finished, tmp_path):

@@ -1,0 +1,85 @@
+"""Pictures of any size on a handful of canvases: one compiled program each."""
+
+import numpy as np
+from PIL import Image
+
+
+def place(size, canvases, smallest):
+    """Where a picture is evaluated.
+
+    Pictures keep their size and are padded. Only one that fits on no canvas is reduced to fit, and sides shorter
+    than the network can take are lengthened.
+
+    Args:
+      size: (height, width) of the picture.
+      canvases: (height, width) of each canvas, no side below `smallest`.
+      smallest: least side that the network takes.
+
+    Returns:
+      size: (height, width) to evaluate at, mostly the picture's own.
+      canvas: the smallest of the canvases that holds it.
+    """
+    size = tuple(max(side, smallest) for side in size)
+
+    def factor(canvas):
+        return min(1.0, canvas[0] / size[0], canvas[1] / size[1])
+
+    best = max(factor(canvas) for canvas in canvases)
+    if best < 1:
+        size = tuple(max(smallest, int(side * best + 1e-6)) for side in size)
+    fitting = [tuple(c) for c in canvases if size[0] <= c[0] and size[1] <= c[1]]
+    return size, min(fitting, key=lambda canvas: canvas[0] * canvas[1])
+
+
+def pad_picture(image, size, canvas):
+    """A picture in the top left corner of a canvas.
+
+    Args:
+      image: uint8 [h, w, 3].
+      size: (height, width) it is resized to where that differs, bilinear with antialiasing.
+      canvas: (height, width).
+
+    Returns:
+      uint8 [height, width, 3], 0 around the picture.
+    """
+    if image.shape[:2] != size:
+        image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    result = np.zeros((*canvas, 3), np.uint8)
+    result[: size[0], : size[1]] = image
+    return result
+
+
+def cut_labels(mask, size, wanted):
+    """The mask of a picture: cut out of its canvas, and resized if the picture was, nearest neighbour.
+
+    Args:
+      mask: uint8 [H, W] on the canvas.
+      size: (height, width) that the picture was evaluated at.
+      wanted: (height, width) of the picture.
+
+    Returns:
+      uint8 of size `wanted`.
+    """
+    mask = mask[: size[0], : size[1]]
+    if mask.shape == tuple(wanted):
+        return mask
+    return np.asarray(Image.fromarray(mask).resize(wanted[::-1], Image.Resampling.NEAREST))
+
+
+def smallest_side(backbone, scales):
+    """Least side of a picture that leaves every pass of the multi-scale CAM large enough for the network.
+
+    Args:
+      backbone: MiTConfig.
+      scales: factors on the picture's size.
+
+    Returns:
+      int, in pixels.
+    """
+    return next(
+        side
+        for side in range(1, 10**6)
+        if all(
+            max(backbone.stride, round(side * scale)) >= backbone.smallest_side for scale in (1.0, *scales)
+        )
+    )

@@ -1,0 +1,69 @@
+"""Figures of an evaluation, by matplotlib, as the bytes of PNG files."""
+
+import io
+
+import numpy as np
+from matplotlib.figure import Figure
+
+# Sizes are in inches at this many pixels each.
+_DPI = 100
+
+
+def confusion_picture(matrix, names, title):
+    """A confusion matrix, each row in percent of the annotated class.
+
+    Args:
+      matrix: integers [K, K], rows the annotated class, columns the predicted one.
+      names: the K class names.
+      title: what it is of.
+
+    Returns:
+      bytes of a PNG. Numbers stand in the cells up to 25 classes.
+    """
+    share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.42 * min(len(names), 40)
+    figure = Figure(figsize=(side + 1, side), layout="constrained", dpi=_DPI)
+    axes = figure.add_subplot()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    size = 9 if len(names) <= 40 else 5
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+    axes.set(xlabel="predicted", ylabel="annotated", title=title)
+    figure.colorbar(image, label="% of the annotated pixels of the class", shrink=0.7)
+    if len(names) <= 25:
+        for row, column in np.ndindex(share.shape):
+            value = share[row, column]
+            colour = "white" if value > 50 else "black"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    return _png(figure)
+
+
+def sweep_picture(sweep):
+    """mIoU over the background score.
+
+    Args:
+      sweep: dict with `split`, `images`, `grid` and `miou`, protocol -> stage -> list of mIoU.
+
+    Returns:
+      bytes of a PNG, one panel per protocol.
+    """
+    figure = Figure(figsize=(5 * len(sweep["miou"]), 3.6), layout="constrained", dpi=_DPI)
+    panels = np.atleast_1d(figure.subplots(1, len(sweep["miou"]), sharey=True))
+    for axes, (protocol, stages) in zip(panels, sweep["miou"].items(), strict=True):
+        for stage, scores in stages.items():
+            (line,) = axes.plot(sweep["grid"], 100 * np.array(scores), label=stage)
+            best = int(np.argmax(scores))
+            axes.plot(sweep["grid"][best], 100 * scores[best], "o", color=line.get_color())
+        axes.set(
+            xlabel="background score", title=f"{protocol} tags, {sweep['split']}, {sweep['images']} images"
+        )
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("mIoU, %")
+    panels[0].legend()
+    return _png(figure)
+
+
+def _png(figure):
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
