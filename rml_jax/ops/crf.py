@@ -20,7 +20,8 @@ CLIP = 1e-5
 _ABSENT_UNARY = 100.0
 _CANVAS_STEP = 64
 _TABLE_CELLS = 2**25  # 128 MiB of int32
-_CAPACITIES_PER_PIXEL = (0.25, 0.5, 1, 2)
+_CAPACITIES_PER_PIXEL = (0.3, 0.7, 1.5)
+_LEAST_CAPACITY = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,8 @@ def dense_crf_padded(image, probs, height, width, settings="afa"):
     settings = _named(settings)
     inside = _inside(image.shape, height, width).reshape(-1)
     unary = _unary(probs.reshape(inside.size, -1), inside)
+    if unary.shape[1] == 1:
+        return inside.astype(jnp.float32).reshape(probs.shape)
     pixels = jnp.arange(inside.size, dtype=jnp.int32)
     x = (np.arange(image.shape[1]), pixels % image.shape[1])
     y = (np.arange(image.shape[0]), pixels // image.shape[1])
@@ -135,14 +138,22 @@ def dense_crf_padded(image, probs, height, width, settings="afa"):
     def infer(capacity):
         bilateral_kernel = _kernel(_lattice(grid, points, capacity), settings.bilateral_weight, inside)
 
+        def messages(q):
+            return spatial_kernel(q) + bilateral_kernel(q)
+
+        # Marginals sum to 1, so one class's message is what the others leave of the message of all ones.
+        total = messages(jnp.ones((inside.size, 1), jnp.float32))
+
         def iterate(_, q):
-            return jax.nn.softmax(spatial_kernel(q) + bilateral_kernel(q) - unary, axis=-1)
+            rest = messages(q[:, 1:])
+            first = total - rest.sum(axis=1, keepdims=True)
+            return jax.nn.softmax(jnp.concatenate([first, rest], axis=1) - unary, axis=-1)
 
         return jax.lax.fori_loop(0, settings.iterations, iterate, jax.nn.softmax(-unary, axis=-1))
 
     # The last capacity holds any picture. A photograph of VOC has 0.1 to 1.5 vertices a pixel.
     capacities = [int(share * inside.size) for share in _CAPACITIES_PER_PIXEL]
-    capacities = [c for c in capacities if c < grid.most_vertices] + [grid.most_vertices]
+    capacities = [c for c in capacities if _LEAST_CAPACITY <= c < grid.most_vertices] + [grid.most_vertices]
     branch = jnp.searchsorted(np.array(capacities), points.count)
     q = jax.lax.switch(branch, [functools.partial(infer, capacity) for capacity in capacities])
     return jnp.where(inside[:, None], q, 0).reshape(probs.shape)
