@@ -9,7 +9,18 @@ import sys
 
 import numpy as np
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow", "torch", "transformers")
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "grain",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "torch",
+    "transformers",
+)
 
 
 def environment():

@@ -13,8 +13,8 @@ import re
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image
 
+from rml_jax.data.images import check_same_size, presence, read_image, read_mask
 from rml_jax.errors import UserError
 from rml_jax.labels import IGNORE
 
@@ -66,6 +66,7 @@ class VocFolder:
         split_file = Path(root, SPLIT_FOLDER, f"{split}.txt")
         self._ids = read_split(split_file)
         self._tags = read_tags(tags_file, self.class_names) if tags_file else {}
+        self._presence = {}  # by id, from masks that were decoded before: no pixel is wanted twice
         if tags_file and not with_masks and self._tags.keys().isdisjoint(self._ids):
             raise UserError(f"{tags_file}: found tags for none of the images in {split_file}")
         self._check_files(split_file, tags_file)
@@ -76,11 +77,13 @@ class VocFolder:
     def __getitem__(self, index):
         image_id = self._ids[index]
         item = {"id": image_id, "image": read_image(self._image_path(image_id))}
-        if self.with_masks or image_id not in self._tags:
-            mask = self._mask_for(image_id, item["image"])
-            item["tags"] = presence(mask, len(self.class_names))
-            if self.with_masks:
-                item["mask"] = mask
+        if self.with_masks:
+            item["mask"] = self._mask_for(image_id, item["image"])
+        if image_id not in self._tags:
+            if image_id not in self._presence:
+                mask = item["mask"] if self.with_masks else self._mask_for(image_id, item["image"])
+                self._presence[image_id] = presence(mask, len(self.class_names))
+            item["tags"] = self._presence[image_id].copy()
         if image_id in self._tags:
             item["tags"] = np.zeros(len(self.class_names), np.float32)
             item["tags"][list(self._tags[image_id])] = 1.0
@@ -95,9 +98,7 @@ class VocFolder:
     def _mask_for(self, image_id, image):
         path = self._mask_path(image_id)
         mask = read_mask(path, self.mask_values)
-        if mask.shape != image.shape[:2]:
-            found, expected = (f"{width}x{height}" for height, width in (mask.shape, image.shape[:2]))
-            raise UserError(f"{path}: found a mask of {found} pixels, expected {expected} like its image")
+        check_same_size(mask, image, path)
         return mask
 
     def _check_files(self, split_file, tags_file):
@@ -180,62 +181,6 @@ def read_tags(path, class_names):
     return tags
 
 
-def read_image(path):
-    """A picture file as uint8 [H, W, 3], RGB in 0..255, pixels as stored.
-
-    An EXIF orientation is not applied: the masks that belong to the images were drawn on the pixels as
-    stored.
-
-    Raises:
-      UserError: if the file is missing, truncated or no picture.
-    """
-    return np.array(_load(path).convert("RGB"))
-
-
-def read_mask(path, mask_values):
-    """A mask file with classes renumbered 1..C.
-
-    Args:
-      path: a palette or grey picture whose pixel values are class numbers.
-      mask_values: the number of each of the C classes in the file, 1..254.
-
-    Returns:
-      uint8 [H, W]: 0 background, 1..C in the order of `mask_values`, 255 ignore.
-
-    Raises:
-      UserError: if the file is missing or can't be decoded, holds colours instead of class numbers, or has a
-        value that is neither 0 nor 255 nor one of `mask_values`.
-    """
-    picture = _load(path)
-    if picture.mode not in ("P", "L"):
-        raise UserError(
-            f"{path}: found picture mode {picture.mode}, expected P (palette) or L (grey) with class numbers"
-        )
-    stored = np.array(picture)
-    known = {0, *mask_values, IGNORE}
-    unknown = set(np.flatnonzero(np.bincount(stored.ravel())).tolist()) - known
-    if unknown:
-        raise UserError(f"{path}: found mask value {min(unknown)}, expected one of {sorted(known)}")
-    renumber = np.zeros(256, np.uint8)
-    renumber[list(mask_values)] = np.arange(1, len(mask_values) + 1)
-    renumber[IGNORE] = IGNORE
-    return renumber[stored]
-
-
-def presence(mask, num_classes):
-    """Which classes occur in a mask.
-
-    Args:
-      mask: uint8 [H, W], 0 background, 1..C classes, 255 ignore.
-      num_classes: C.
-
-    Returns:
-      float32 [C], 1 for each class with at least one pixel, else 0.
-    """
-    counts = np.bincount(mask.ravel(), minlength=num_classes + 1)
-    return (counts[1 : num_classes + 1] > 0).astype(np.float32)
-
-
 def _check_classes(class_names, mask_values):
     if not class_names or len(set(class_names)) != len(class_names):
         raise UserError(f"class_names is {class_names}: expected at least one name and each only once")
@@ -277,14 +222,3 @@ def _parse_tags(cell, class_names, where):
     if unknown:
         raise UserError(f"{where}: found tag {min(unknown)!r}, expected one of {', '.join(class_names)}")
     return tuple(number for number, name in enumerate(class_names) if name in tags)
-
-
-def _load(path):
-    """The decoded picture. Decoding here, not on first use, so that a truncated file fails with its name."""
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    # Pillow has no common exception: SyntaxError and ValueError come from broken headers.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: {error}, expected a whole JPEG or PNG picture") from error
-    return picture

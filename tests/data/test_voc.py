@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rml_jax.data.voc import VocFolder, presence, read_mask, read_split, read_tags
+from rml_jax.data.images import presence, read_mask
+from rml_jax.data.voc import VocFolder, read_split, read_tags
 from rml_jax.errors import UserError
 
 CLASS_NAMES = ("cat", "dog")
