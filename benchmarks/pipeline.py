@@ -25,7 +25,8 @@ from benchmarks import measure
 from rml_jax.data.augment import augment, rescaled_size
 from rml_jax.data.images import decode_image
 from rml_jax.data.pipeline import train_batches
-from rml_jax.data.voc import VocFolder, read_split
+from rml_jax.data.tags import read_list
+from rml_jax.data.voc import VocFolder
 
 CROP, SCALE = 320, (0.5, 2.0)
 PHOTOS, SIZE = 64, (500, 375)
@@ -48,7 +49,7 @@ def main(argv):
 
 def run(chosen, root):
     """The record: environment, photographs, seconds of the parts, images a second, demand."""
-    paths = [root / "JPEGImages" / f"{name}.jpg" for name in read_split(_split_file(root, chosen.split))]
+    paths = [root / "JPEGImages" / f"{name}.jpg" for name in read_list(_split_file(root, chosen.split))]
     paths = paths[:PHOTOS]
     files = [path.read_bytes() for path in paths]
     result = {"environment": measure.environment(), "settings": {**vars(chosen), "json": None}}

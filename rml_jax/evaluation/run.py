@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from rml_jax import build
 from rml_jax.config import check_config
-from rml_jax.data.sources import make_source
+from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.errors import UserError
 from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.models.pretrained import load_weights
@@ -31,6 +31,7 @@ def evaluate_run(config, workdir, split, weights=""):
     Raises:
       UserError: if the configuration, the data, the work directory or the weights are not as expected.
     """
+    config = with_class_names(config)
     check_config(config)
     source = make_source(config.data, split, with_masks=True)
     graphdef, abstract = build.build_graph(config)
