@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from rml_jax.data.coco_classes import CLASS_NAMES as COCO_NAMES
 from rml_jax.data.digits import CLASS_NAMES
 from rml_jax.data.sources import SOURCES
 from rml_jax.errors import UserError
@@ -31,8 +32,8 @@ def default_config():
 
     config.data = data = ConfigDict()
     data.name = ""  # what scores and reports call the data set
-    data.source = ""  # "digits", "voc" (VOC's folder layout) or "folder" (one's own photographs)
-    data.root = ""  # folder in VOC layout, or of photographs
+    data.source = ""  # "digits", "voc" (VOC's folder layout), "coco" (COCO's) or "folder" (own photographs)
+    data.root = ""  # folder in VOC's or COCO's layout, or of photographs
     data.tags = (
         ""  # CSV or JSON Lines with image,tags; "": voc: classes in the masks; folder: names of sub-folders
     )
@@ -318,6 +319,8 @@ def _check_class_names(config):
         _check(config, key, lambda names: names == CLASS_NAMES, f"{CLASS_NAMES}, the classes of digits")
     if config.data.source == "folder" and config.data.class_names == ():
         return  # `with_class_names` takes them from the tags.
+    if config.data.source == "coco":
+        _check(config, key, lambda names: names == COCO_NAMES, "the 80 classes of rml_jax.data.coco_classes")
     _check(
         config,
         key,

@@ -2,6 +2,7 @@
 
 import sys
 
+from rml_jax.data.coco import CocoFolder
 from rml_jax.data.digits import DigitScenes
 from rml_jax.data.folder import PhotoFolder, folder_classes
 from rml_jax.data.voc import IMAGE_FOLDER, VocFolder
@@ -12,10 +13,10 @@ def make_source(data_config, split, *, with_masks):
     """The random-access source of one split.
 
     Args:
-      data_config: the `data` part of a config (any object with these attributes): `source`, "digits", "voc" or
-        "folder"; `skip_bad`; for "voc" `root`, `tags` (tag file or ""), `class_names` and `mask_values`; for
-        "folder" these and `masks`, `val_list`, `val_fraction` and `seed`; for "digits" `train_split`, `num_train`,
-        `num_val`, `seed` and `scene` (keyword arguments of `DigitScenes`).
+      data_config: the `data` part of a config (any object with these attributes): `source`, "digits", "voc", "coco"
+        or "folder"; `skip_bad`; for "coco" `root`; for "voc" `root`, `tags` (tag file or ""), `class_names` and
+        `mask_values`; for "folder" these and `masks`, `val_list`, `val_fraction` and `seed`; for "digits"
+        `train_split`, `num_train`, `num_val`, `seed` and `scene` (keyword arguments of `DigitScenes`).
       split: name of the split, usually `data_config.train_split` or `data_config.val_split`.
       with_masks: whether items carry `mask`; for evaluation only.
 
@@ -101,6 +102,14 @@ def _make_voc(data_config, split, with_masks):
     )
 
 
+def _make_coco(data_config, split, with_masks):
+    if not data_config.root:
+        raise UserError(
+            "config.data.root is empty: expected the folder that holds annotations/ and train2014/"
+        )
+    return CocoFolder(data_config.root, split, with_masks)
+
+
 def _make_folder(data_config, split, with_masks):
     splits = (data_config.train_split, data_config.val_split)
     if split not in splits:
@@ -119,4 +128,4 @@ def _make_folder(data_config, split, with_masks):
     )
 
 
-SOURCES = {"digits": _make_digits, "voc": _make_voc, "folder": _make_folder}
+SOURCES = {"digits": _make_digits, "voc": _make_voc, "coco": _make_coco, "folder": _make_folder}

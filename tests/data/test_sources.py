@@ -57,7 +57,7 @@ def test_voc_with_a_tag_file(make_voc_folder, tmp_path):
 
 def test_unknown_source():
     with pytest.raises(
-        UserError, match=r"config\.data\.source is 'cityscapes': expected one of digits, voc, folder"
+        UserError, match=r"config\.data\.source is 'cityscapes': expected one of digits, voc, coco, folder"
     ):
         make_source(data_config(source="cityscapes"), "train", with_masks=False)
 
