@@ -18,6 +18,7 @@ _PACKAGES = (
     "numpy",
     "pillow",
     "pydensecrf2",
+    "simplejpeg",
     "torch",
     "transformers",
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from rml_jax.data.coco_classes import CLASS_NAMES as COCO_NAMES
 from rml_jax.data.digits import CLASS_NAMES
 from rml_jax.data.sources import SOURCES
 from rml_jax.errors import UserError
@@ -32,16 +33,24 @@ def default_config():
 
     config.data = data = ConfigDict()
     data.name = ""  # what scores and reports call the data set
-    data.source = ""  # "digits" or "voc"
-    data.root = ""  # folder in VOC layout
-    data.tags = ""  # CSV file with columns image,tags; "" takes tags from which classes a mask contains
-    data.class_names = ()  # C foreground classes
-    data.mask_values = ()  # the number each class has in the mask files
+    data.source = ""  # "digits", "voc" (VOC's folder layout), "coco" (COCO's) or "folder" (own photographs)
+    data.root = ""  # folder in VOC's or COCO's layout, or of photographs
+    data.tags = (
+        ""  # CSV or JSON Lines with image,tags; "": voc: classes in the masks; folder: names of sub-folders
+    )
+    data.masks = ""  # folder of masks, for scoring; folder only
+    data.class_names = ()  # C foreground classes; folder: () takes them from the tags
+    data.mask_values = ()  # the number each class has in the mask files; folder: () means 1..C
+    data.val_list = ""  # text file that names the validation images; folder only
+    data.val_fraction = (
+        0.1  # share of the images drawn for validation where there is no val_list; folder only
+    )
+    data.skip_bad = False  # whether training leaves out files that can't be read, with a count, or stops
     data.train_split = "train"
     data.val_split = "val"
     data.num_train = 0  # scenes; digits only
     data.num_val = 0
-    data.seed = 0  # of the scenes; digits only
+    data.seed = 0  # of digits' scenes; of the draw of a folder's validation images
     data.scene = scene = ConfigDict()  # digits only, see DigitScenes
     scene.size = 64
     scene.digits = (1, 2)
@@ -192,6 +201,7 @@ def check_config(config):
     _check(config, "data.scene.digit_size", _is_int_range, "(least, greatest) with 1 <= least <= greatest")
     _check(config, "augment.scale", _is_range, "(low, high) with 0 < low <= high")
     _check(config, "affine.scale", _is_range, "(low, high) with 0 < low <= high")
+    _check(config, "data.val_fraction", lambda value: 0 <= value < 1, "a share below 1")
     _check(config, "affine.flip", lambda value: 0 <= value <= 1, "a probability")
     _check(config, "model.drop_path", lambda value: 0 <= value < 1, "a probability below 1")
     _check(
@@ -342,6 +352,10 @@ def _check_class_names(config):
     key = "data.class_names"
     if config.data.source == "digits":
         _check(config, key, lambda names: names == CLASS_NAMES, f"{CLASS_NAMES}, the classes of digits")
+    if config.data.source == "folder" and config.data.class_names == ():
+        return  # `with_class_names` takes them from the tags.
+    if config.data.source == "coco":
+        _check(config, key, lambda names: names == COCO_NAMES, "the 80 classes of rml_jax.data.coco_classes")
     _check(
         config,
         key,

@@ -8,23 +8,17 @@ VOC's own `SegmentationClass` holds only VOC's 2,913 masks; `SegmentationClassAu
 folder with SBD's added to them, 12,031 in all (METHOD.md section 5).
 """
 
-import csv
-import re
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image
 
+from rml_jax.data.images import check_same_size, presence, read_image, read_mask
+from rml_jax.data.tags import check_classes, read_list, read_tags
 from rml_jax.errors import UserError
-from rml_jax.labels import IGNORE
 
 IMAGE_FOLDER = "JPEGImages"
 MASK_FOLDER = "SegmentationClassAug"
 SPLIT_FOLDER = "ImageSets/Segmentation"
-
-
-_TAGS_HEADER = ["image", "tags"]
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class VocFolder:
@@ -61,11 +55,13 @@ class VocFolder:
         self.mask_values = tuple(int(value) for value in mask_values)
         self.with_masks = with_masks
         self._root = str(root)
-        _check_classes(self.class_names, self.mask_values)
+        check_classes(self.class_names, self.mask_values)
         _check_folders(Path(root))
         split_file = Path(root, SPLIT_FOLDER, f"{split}.txt")
-        self._ids = read_split(split_file)
-        self._tags = read_tags(tags_file, self.class_names) if tags_file else {}
+        self._ids = read_list(split_file)
+        tags = read_tags(tags_file, self.class_names) if tags_file else {}
+        self._tags = {PurePath(name).name: numbers for name, numbers in tags.items()}
+        self._presence = {}  # by id, from masks that were decoded before: no pixel is wanted twice
         if tags_file and not with_masks and self._tags.keys().isdisjoint(self._ids):
             raise UserError(f"{tags_file}: found tags for none of the images in {split_file}")
         self._check_files(split_file, tags_file)
@@ -76,11 +72,13 @@ class VocFolder:
     def __getitem__(self, index):
         image_id = self._ids[index]
         item = {"id": image_id, "image": read_image(self._image_path(image_id))}
-        if self.with_masks or image_id not in self._tags:
-            mask = self._mask_for(image_id, item["image"])
-            item["tags"] = presence(mask, len(self.class_names))
-            if self.with_masks:
-                item["mask"] = mask
+        if self.with_masks:
+            item["mask"] = self._mask_for(image_id, item["image"])
+        if image_id not in self._tags:
+            if image_id not in self._presence:
+                mask = item["mask"] if self.with_masks else self._mask_for(image_id, item["image"])
+                self._presence[image_id] = presence(mask, len(self.class_names))
+            item["tags"] = self._presence[image_id].copy()
         if image_id in self._tags:
             item["tags"] = np.zeros(len(self.class_names), np.float32)
             item["tags"][list(self._tags[image_id])] = 1.0
@@ -95,9 +93,7 @@ class VocFolder:
     def _mask_for(self, image_id, image):
         path = self._mask_path(image_id)
         mask = read_mask(path, self.mask_values)
-        if mask.shape != image.shape[:2]:
-            found, expected = (f"{width}x{height}" for height, width in (mask.shape, image.shape[:2]))
-            raise UserError(f"{path}: found a mask of {found} pixels, expected {expected} like its image")
+        check_same_size(mask, image, path)
         return mask
 
     def _check_files(self, split_file, tags_file):
@@ -116,175 +112,9 @@ class VocFolder:
         return f"id {missing[0]!r} (missing for {len(missing)} of {len(self._ids)} ids)"
 
 
-def read_split(path):
-    """The ids in a split file, one a line.
-
-    Blank lines, blanks around an id, CRLF line ends and a missing final newline are of no account.
-
-    Args:
-      path: the text file.
-
-    Returns:
-      Tuple of str, in the file's order, at least one.
-
-    Raises:
-      UserError: if the file is missing, is no UTF-8 text, holds no id, or names an id twice.
-    """
-    lines = _read_text(path).splitlines()
-    ids = tuple(line.strip() for line in lines if line.strip())
-    if not ids:
-        raise UserError(f"{path}: found no ids, expected one a line")
-    seen = set()
-    for image_id in ids:
-        if image_id in seen:
-            raise UserError(
-                f"{path}: found id {image_id!r} {ids.count(image_id)} times, expected each id once"
-            )
-        seen.add(image_id)
-    return ids
-
-
-def read_tags(path, class_names):
-    """Image-level tags from a CSV file with the header `image,tags`.
-
-    Tags are class names, separated by `|` or `;`, matched exactly once blanks around them are gone. An empty
-    cell means that none of the classes is in the image. Images are named by id, with or without .jpg, .jpeg
-    or .png.
-
-    Args:
-      path: the CSV file, UTF-8 with or without a byte-order mark.
-      class_names: the known tags.
-
-    Returns:
-      Dict from id to a tuple of positions in `class_names`.
-
-    Raises:
-      UserError: if the file is missing or is no UTF-8 text, or has another header, a row without exactly two
-        columns, an unknown tag, or an image twice. The message names the line.
-    """
-    rows = csv.reader(_read_text(path).splitlines())
-    header = [cell.strip() for cell in next(rows, [])]
-    if header != _TAGS_HEADER:
-        raise UserError(f"{path}: found the header {','.join(header)!r}, expected {','.join(_TAGS_HEADER)!r}")
-    tags = {}
-    for row in rows:
-        if not row:
-            continue
-        where = f"{path} line {rows.line_num}"
-        if len(row) != len(_TAGS_HEADER):
-            raise UserError(f"{where}: found {len(row)} columns, expected {','.join(_TAGS_HEADER)}")
-        image_id = _without_suffix(row[0].strip())
-        if image_id in tags:
-            raise UserError(f"{where}: found image {image_id!r} a second time, expected each image once")
-        tags[image_id] = _parse_tags(row[1], class_names, where)
-    return tags
-
-
-def read_image(path):
-    """A picture file as uint8 [H, W, 3], RGB in 0..255, pixels as stored.
-
-    An EXIF orientation is not applied: the masks that belong to the images were drawn on the pixels as
-    stored.
-
-    Raises:
-      UserError: if the file is missing, truncated or no picture.
-    """
-    return np.array(_load(path).convert("RGB"))
-
-
-def read_mask(path, mask_values):
-    """A mask file with classes renumbered 1..C.
-
-    Args:
-      path: a palette or grey picture whose pixel values are class numbers.
-      mask_values: the number of each of the C classes in the file, 1..254.
-
-    Returns:
-      uint8 [H, W]: 0 background, 1..C in the order of `mask_values`, 255 ignore.
-
-    Raises:
-      UserError: if the file is missing or can't be decoded, holds colours instead of class numbers, or has a
-        value that is neither 0 nor 255 nor one of `mask_values`.
-    """
-    picture = _load(path)
-    if picture.mode not in ("P", "L"):
-        raise UserError(
-            f"{path}: found picture mode {picture.mode}, expected P (palette) or L (grey) with class numbers"
-        )
-    stored = np.array(picture)
-    known = {0, *mask_values, IGNORE}
-    unknown = set(np.flatnonzero(np.bincount(stored.ravel())).tolist()) - known
-    if unknown:
-        raise UserError(f"{path}: found mask value {min(unknown)}, expected one of {sorted(known)}")
-    renumber = np.zeros(256, np.uint8)
-    renumber[list(mask_values)] = np.arange(1, len(mask_values) + 1)
-    renumber[IGNORE] = IGNORE
-    return renumber[stored]
-
-
-def presence(mask, num_classes):
-    """Which classes occur in a mask.
-
-    Args:
-      mask: uint8 [H, W], 0 background, 1..C classes, 255 ignore.
-      num_classes: C.
-
-    Returns:
-      float32 [C], 1 for each class with at least one pixel, else 0.
-    """
-    counts = np.bincount(mask.ravel(), minlength=num_classes + 1)
-    return (counts[1 : num_classes + 1] > 0).astype(np.float32)
-
-
-def _check_classes(class_names, mask_values):
-    if not class_names or len(set(class_names)) != len(class_names):
-        raise UserError(f"class_names is {class_names}: expected at least one name and each only once")
-    if len(mask_values) != len(class_names) or len(set(mask_values)) != len(mask_values):
-        raise UserError(
-            f"mask_values is {mask_values}: expected {len(class_names)} different numbers, one per class name"
-        )
-    if not all(0 < value < IGNORE for value in mask_values):
-        raise UserError(f"mask_values is {mask_values}: expected 1 to 254 (0 is background, 255 ignore)")
-
-
 def _check_folders(root):
     for folder in (root, root / IMAGE_FOLDER, root / SPLIT_FOLDER):
         if not folder.is_dir():
             raise UserError(
                 f"{folder} is no folder: expected VOC's layout, ROOT/{IMAGE_FOLDER} and ROOT/{SPLIT_FOLDER}"
             )
-
-
-def _read_text(path):
-    try:
-        # utf-8-sig also reads plain UTF-8; spreadsheets and Windows editors add the byte-order mark it drops.
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}, expected a text file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: found bytes that are no UTF-8, expected a UTF-8 text file") from error
-
-
-def _without_suffix(name):
-    """The id in an image's file name. Only image suffixes are cut: an id may itself contain dots."""
-    path = PurePath(name)
-    return path.stem if path.suffix.lower() in _IMAGE_SUFFIXES else name
-
-
-def _parse_tags(cell, class_names, where):
-    tags = {tag.strip() for tag in re.split(r"[|;]", cell)} - {""}
-    unknown = tags - set(class_names)
-    if unknown:
-        raise UserError(f"{where}: found tag {min(unknown)!r}, expected one of {', '.join(class_names)}")
-    return tuple(number for number, name in enumerate(class_names) if name in tags)
-
-
-def _load(path):
-    """The decoded picture. Decoding here, not on first use, so that a truncated file fails with its name."""
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    # Pillow has no common exception: SyntaxError and ValueError come from broken headers.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: {error}, expected a whole JPEG or PNG picture") from error
-    return picture

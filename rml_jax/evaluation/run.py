@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from rml_jax import build, provenance
 from rml_jax.config import check_config
-from rml_jax.data.sources import make_source
+from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.errors import UserError
 from rml_jax.evaluation.evaluator import Evaluator, Scores
 from rml_jax.evaluation.masks import MaskFolder, MaskWriter
@@ -38,6 +38,7 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
     Raises:
       UserError: if the configuration, the data, the work directory or the weights are not as expected.
     """
+    config = with_class_names(config)
     check_config(config)
     source = make_source(config.data, split, with_masks=True)
     swept = (

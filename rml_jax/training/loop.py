@@ -12,7 +12,7 @@ from tensorboardX import SummaryWriter
 from rml_jax import build, visualize
 from rml_jax.config import check_config, config_difference, load_config, save_config
 from rml_jax.data.pipeline import train_batches
-from rml_jax.data.sources import make_source
+from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.errors import UserError
 from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.models.pretrained import load_weights
@@ -41,6 +41,7 @@ def train(config, workdir):
       UserError: for what is wrong with the configuration, the data, the weights to start from or the work
         directory. Nothing is written before the configuration, the first batch and the weights are known good.
     """
+    config = with_class_names(config)
     check_config(config)
     _check_workdir(config, workdir)
     mesh = _make_mesh(config.train.batch_size)

@@ -3,8 +3,9 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from rml_jax.data.augment import augment, random_crop, random_flip, random_overlap, random_rescale
+from rml_jax.data.augment import augment, random_overlap, rescaled_size, resize_window
 
 SIDES = st.integers(1, 40)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -64,7 +65,7 @@ def test_overlap_covers_the_shorter_axis(length, crop_size, seed):
 def test_crop_reaches_every_place_per_axis():
     image = picture(5, 2)
     rng = np.random.default_rng(0)
-    views = [random_crop(image, rng, 3) for _ in range(200)]
+    views = [augment(image, rng, crop_size=3, scale=(1.0, 1.0), flip=False) for _ in range(200)]
     rows = {
         int(np.flatnonzero((image == view["image"][0, view["box"][1]]).all(-1).any(-1))[0]) for view in views
     }
@@ -73,11 +74,11 @@ def test_crop_reaches_every_place_per_axis():
 
 
 def test_flip_mirrors_columns_half_of_the_time():
-    image = picture(4, 6)
+    image = picture(6, 6)
     rng = np.random.default_rng(0)
     flipped = 0
     for _ in range(400):
-        result = random_flip(image, rng)
+        result = augment(image, rng, crop_size=6, scale=(1.0, 1.0), flip=True)["image"]
         is_mirror = np.array_equal(result, image[:, ::-1])
         assert is_mirror or np.array_equal(result, image)
         flipped += is_mirror
@@ -96,28 +97,70 @@ def test_augment_flips_only_when_asked():
         assert found <= {image.tobytes(), image[:, ::-1].tobytes()}
 
 
-def test_unit_scale_returns_the_image_itself():
+def whole_then_cut(image, rng, crop_size, scale, flip):
+    """The augmentation step by step, each on the whole image: the slow form, with the documented draws."""
+    height, width = (
+        max(1, round(side * factor)) for factor in [rng.uniform(*scale)] for side in image.shape[:2]
+    )
+    if (height, width) != image.shape[:2]:
+        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    if flip and rng.random() < 0.5:
+        image = image[:, ::-1]
+    crop = np.zeros((crop_size, crop_size, 3), np.uint8)
+    places = [random_overlap(side, crop_size, rng) for side in (height, width)]
+    crop[tuple(to for _, to in places)] = image[tuple(source for source, _ in places)]
+    return crop
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 64), st.floats(0.1, 3.0), st.booleans(), SEEDS)
+def test_window_alone_has_the_pixels_of_the_whole(height, width, crop_size, factor, flip, seed):
+    image, scale = picture(height, width, seed), (factor, factor)
+    expected = whole_then_cut(image, np.random.default_rng(seed), crop_size, scale, flip)
+    view = augment(image, np.random.default_rng(seed), crop_size=crop_size, scale=scale, flip=flip)
+    assert np.abs(view["image"].astype(int) - expected).max() <= 2
+
+
+def test_window_alone_seldom_rounds_otherwise():
+    image = picture(375, 500)
+    for factor in (0.6, 1.3, 1.9):
+        expected = whole_then_cut(image, np.random.default_rng(1), 320, (factor, factor), True)
+        view = augment(image, np.random.default_rng(1), crop_size=320, scale=(factor, factor), flip=True)
+        assert (view["image"] != expected).mean() < 0.06
+
+
+def test_unit_scale_keeps_every_pixel():
     image = picture(7, 9)
-    assert random_rescale(image, np.random.default_rng(0), (1.0, 1.0)) is image
+    np.testing.assert_array_equal(resize_window(image, (7, 9), slice(2, 5), slice(1, 9)), image[2:5, 1:9])
 
 
-@settings(max_examples=50)
-@given(SIDES, SIDES, SEEDS)
-def test_rescale_keeps_the_aspect_and_spans_its_range(height, width, seed):
-    factor = np.random.default_rng(seed).uniform(0.5, 2.0)
-    result = random_rescale(picture(height, width), np.random.default_rng(seed), (0.5, 2.0))
-    assert abs(result.shape[0] - max(1, height * factor)) <= 0.5
-    assert abs(result.shape[1] - max(1, width * factor)) <= 0.5
+@given(SIDES, SIDES, st.floats(0.1, 3.0))
+def test_rescaled_size_keeps_the_aspect(height, width, factor):
+    result = rescaled_size((height, width), factor)
+    assert abs(result[0] - max(1, height * factor)) <= 0.5
+    assert abs(result[1] - max(1, width * factor)) <= 0.5
+
+
+def test_scales_span_their_range():
+    boxes = [
+        augment(picture(40, 40), np.random.default_rng(seed), crop_size=100, scale=(0.5, 2.0), flip=False)[
+            "box"
+        ]
+        for seed in range(100)
+    ]
+    sides = [box[2] - box[0] for box in boxes]
+    assert 20 <= min(sides) < 25
+    assert 75 < max(sides) <= 80
 
 
 def test_rescale_keeps_a_constant_and_a_ramp():
     constant = np.full((10, 12, 3), 77, np.uint8)
-    assert (random_rescale(constant, np.random.default_rng(0), (1.7, 1.7)) == 77).all()
+    assert (resize_window(constant, (17, 20), slice(3, 17), slice(0, 9)) == 77).all()
     ramp = np.repeat(np.arange(0, 200, 10, np.uint8)[None, :, None], 4, axis=0).repeat(3, axis=2)
-    doubled = random_rescale(ramp, np.random.default_rng(0), (2.0, 2.0))
+    part = resize_window(ramp, (8, 40), slice(3, 4), slice(2, 38))
     # Half-pixel centres: new pixel j lies at (j + 0.5) / 2 - 0.5 of the old grid.
     expected = 10 * ((np.arange(40) + 0.5) / 2 - 0.5)
-    np.testing.assert_allclose(doubled[3, 2:-2, 1], expected[2:-2], atol=0.5)
+    np.testing.assert_allclose(part[0, :, 1], expected[2:-2], atol=0.5)
 
 
 def test_same_generator_state_gives_the_same_view():

@@ -20,6 +20,7 @@ def data_config(**changes):
             "num_train": 5,
             "num_val": 3,
             "seed": 0,
+            "skip_bad": False,
             "scene": {"size": 48, "digit_size": (20, 32)},
         }
         | changes
@@ -55,7 +56,9 @@ def test_voc_with_a_tag_file(make_voc_folder, tmp_path):
 
 
 def test_unknown_source():
-    with pytest.raises(UserError, match=r"config\.data\.source is 'cityscapes': expected one of digits, voc"):
+    with pytest.raises(
+        UserError, match=r"config\.data\.source is 'cityscapes': expected one of digits, voc, coco, folder"
+    ):
         make_source(data_config(source="cityscapes"), "train", with_masks=False)
 
 

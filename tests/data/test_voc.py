@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rml_jax.data.voc import VocFolder, presence, read_mask, read_split, read_tags
+from rml_jax.data.images import presence, read_mask
+from rml_jax.data.tags import read_list, read_tags
+from rml_jax.data.voc import VocFolder
 from rml_jax.errors import UserError
 
 CLASS_NAMES = ("cat", "dog")
@@ -94,7 +96,7 @@ def test_pickled_source_gives_the_same_items(make_voc_folder):
 def test_split_files_in_all_their_spellings(tmp_path, text):
     path = tmp_path / "split.txt"
     path.write_bytes(text.encode())
-    assert read_split(path) == ("a", "b")
+    assert read_list(path) == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_broken_split_files(tmp_path, content, part):
     path = tmp_path / "split.txt"
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
-        read_split(path)
+        read_list(path)
     assert_message(error, path, part)
 
 
@@ -130,7 +132,7 @@ def test_tag_files_in_all_their_spellings(tmp_path, text, encoding):
     [
         ("", ["header ''", "'image,tags'"]),
         ("image;tags\na;cat\n", ["header 'image;tags'", "'image,tags'"]),
-        ("image,tags\na,cat\nb,Dog\n", ["line 3", "'Dog'", "cat, dog"]),
+        ("image,tags\na,cat\nb,Bird\n", ["line 3", "'Bird'", "cat, dog"]),
         ("image,tags\na,cat,dog\n", ["line 2", "3 columns"]),
         ("image,tags\na,cat\na.jpg,dog\n", ["line 3", "'a' a second time"]),
     ],
