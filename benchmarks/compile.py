@@ -106,10 +106,10 @@ def first_step(settings, begin):
         return RML(config, dtype=jnp.dtype(chosen["dtype"]), rngs=nnx.Rngs(0))
 
     mesh = sharding.make_mesh(chosen["batch"])
-    graphdef, abstract = nnx.split(nnx.eval_shape(make_model))
-    optimizer = make_optimizer(shared.optimizer_config(), abstract)
-    params = sharding.init_params(make_model, mesh)
-    state = jax.block_until_ready(sharding.initial_state(params, optimizer, 0, mesh))
+    graphdef, params = sharding.init_model(make_model, mesh)
+    optimizer = make_optimizer(shared.optimizer_config(), params)
+    # Not waited for: the draws of the parameters end while the step is traced.
+    state = sharding.initial_state(params, optimizer, 0, mesh)
     batch = sharding.shard_batch(shared.make_batch(chosen["batch"], chosen["crop"]), mesh)
     laps.end("initial state and batch")
     train_step = sharding.jit_train_step(make_train_step(graphdef, optimizer, shared.step_config()))

@@ -19,7 +19,7 @@ from rml_jax.progress import Progress
 from rml_jax.report import pictures
 from rml_jax.training.checkpoint import Checkpoints
 from rml_jax.training.optimizer import make_optimizer, warmup_poly
-from rml_jax.training.sharding import init_params, initial_state, jit_train_step, make_mesh, shard_batch
+from rml_jax.training.sharding import init_model, initial_state, jit_train_step, make_mesh, shard_batch
 from rml_jax.training.step import make_train_step
 
 # What may differ from the config of the run that is resumed: it changes nothing that is learned.
@@ -163,10 +163,9 @@ def _open_batches(config, source):
 
 def _initial_state(config, mesh):
     """Graph, train state at step 0, replicated over the devices, and the optimizer."""
-    graphdef, abstract = build.build_graph(config)
-    optimizer = make_optimizer(build.optimizer_config(config), abstract)
     seed = config.train.seed
-    params = init_params(lambda: build.build_model(config, seed), mesh)
+    graphdef, params = init_model(lambda: build.build_model(config, seed), mesh)
+    optimizer = make_optimizer(build.optimizer_config(config), params)
     if config.model.init_from:
         params, report = load_weights(params, config.model.init_from)
         print(f"started from {report}")
