@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from rml_jax.compilation_cache import use_compilation_cache
 from rml_jax.config import default_config, flatten, load_config
 from rml_jax.errors import UserError
 
@@ -70,6 +71,7 @@ def run(main, define_config):
     def start(_):
         if not parsed["verbose"]:
             logging.set_verbosity(logging.WARNING)
+        use_compilation_cache()
         main(parsed["config"])
 
     app.run(_guarded(start), flags_parser=_guarded(parse))

@@ -52,6 +52,7 @@ def compilation_cache(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")  # of the commands that tests start
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 from clu import parameter_overview
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tensorboardX import SummaryWriter
 
 from rml_jax import build, visualize
@@ -20,7 +19,8 @@ from rml_jax.progress import Progress
 from rml_jax.report import pictures
 from rml_jax.training.checkpoint import Checkpoints
 from rml_jax.training.optimizer import make_optimizer, warmup_poly
-from rml_jax.training.step import TrainState, make_train_step
+from rml_jax.training.sharding import init_model, initial_state, jit_train_step, make_mesh, shard_batch
+from rml_jax.training.step import make_train_step
 
 # What may differ from the config of the run that is resumed: it changes nothing that is learned.
 _FREE_KEYS = ("checkpoint.", "eval.", "log.")
@@ -44,7 +44,7 @@ def train(config, workdir):
     config = with_class_names(config)
     check_config(config)
     _check_workdir(config, workdir)
-    mesh = _make_mesh(config.train.batch_size)
+    mesh = make_mesh(config.train.batch_size)
     source = make_source(config.data, config.data.train_split, with_masks=False)
     batches = _open_batches(config, source)
     shown = _picture_source(config)
@@ -75,17 +75,13 @@ def train(config, workdir):
 
 def _run(config, state, batches, graphdef, optimizer, mesh, checkpoints, writer, show):
     """The loop proper. Step n is the state after n updates: logs, checkpoints and pictures all mean that."""
-    train_step = jax.jit(
-        make_train_step(graphdef, optimizer, build.step_config(config)),
-        static_argnames="mutual",
-        donate_argnames="state",
-    )
+    train_step = jit_train_step(make_train_step(graphdef, optimizer, build.step_config(config)))
     rate = warmup_poly(1.0, config.optimizer.warmup_steps, config.train.steps)
     start, total = int(state.step), config.train.steps
     progress = Progress("train", total, "steps", start=start)
     recent = []
     for done in range(start + 1, total + 1):
-        batch = _to_devices(next(batches), mesh)
+        batch = shard_batch(next(batches), mesh)
         state, metrics = train_step(state, batch, mutual=done > config.loss.warmup_steps)
         recent.append(metrics)
         if done % config.log.every == 0 or done == total or done == config.loss.warmup_steps:
@@ -152,20 +148,6 @@ def _make_workdir(config, workdir):
         raise UserError(f"--workdir={workdir}: {error.strerror}, expected a folder to write to") from error
 
 
-def _make_mesh(batch_size):
-    devices = jax.device_count()
-    if batch_size % devices:
-        raise UserError(
-            f"config.train.batch_size is {batch_size}: expected a multiple of the {devices} devices"
-        )
-    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-
-
-def _to_devices(batch, mesh):
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
-
-
 def _open_batches(config, source):
     return train_batches(
         source,
@@ -182,21 +164,10 @@ def _open_batches(config, source):
 
 def _initial_state(config, mesh):
     """Graph, train state at step 0, replicated over the devices, and the optimizer."""
-    graphdef, abstract = build.build_graph(config)
-    optimizer = make_optimizer(build.optimizer_config(config), abstract)
-    replicated = NamedSharding(mesh, PartitionSpec())
     seed = config.train.seed
-    # Run once: optimising hundreds of random draws takes longer than drawing them (4.4 against 1.5 s on a CPU).
-    make_params = jax.jit(
-        lambda: nnx.split(build.build_model(config, seed))[1],
-        out_shardings=replicated,
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
-    params = make_params()
+    graphdef, params = init_model(lambda: build.build_model(config, seed), mesh)
+    optimizer = make_optimizer(build.optimizer_config(config), params)
     if config.model.init_from:
         params, report = load_weights(params, config.model.init_from)
         print(f"started from {report}")
-        params = jax.device_put(params, replicated)
-    rest = (jax.numpy.int32(0), jax.jit(optimizer.init)(params), jax.random.key(seed))
-    step, optimizer_state, key = jax.device_put(rest, replicated)
-    return graphdef, TrainState(step, params, optimizer_state, key), optimizer
+    return graphdef, initial_state(params, optimizer, seed, mesh), optimizer

@@ -17,6 +17,7 @@ from rml_jax.models.pretrained import save_transformers, save_weights
 from rml_jax.report import score_table
 from rml_jax.training import loop
 from rml_jax.training.checkpoint import Checkpoints
+from rml_jax.training.sharding import make_mesh
 
 
 def tiny_config():
@@ -100,7 +101,7 @@ def test_run_starts_from_weights(finished, tmp_path):
     save_weights(state.params, tmp_path / "start.safetensors")
     config = tiny_config()
     config.model.init_from = str(tmp_path / "start.safetensors")
-    mesh = loop._make_mesh(config.train.batch_size)
+    mesh = make_mesh(config.train.batch_size)
     _, started, _ = loop._initial_state(config, mesh)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params, started.params)))
 
@@ -109,7 +110,7 @@ def test_run_starts_from_a_folder_of_transformers(finished, tmp_path, capsys):
     _, state = finished
     save_transformers(state.params, MiTConfig.variant("mini"), tmp_path / "model")
     config = tiny_config()
-    mesh = loop._make_mesh(config.train.batch_size)
+    mesh = make_mesh(config.train.batch_size)
     config.model.init_from = str(tmp_path / "model")
     _, started, _ = loop._initial_state(config, mesh)
     same = nnx.to_pure_dict(jax.tree.map(np.array_equal, state.params, started.params))
@@ -123,7 +124,7 @@ def test_run_starts_from_a_folder_of_transformers(finished, tmp_path, capsys):
 def test_pretrained_start_freezes_the_norms_and_scratch_does_not(finished):
     config = tiny_config()
     _, state = finished
-    _, fresh, _ = loop._initial_state(config, loop._make_mesh(2))
+    _, fresh, _ = loop._initial_state(config, make_mesh(2))
     moved = nnx.to_pure_dict(jax.tree.map(lambda a, b: not np.array_equal(a, b), fresh.params, state.params))
     assert moved["backbone"]["stages"][3]["norm"]["scale"]
 

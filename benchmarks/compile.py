@@ -1,0 +1,163 @@
+"""Time from the start of Python to the end of the first training step, cold and on a second start.
+
+    python -m benchmarks.compile [--json FILE] [--variant b1] [--batch 2] [--crop 320] [--repeats 1] [--breakdown]
+
+A run has two programs: the warm-up's, with the classification loss alone, and the one with all losses, which a run
+compiles later or, when it resumes, first. Each start is a process of its own; a second start finds what the first
+one left in the persistent compilation cache (`rml_jax.compilation_cache`), under JAX's own conditions for keeping a
+program. Needs jax, flax and optax; where train.py's other libraries are installed, their import is timed as well.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import measure
+
+PROGRAMS = {"classification": False, "all losses": True}
+STARTS = ("cold", "second")
+_TRAIN_IMPORTS = "import rml_jax.cli, rml_jax.training.loop"
+
+
+def main():
+    parser = argparse.ArgumentParser("python -m benchmarks.compile")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--variant", default="b1")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--crop", type=int, default=320)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument(
+        "--breakdown", action="store_true", help="compile once more, without LLVM's optimisation"
+    )
+    chosen = parser.parse_args()
+    settings = {name: value for name, value in vars(chosen).items() if name != "json"}
+    result = {"environment": measure.environment(), "settings": settings}
+    found = {name: {start: [] for start in STARTS} for name in PROGRAMS}
+    for _ in range(chosen.repeats):
+        for name, mutual in PROGRAMS.items():
+            with tempfile.TemporaryDirectory() as cache:
+                for start in STARTS:
+                    breakdown = chosen.breakdown and start == "cold"
+                    found[name][start].append(
+                        _start({**settings, "mutual": mutual, "breakdown": breakdown}, cache)
+                    )
+    result["programs"] = {name: _summarise(starts) for name, starts in found.items()}
+    result["ratios"] = {
+        name: program["cold"]["total"]["median"] / program["second"]["total"]["median"]
+        for name, program in result["programs"].items()
+    }
+    result["train.py"] = {"imports": _seconds_to_import()}
+    measure.write_json(result, chosen.json)
+
+
+def _summarise(starts):
+    """Seconds of each part, and whether a program from the cache computes what a fresh one does."""
+    summary = {
+        start: {part: measure.summary([run["seconds"][part] for run in runs]) for part in runs[0]["seconds"]}
+        for start, runs in starts.items()
+    }
+    digests = {run["digest"] for runs in starts.values() for run in runs}
+    return {
+        **summary,
+        "program": starts["cold"][0]["program"],
+        "same_parameters_after_3_steps": len(digests) == 1,
+    }
+
+
+def _start(settings, cache):
+    """Runs `first_step` in a new process; what it returns."""
+    program = "import sys; from benchmarks.compile import first_step; first_step(*sys.argv[1:])"
+    arguments = [sys.executable, "-c", program, json.dumps(settings), str(time.monotonic())]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+    done = subprocess.run(arguments, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def first_step(settings, begin):
+    """Prints as JSON how long each part took on the way to the end of the first step.
+
+    Args:
+      settings: JSON of variant, batch, crop, dtype, mutual and breakdown.
+      begin: when the process was started, by the clock that `time.monotonic` reads.
+    """
+    laps = Laps(float(begin))
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from benchmarks.contestants import settings as shared
+    from rml_jax.models import RML
+    from rml_jax.training import sharding
+    from rml_jax.training.optimizer import make_optimizer
+    from rml_jax.training.step import make_train_step
+
+    laps.end("imports")
+    chosen = json.loads(settings)
+    config = shared.network_config(chosen["variant"])
+
+    def make_model():
+        return RML(config, dtype=jnp.dtype(chosen["dtype"]), rngs=nnx.Rngs(0))
+
+    mesh = sharding.make_mesh(chosen["batch"])
+    graphdef, params = sharding.init_model(make_model, mesh)
+    optimizer = make_optimizer(shared.optimizer_config(), params)
+    # Not waited for: the draws of the parameters end while the step is traced.
+    state = sharding.initial_state(params, optimizer, 0, mesh)
+    batch = sharding.shard_batch(shared.make_batch(chosen["batch"], chosen["crop"]), mesh)
+    laps.end("initial state and batch")
+    train_step = sharding.jit_train_step(make_train_step(graphdef, optimizer, shared.step_config()))
+    traced = train_step.trace(state, batch, mutual=chosen["mutual"])
+    laps.end("trace")
+    lowered = traced.lower()
+    laps.end("lower")
+    compiled = lowered.compile()
+    laps.end("compile or load")
+    state, _ = jax.block_until_ready(compiled(state, batch))
+    laps.end("first step")
+    laps.seconds["total"] = sum(laps.seconds.values())
+    state, _ = jax.block_until_ready(compiled(state, batch))
+    laps.end("second step")
+    state, _ = compiled(state, batch)
+    program = {
+        "instructions": lowered.as_text().count(" = "),
+        "fusions": compiled.as_text().count(" fusion("),
+    }
+    if chosen["breakdown"]:
+        begin = time.monotonic()
+        lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+        laps.seconds["compile without LLVM's optimisation"] = time.monotonic() - begin
+    digest = hashlib.sha256(
+        b"".join(jax.device_get(leaf).tobytes() for leaf in jax.tree.leaves(state.params))
+    )
+    print(json.dumps({"seconds": laps.seconds, "program": program, "digest": digest.hexdigest()}))
+
+
+class Laps:
+    """Seconds between the ends of parts, by name, from `begin` on."""
+
+    def __init__(self, begin):
+        self._last = begin
+        self.seconds = {}
+
+    def end(self, part):
+        now = time.monotonic()
+        self.seconds[part] = now - self._last
+        self._last = now
+
+
+def _seconds_to_import():
+    """From the start of Python until all that train.py imports is there; None where something isn't installed."""
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", _TRAIN_IMPORTS], stderr=subprocess.DEVNULL, check=False)
+    return None if done.returncode else time.monotonic() - begin
+
+
+if __name__ == "__main__":
+    main()
