@@ -45,7 +45,7 @@ SETTINGS = {
 
 
 def dense_crf(image, probs, settings="afa"):
-    """Refines class probabilities along the edges of one picture.
+    """Refines class probabilities along the edges of one picture (METHOD.md section 6, stage `crf`).
 
     Args:
       image: uint8 [H, W, 3].
@@ -54,6 +54,9 @@ def dense_crf(image, probs, settings="afa"):
 
     Returns:
       NumPy float32 [H, W, C], the marginals; 0 for classes that are not present.
+
+    Raises:
+      ValueError: other types or shapes, no class present, unknown settings, or deviations too small for the size.
     """
     image, probs = np.asarray(image), np.asarray(probs, np.float32)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:

@@ -114,6 +114,7 @@ def lattice_filter(features):
                         vertices[row] += 0.5 * old[rows[other]]
         return np.array([sum(w * vertices[row] for row, w in corner) for corner in corners])
 
+    apply.number_of_vertices = len(rows)
     return apply
 
 
@@ -167,7 +168,7 @@ def test_order_of_classes_only_permutes():
     np.testing.assert_allclose(permuted, dense_crf(image, probs, SMALL)[..., order], atol=2e-6)
 
 
-def test_padding_slots_and_capacity_change_nothing():
+def test_padding_and_slots_change_nothing():
     image, probs = scene(20, 15)
     expected = dense_crf(image, probs, SMALL)
     rng = np.random.default_rng(1)
@@ -180,6 +181,19 @@ def test_padding_slots_and_capacity_change_nothing():
     assert not result[0, 20:].any()
     assert not result[0, :, 15:].any()
     assert present.tolist() == [3, 5]
+
+
+def test_capacity_changes_nothing(monkeypatch):
+    image, probs = scene(20, 15)
+    expected = dense_crf(image, probs, SMALL)
+    _, (bilateral, _) = kernels(image, SMALL)
+    vertices = lattice_filter(bilateral).number_of_vertices
+    monkeypatch.setattr(crf, "_LEAST_CAPACITY", 1)
+    # Below the picture's number of vertices, just enough, and more; the last holds every picture of this size.
+    shares = [share * vertices / image[..., 0].size for share in (0.5, 1.0, 1.5)]
+    monkeypatch.setattr(crf, "_CAPACITIES_PER_PIXEL", tuple(share + 1e-3 for share in shares))
+    several = jax.jit(functools.partial(crf.dense_crf_padded, settings=SMALL))
+    np.testing.assert_allclose(several(image, probs, 20, 15), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("parts", [1, 7])
