@@ -1,6 +1,6 @@
 """Pictures a second from photograph to mask: multi-scale flipped CAM alone, with PAR, and with the dense CRF.
 
-    python -m benchmarks.inference [--json FILE] [--variant b1] [--batch 4] [--contestants ours,peer] [--stages cam,par,crf]
+    python -m benchmarks.inference [--json FILE] [--variant b1] [--batch 4] [--contestants ours,peer] [--stages cam,par]
 
 Sizes are those of VOC's photographs. Ours pads them to the canvas that holds them, so that few programs are compiled;
 the peer, PyTorch run eagerly, computes at the pictures' own sizes. Both look at the tagged classes alone. The peer's
@@ -221,7 +221,7 @@ def _has_pydensecrf():
 
 
 def _pydensecrf(pictures, probabilities):
-    """Marginals [B, K, H, W] of pictures uint8 [B, H, W, 3] and probabilities; 0 for classes that are nowhere likely."""
+    """Marginals [B, K, H, W] of pictures uint8 [B, H, W, 3] and probabilities; 0 for classes nowhere likely."""
     from pydensecrf import densecrf
 
     from rml_jax.ops.crf import CLIP, SETTINGS
