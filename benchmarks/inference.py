@@ -1,6 +1,6 @@
 """Pictures a second from photograph to mask: multi-scale flipped CAM alone, with PAR, and with the dense CRF.
 
-    python -m benchmarks.inference [--json FILE] [--variant b1] [--batch 4] [--contestants ours,peer] [--stages cam,par]
+    python -m benchmarks.inference [--json FILE] [--variant b1] [--batch 4] [--contestants ours,peer]
 
 Sizes are those of VOC's photographs. Ours pads them to the canvas that holds them, so that few programs are compiled;
 the peer, PyTorch run eagerly, computes at the pictures' own sizes. Both look at the tagged classes alone. The peer's
