@@ -14,11 +14,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pydensecrf.densecrf
 from PIL import Image, ImageFilter
 
 from benchmarks import measure
-from rml_jax.ops.crf import CLIP, SETTINGS, dense_crf, dense_crf_batch
+from benchmarks.peers.pydensecrf import by_pydensecrf
+from rml_jax.ops.crf import SETTINGS, dense_crf, dense_crf_batch
 
 _CANVAS_STEP = 64
 
@@ -131,22 +131,6 @@ def _timing(chosen, names, longer):
     result["images_per_second"] = {name: len(scenes) / np.median(values) for name, values in seconds.items()}
     result["ratio"] = float(np.median(np.divide(seconds["pydensecrf"], seconds["ours"])))
     return result
-
-
-def by_pydensecrf(image, probs, settings):
-    """Marginals float32 [H, W, C] by pydensecrf of uint8 [H, W, 3], float [H, W, C] and CRFSettings."""
-    height, width, classes = probs.shape
-    field = pydensecrf.densecrf.DenseCRF2D(width, height, classes)
-    unary = -np.log(np.clip(probs, CLIP, 1)).astype(np.float32)
-    field.setUnaryEnergy(np.ascontiguousarray(unary.reshape(-1, classes).T))
-    field.addPairwiseGaussian(sxy=settings.spatial_sxy, compat=settings.spatial_weight)
-    field.addPairwiseBilateral(
-        sxy=settings.bilateral_sxy,
-        srgb=settings.bilateral_srgb,
-        rgbim=np.ascontiguousarray(image),
-        compat=settings.bilateral_weight,
-    )
-    return np.array(field.inference(settings.iterations)).T.reshape(probs.shape)
 
 
 if __name__ == "__main__":

@@ -222,26 +222,14 @@ def _has_pydensecrf():
 
 def _pydensecrf(pictures, probabilities):
     """Marginals [B, K, H, W] of pictures uint8 [B, H, W, 3] and probabilities; 0 for classes nowhere likely."""
-    from pydensecrf import densecrf
-
+    from benchmarks.peers.pydensecrf import by_pydensecrf
     from rml_jax.ops.crf import CLIP, SETTINGS
 
-    chosen = SETTINGS[_CRF]
     refined = np.zeros_like(probabilities)
     for picture, given, result in zip(pictures, probabilities, refined, strict=True):
         present = np.flatnonzero(given.max(axis=(1, 2)) > CLIP)
-        height, width = picture.shape[:2]
-        crf = densecrf.DenseCRF2D(width, height, len(present))
-        unary = -np.log(np.clip(given[present], CLIP, 1))
-        crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(len(present), -1)))
-        crf.addPairwiseGaussian(sxy=chosen.spatial_sxy, compat=chosen.spatial_weight)
-        crf.addPairwiseBilateral(
-            sxy=chosen.bilateral_sxy,
-            srgb=chosen.bilateral_srgb,
-            rgbim=np.ascontiguousarray(picture),
-            compat=chosen.bilateral_weight,
-        )
-        result[present] = np.array(crf.inference(chosen.iterations)).reshape(len(present), height, width)
+        marginals = by_pydensecrf(picture, np.moveaxis(given[present], 0, -1), SETTINGS[_CRF])
+        result[present] = np.moveaxis(marginals, -1, 0)
     return refined
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.crf import by_pydensecrf
+from benchmarks.peers.pydensecrf import by_pydensecrf
 from rml_jax.ops import crf
 from rml_jax.ops.crf import SETTINGS, CRFSettings, dense_crf, dense_crf_batch
 
