@@ -22,6 +22,7 @@ from rml_jax.evaluation.stages import (
     make_refine,
     parse_stage,
 )
+from rml_jax.models.mit import cells
 from rml_jax.ops.pseudo_label import tagged_slots
 from rml_jax.report import Sample
 
@@ -67,7 +68,7 @@ class Evaluator:
         self._network = share(make_network(graphdef, self._stages), 1, 3)
         self._refine = share(make_refine(self._stages), 0, 5)
         self._crf = share(make_crf(self._stages), 0, 4)
-        self._pictures = share(make_pictures(self._stages), 0, 4)
+        self._pictures = share(make_pictures(self._stages), 0, 5)
         self.programs, self.canvases, self.resized = set(), collections.Counter(), []
 
     def fixed_backgrounds(self):
@@ -168,6 +169,8 @@ class Evaluator:
             pseudo_label=prediction["pseudo_label"],
             predictions=next(iter(prediction["masks"].values())),
             ground_truth=item["mask"],
+            affinity=prediction["affinity"],
+            pixel=tuple(prediction["pixel"].tolist()),
         )
 
     def _names(self, tags):
@@ -202,14 +205,17 @@ class Evaluator:
             }
             pictures = {}
             if with_pictures:
-                arguments = maps["cams"], batch.images, batch.sizes, batch.tags
+                arguments = maps["cams"], maps["affinity"], batch.images, batch.sizes, batch.tags
                 pictures = self._call(self._pictures, "pictures", batch, *arguments)
             masks, pictures = jax.device_get((masks, pictures))
             for number, (index, item, size) in enumerate(batch.entries):
                 masks_here = self._in_order(batch, number, masks, self._stages.stages)
                 prediction = {"probabilities": probabilities[number], "masks": masks_here}
                 if with_pictures:
+                    grid = [cells(side, self._stages.stride) for side in size]
                     prediction["cam"] = pictures["cam"][number, : size[0], : size[1]]
+                    prediction["affinity"] = pictures["affinity"][number, : grid[0], : grid[1]]
+                    prediction["pixel"] = pictures["pixel"][number] * item["image"].shape[:2] // size
                     prediction["pseudo_label"] = batch.cut(number, pictures["pseudo_label"])
                 yield index, item, prediction
 
