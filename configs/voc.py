@@ -10,29 +10,7 @@ run here: the published weights are not to be had.
 """
 
 from rml_jax.config import default_config
-
-CLASS_NAMES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
+from rml_jax.data.voc import CLASS_NAMES
 
 
 def get_config():
