@@ -15,6 +15,10 @@ import tensorflow_datasets as tfds
 from absl import flags
 from PIL import Image
 
+import configs.coco
+import configs.folder
+import configs.voc
+from configs import digits
 from rml_jax.data import prepare as command
 from rml_jax.data.builders import base, voc
 from rml_jax.data.builders.coco import Coco2014
@@ -25,7 +29,10 @@ from rml_jax.data.folder import PhotoFolder
 from rml_jax.data.pipeline import train_batches
 from rml_jax.data.prepare import prepare
 from rml_jax.data.prepared import PreparedData
+from rml_jax.data.sources import with_class_names
 from rml_jax.errors import UserError
+from rml_jax.evaluation.run import evaluate_run
+from rml_jax.training.loop import train
 from tests.data import archives
 
 FOLDER_OPTIONS = {
@@ -521,3 +528,36 @@ def test_command_refuses_shares_that_make_no_sense(monkeypatch, capsys, share):
     with pytest.raises(SystemExit):
         run(monkeypatch, "voc", "--manual_dir=x", "--out=y", f"--max_bad={share}")
     assert "--max_bad" in capsys.readouterr().err
+
+
+# The whole way
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "voc", "coco"])
+def test_from_archives_to_scores(kind, photos, tmp_path, monkeypatch, capsys):
+    if kind == "folder":
+        sources = [f"--root={photos[0]}", f"--masks={photos[1]}"]
+    else:
+        pack = {
+            "voc": lambda folder: archives.pack_sbd(archives.pack_voc(folder)),
+            "coco": archives.pack_coco,
+        }
+        sources = [f"--manual_dir={pack[kind](tmp_path / 'archives')}"]
+    run(monkeypatch, kind, *sources, f"--out={tmp_path / 'out'}")
+    root = capsys.readouterr().out.partition("--config.data.root=")[2].partition(" ")[0]
+    config = digits.get_config()
+    config.data.update(
+        {"folder": configs.folder, "voc": configs.voc, "coco": configs.coco}[kind].get_config().data
+    )
+    config.data.root = root
+    config.loss.warmup_steps = 2
+    config.train.steps, config.train.batch_size, config.train.crop_size = 4, 2, 32
+    config.checkpoint.every, config.log.every, config.log.pictures_every = 4, 1, 0
+    config.eval.canvases, config.eval.batch_size, config.eval.pictures = ((48, 48),), 2, 2
+    state = train(config, tmp_path / "run")
+    assert int(state.step) == 4
+    metrics, page = evaluate_run(with_class_names(config), tmp_path / "run", config.data.val_split)
+    assert metrics["images"] == {"folder": 1, "voc": 2, "coco": 2}[kind]
+    assert metrics["dataset"] == kind
+    assert page.exists()
