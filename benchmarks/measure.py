@@ -14,6 +14,7 @@ _PACKAGES = (
     "jaxlib",
     "flax",
     "optax",
+    "array_record",
     "grain",
     "numpy",
     "pillow",
