@@ -269,6 +269,7 @@ def test_training_stops_at_a_bad_file_or_skips_it(photos, capsys):
 # The whole way
 
 
+@pytest.mark.slow
 def test_from_photographs_to_scores(tmp_path):
     """Ten classes at the sizes of tests/training/test_loop.py: the same programs, compiled once for both."""
     root = write_photos(

@@ -189,6 +189,8 @@ class PreparedBuilder(FileReaderBuilder):
             raise UserError(
                 f"{path}: {error}, expected room to write (what was finished before is kept)"
             ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
         return record
 
     def _load(self, item):
