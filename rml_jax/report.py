@@ -17,7 +17,6 @@ the split on which its background score was chosen.
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -27,7 +26,7 @@ from string import Template
 import numpy as np
 from PIL import Image
 
-from rml_jax import visualize
+from rml_jax import files, visualize
 
 # Widths of a picture on the page. Wider ones are stored reduced, or the page would grow by megabytes per
 # photograph; narrower ones are enlarged by the browser, each pixel to a square.
@@ -129,7 +128,7 @@ def class_table(metrics: Mapping) -> str:
 
 
 def write_report(
-    path: str | os.PathLike,
+    path: str | Path,
     *,
     title: str,
     facts: Mapping[str, str],
@@ -171,10 +170,7 @@ def write_report(
         figures="\n".join(_chart(*figure) for figure in figures.items()),
         parts="\n".join(_part(*part) for part in parts.items()),
     )
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    files.write(Path(path), page)
 
 
 # A protocol's column, and its short name.

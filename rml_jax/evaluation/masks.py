@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rml_jax import visualize
+from rml_jax import files, visualize
 from rml_jax.data.voc import read_mask
 from rml_jax.errors import UserError
 from rml_jax.labels import IGNORE
@@ -39,9 +39,7 @@ class MaskWriter:
         picture.putpalette(visualize.palette().ravel().tolist())
         file = io.BytesIO()
         picture.save(file, "PNG")
-        temporary = folder / f"{image_id}.png.tmp"
-        temporary.write_bytes(file.getvalue())
-        temporary.replace(folder / f"{image_id}.png")
+        files.write(folder / f"{image_id}.png", file.getvalue())
 
 
 class MaskFolder:
