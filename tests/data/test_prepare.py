@@ -337,6 +337,17 @@ def test_after_too_many_bad_images_only_their_shards_are_made_again(photos, fold
     assert len(decoded) <= 2
 
 
+@pytest.mark.usefixtures("small_shards")
+def test_a_shard_of_bad_images_only(photos, folder_builder):
+    part = PhotoFolder(photos[0], True, **FOLDER_OPTIONS)
+    train = [part.photo(index).id for index in range(len(part))]
+    for name in train[2:4]:
+        (photos[0] / f"{name}.jpg").write_bytes(b"junk")
+    folder, _ = prepare(folder_builder(max_bad=0.2))
+    left = items(PreparedData(folder, "train"))
+    assert [item["id"] for item in left] == train[:2] + train[4:]
+
+
 def test_validation_images_without_a_mask(photos, folder_builder):
     for path in photos[1].glob("*/*.png"):
         path.unlink()
