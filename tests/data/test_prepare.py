@@ -131,6 +131,16 @@ def test_voc_with_tags_from_the_annotations(tmp_path):
     assert tags == [[0, 19], [0], [0], [0]]
 
 
+def test_voc_beside_the_folder_of_another_year(tmp_path):
+    manual = archives.pack_sbd(archives.unpack(archives.voc_files(), tmp_path / "unpacked"))
+    other = {name.replace("VOC2012", "VOC2007"): b"another year's" for name in archives.voc_files()}
+    archives.unpack(other, manual)
+    archives.pack_tar(other, manual / "VOCtrainval_06-Nov-2007.tar")
+    folder, lines = prepare(VocSbd(manual_dir=manual, data_dir=tmp_path / "out"))
+    assert len(PreparedData(folder, "train_aug")) == 4
+    assert f"{manual / 'VOCdevkit/VOC2012'}, " in lines[0]
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_voc_with_the_masks_that_others_converted(tmp_path, packed):
     manual = archives.unpack(archives.voc_files(), tmp_path / "unpacked")
@@ -405,7 +415,7 @@ def test_bad_files_in_archives(tmp_path):
     files["VOCdevkit/VOC2012/Annotations/v.xml"] = b"junk"
     files["benchmark_RELEASE/dataset/cls/c.mat"] = b"junk"
     del files["VOCdevkit/VOC2012/JPEGImages/d.jpg"]
-    archives.pack_tar(files, tmp_path / "archives" / "VOC_and_benchmark.tar")
+    archives.pack_tar(files, tmp_path / "archives" / "2012_and_SBD.tar")
     archives.pack_tar(archives.sbd_files() | files, tmp_path / "archives" / "benchmark.tar")
     folder, lines = prepare(
         VocSbd(config="xml", manual_dir=tmp_path / "archives", data_dir=tmp_path / "out", max_bad=0.7)
@@ -423,7 +433,7 @@ def test_bad_files_in_archives(tmp_path):
         [item["id"] for item in items(PreparedData(folder, split))] for split in ("train_aug", "val")
     ] == [["b"], ["w"]]
     del files["VOCdevkit/VOC2012/JPEGImages/b.jpg"]
-    archives.pack_tar(files, tmp_path / "archives" / "VOC_and_benchmark.tar")
+    archives.pack_tar(files, tmp_path / "archives" / "2012_and_SBD.tar")
     again = VocSbd(config="xml", manual_dir=tmp_path / "archives", data_dir=tmp_path / "other", max_bad=0.9)
     assert "train_aug: no image is left of 4" in message_of(prepare, again)
 
@@ -435,7 +445,7 @@ def test_missing_archives(tmp_path):
     make = functools.partial(VocSbd, manual_dir=tmp_path / "archives", data_dir=tmp_path / "out")
     assert f"--manual_dir={tmp_path / 'archives'}: no such folder" in message_of(lambda: prepare(make()))
     (tmp_path / "archives").mkdir()
-    assert "found no ImageSets/Segmentation/val.txt, in no folder, VOC*.tar" in message_of(
+    assert "found no ImageSets/Segmentation/val.txt, in no folder, *2012*.tar" in message_of(
         lambda: prepare(make())
     )
     archives.pack_voc(tmp_path / "archives")

