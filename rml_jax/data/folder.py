@@ -150,6 +150,25 @@ def find_images(root, mask_folder=""):
     """
     if not root:
         raise UserError("config.data.root is empty: expected the folder of photographs")
+    images = {}
+    for path in list_images(root, mask_folder):
+        name = image_id(Path(path).as_posix())
+        if name in images:
+            raise UserError(
+                f"{root}: found both {images[name]} and {path}, expected names that differ without suffix"
+            )
+        images[name] = path
+    if not images:
+        raise UserError(f"{root}: found no images, expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+    return images
+
+
+def list_images(root, mask_folder=""):
+    """Paths of the image files below a folder, relative to it, str, sorted; else as for `find_images`.
+
+    Raises:
+      UserError: if the folder or one in it can't be read.
+    """
     seen = {os.path.realpath(mask_folder)} if mask_folder else set()
     paths = []
     for folder, below, files in os.walk(root, followlinks=True, onerror=_refuse):
@@ -162,17 +181,7 @@ def find_images(root, mask_folder=""):
             for name in files
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         ]
-    images = {}
-    for path in sorted(paths):
-        name = image_id(Path(path).as_posix())
-        if name in images:
-            raise UserError(
-                f"{root}: found both {images[name]} and {path}, expected names that differ without suffix"
-            )
-        images[name] = path
-    if not images:
-        raise UserError(f"{root}: found no images, expected files that end in {', '.join(IMAGE_SUFFIXES)}")
-    return images
+    return sorted(paths)
 
 
 def _refuse(error):

@@ -16,7 +16,7 @@ from flax import nnx
 
 from rml_jax.models.mit import cells
 from rml_jax.ops.affinity import random_walk
-from rml_jax.ops.cam import EPSILON, scaled_size
+from rml_jax.ops.cam import EPSILON, scaled_size, with_background
 from rml_jax.ops.crf import dense_crf_batch
 from rml_jax.ops.normalize import normalize
 from rml_jax.ops.padded import inside, mirror_inside, resize_inside
@@ -75,6 +75,7 @@ class StagesConfig:
       radius: greatest step of the random walk, in cells.
       pseudo_label: how pseudo labels are made; `par` uses the same refinement.
       crf: name of the CRF's settings (`rml_jax.ops.crf.SETTINGS`).
+      probabilities_of: the stages whose probabilities are wanted beside their masks.
     """
 
     stages: tuple[str, ...]
@@ -84,6 +85,7 @@ class StagesConfig:
     radius: int
     pseudo_label: PseudoLabelConfig
     crf: str
+    probabilities_of: tuple[str, ...] = ()
 
     @property
     def soft_stages(self):
@@ -106,23 +108,57 @@ def make_network(graphdef, config):
     """
 
     def network(params, images, sizes):
-        model = nnx.merge(graphdef, params)
-        # XLA drops what is not used of the outputs: only the pass at scale 1 pays for the affinity.
-        outputs = {
-            scale: _pass(model, normalize(images), sizes, scale, config)
-            for scale in dict.fromkeys((1.0, *config.scales))
-        }
-        whole = outputs[1.0][0]
-        maps = sum(
-            _enlarge(*outputs[scale], sizes, images.shape[1:3], scale, config) for scale in config.scales
-        )
+        logits, maps, affinity_logits = _forward(nnx.merge(graphdef, params), images, sizes, config)
         return {
-            "probabilities": jax.nn.sigmoid(whole.logits[: len(images)]),
-            "cams": _min_max_inside(maps, sizes),
-            "affinity": jax.nn.sigmoid(whole.affinity_logits[: len(images)]),
+            "probabilities": jax.nn.sigmoid(logits),
+            "cams": _scale_inside(maps, *_extremes(maps, sizes), sizes),
+            "affinity": jax.nn.sigmoid(affinity_logits),
         }
 
     return network
+
+
+def make_tile_network(graphdef, config):
+    """Builds the pure function from the tiles of larger pictures to maps.
+
+    A CAM is scaled by its least and its greatest value in the whole picture, which no tile knows: a first pass over
+    the tiles finds them, a second one scales by them.
+
+    Args:
+      graphdef: nnx.GraphDef of `RML`.
+      config: StagesConfig.
+
+    Returns:
+      Function of parameters, tiles uint8 [B, H, W, 3], sizes int32 [B, 2] and the pictures' least and greatest values
+      of every class's map, float32 [B, C] each, to be jitted. It gives the dict of `make_network`'s function, the
+      CAMs scaled by those values, with
+        least, greatest: float32 [B, C], the tile's own.
+    """
+
+    def network(params, tiles, sizes, least, greatest):
+        logits, maps, affinity_logits = _forward(nnx.merge(graphdef, params), tiles, sizes, config)
+        own_least, own_greatest = _extremes(maps, sizes)
+        return {
+            "probabilities": jax.nn.sigmoid(logits),
+            "cams": _scale_inside(maps, least, greatest, sizes),
+            "affinity": jax.nn.sigmoid(affinity_logits),
+            "least": own_least,
+            "greatest": own_greatest,
+        }
+
+    return network
+
+
+def _forward(model, images, sizes, config):
+    """Class logits [B, C], CAMs before they are scaled [B, H, W, C], affinity logits [B, N, N]."""
+    # XLA drops what is not used of the outputs: only the pass at scale 1 pays for the affinity.
+    outputs = {
+        scale: _pass(model, normalize(images), sizes, scale, config)
+        for scale in dict.fromkeys((1.0, *config.scales))
+    }
+    whole = outputs[1.0][0]
+    maps = sum(_enlarge(*outputs[scale], sizes, images.shape[1:3], scale, config) for scale in config.scales)
+    return whole.logits[: len(images)], maps, whole.affinity_logits[: len(images)]
 
 
 def _pass(model, pictures, sizes, scale, config):
@@ -153,12 +189,20 @@ def _enlarge(outputs, new_sizes, sizes, canvas, scale, config):
     return resize_inside(jax.nn.relu(maps), grid_sizes, canvas, sizes)
 
 
-def _min_max_inside(maps, sizes):
-    """`min_max_normalize` over each picture; 0 outside."""
+def _extremes(maps, sizes):
+    """The least and the greatest value of every map [B, H, W, C] in its picture, [B, C] each."""
     real = inside(sizes, maps.shape[1:3])[..., None]
-    maps = maps - jnp.min(maps, axis=(1, 2), keepdims=True, where=real, initial=jnp.inf)
-    greatest = jnp.max(maps, axis=(1, 2), keepdims=True, where=real, initial=0)
-    return jnp.where(real, maps / (greatest + EPSILON), 0)
+    return (
+        jnp.min(maps, axis=(1, 2), where=real, initial=jnp.inf),
+        jnp.max(maps, axis=(1, 2), where=real, initial=-jnp.inf),
+    )
+
+
+def _scale_inside(maps, least, greatest, sizes):
+    """The maps from their least and greatest values to [0, 1], as `min_max_normalize` does; 0 outside."""
+    real = inside(sizes, maps.shape[1:3])[..., None]
+    least, greatest = least[:, None, None], greatest[:, None, None]
+    return jnp.where(real, (maps - least) / (greatest - least + EPSILON), 0)
 
 
 def make_refine(config):
@@ -175,9 +219,10 @@ def make_refine(config):
         backgrounds: dict from the names of `config.soft_stages` to the background's score, float32 scalars.
       It gives a dict of
         masks: dict stage -> uint8 [B, H, W], 0 background, 1..C classes,
-        probabilities: dict stage -> float32 [B, H, W, 1 + K], those that a CRF refines.
+        probabilities: dict stage -> float32 [B, H, W, 1 + K], those that a CRF refines and `probabilities_of`.
     """
-    refined_by_crf = {before_crf(name) for name in config.stages if "crf" in parse_stage(name)}
+    used_later = {before_crf(name) for name in config.stages if "crf" in parse_stage(name)}
+    used_later.update(map(before_crf, config.probabilities_of))
 
     def refine(maps, images, sizes, classes, used, backgrounds):
         cams = gather_classes(maps["cams"], classes)
@@ -191,7 +236,7 @@ def make_refine(config):
             "masks": {
                 name: slots_to_labels(scores.argmax(axis=-1), classes) for name, scores in soft.items()
             },
-            "probabilities": {name: soft[name] for name in refined_by_crf},
+            "probabilities": {name: soft[name] for name in used_later},
         }
 
     return refine
@@ -207,23 +252,6 @@ def _probabilities(refiners, cams, affinity, images, sizes, used, background, co
         pseudo = config.pseudo_label
         scores = par(images, scores, dilations=pseudo.dilations, iterations=pseudo.iterations, sizes=sizes)
     return scores
-
-
-def with_background(cams, used, background):
-    """Softmax over a background score and the CAMs of the allowed classes.
-
-    Args:
-      cams: float [B, H, W, K] in [0, 1].
-      used: bool [B, K]; the others get probability 0.
-      background: score of the background.
-
-    Returns:
-      float32 [B, H, W, 1 + K], background first. It is the largest where no allowed CAM exceeds `background`.
-    """
-    usable = jnp.where(used[:, None, None, :], cams, -jnp.inf)
-    return jax.nn.softmax(
-        jnp.concatenate([jnp.full_like(cams[..., :1], background), usable], axis=-1), axis=-1
-    )
 
 
 def _walk(cams, affinity, sizes, used, background, config):
@@ -259,7 +287,9 @@ def make_crf(config):
 
     Returns:
       Function of images, sizes, classes (see `make_refine`) and probabilities float32 [B, H, W, 1 + K], to be
-      jitted. It gives uint8 masks [B, H, W].
+      jitted. It gives a dict of
+        masks: uint8 [B, H, W],
+        probabilities: float32 [B, H, W, 1 + K].
     """
 
     def crf(images, sizes, classes, probabilities):
@@ -268,7 +298,8 @@ def make_crf(config):
         marginals, _ = dense_crf_batch(
             images, probabilities, sizes, slots=probabilities.shape[-1], settings=config.crf
         )
-        return slots_to_labels(marginals.argmax(axis=-1), classes)
+        masks = slots_to_labels(marginals.argmax(axis=-1), classes)
+        return {"masks": masks, "probabilities": marginals}
 
     return crf
 
