@@ -20,6 +20,20 @@ from rml_jax.ops.pseudo_label import tagged_slots
 _SLOTS = (4, 8, 16, 32, 64, 128)
 
 
+def stages_config(config, probabilities_of=()):
+    """StagesConfig of a run (ConfigDict)."""
+    return StagesConfig(
+        stages=tuple(config.eval.stages),
+        scales=config.cam.scales,
+        flip=config.cam.flip,
+        stride=build.stride(config),
+        radius=config.loss.radius,
+        pseudo_label=build.pseudo_label_config(config),
+        crf=config.eval.crf,
+        probabilities_of=probabilities_of,
+    )
+
+
 class StageRunner:
     """The programs of the stages, each compiled once per canvas.
 
@@ -40,16 +54,7 @@ class StageRunner:
     """
 
     def __init__(self, config, graphdef, probabilities_of=()):
-        self.stages = StagesConfig(
-            stages=tuple(config.eval.stages),
-            scales=config.cam.scales,
-            flip=config.cam.flip,
-            stride=build.stride(config),
-            radius=config.loss.radius,
-            pseudo_label=build.pseudo_label_config(config),
-            crf=config.eval.crf,
-            probabilities_of=probabilities_of,
-        )
+        self.stages = stages_config(config, probabilities_of)
         self.canvases = tuple(map(tuple, config.eval.canvases))
         self.smallest = smallest_side(build.backbone(config), config.cam.scales)
         self._mesh = Mesh(np.array(jax.local_devices()), ("data",))

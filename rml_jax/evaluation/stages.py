@@ -9,6 +9,8 @@ lies beyond changes nothing inside (`rml_jax.ops.padded`).
 """
 
 import dataclasses
+import fractions
+import math
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +151,27 @@ def make_tile_network(graphdef, config):
     return network
 
 
+def make_scores(graphdef, config):
+    """Builds the pure function from pictures to class logits and CAMs, without what only the later stages need.
+
+    Args:
+      graphdef: nnx.GraphDef of `RML`.
+      config: StagesConfig.
+
+    Returns:
+      Function of parameters, images uint8 [B, H, W, 3] and sizes int32 [B, 2]. H and W may be symbolic (`jax.export`)
+      if they are multiples of `symbolic_step`. It gives
+        logits: float32 [B, C],
+        cams: float32 [B, H, W, C], as `make_network`'s.
+    """
+
+    def scores(params, images, sizes):
+        logits, maps, _ = _forward(nnx.merge(graphdef, params), images, sizes, config)
+        return logits, _scale_inside(maps, *_extremes(maps, sizes), sizes)
+
+    return scores
+
+
 def _forward(model, images, sizes, config):
     """Class logits [B, C], CAMs before they are scaled [B, H, W, C], affinity logits [B, N, N]."""
     # XLA drops what is not used of the outputs: only the pass at scale 1 pays for the affinity.
@@ -158,43 +181,84 @@ def _forward(model, images, sizes, config):
     }
     whole = outputs[1.0][0]
     maps = sum(_enlarge(*outputs[scale], sizes, images.shape[1:3], scale, config) for scale in config.scales)
-    return whole.logits[: len(images)], maps, whole.affinity_logits[: len(images)]
+    count = 2 if config.flip and 1.0 in config.scales else 1
+    return _views(whole.logits, count)[0], maps, _views(whole.affinity_logits, count)[0]
 
 
 def _pass(model, pictures, sizes, scale, config):
-    """RMLOutputs of the pictures at one scale, their mirrors behind them, and their sizes at that scale."""
+    """RMLOutputs of the pictures at one scale, each followed by its mirror, and their sizes at that scale."""
     canvas = pictures.shape[1:3]
-    new_canvas = scaled_size(canvas, scale, config.stride)
-    new_sizes = _scaled_sizes(sizes, max(canvas), scale, config.stride)
+    new_canvas = _scaled_canvas(canvas, scale, config.stride)
+    new_sizes = _scaled_sizes(sizes, canvas, scale, config.stride)
     if scale != 1:
         pictures = resize_inside(pictures, sizes, new_canvas, new_sizes)
     views, view_sizes = pictures, new_sizes
     if config.flip and scale in config.scales:
-        views = jnp.concatenate([pictures, mirror_inside(pictures, new_sizes)])
-        view_sizes = jnp.concatenate([new_sizes, new_sizes])
-    return model(views, sizes=view_sizes), new_sizes
+        views = jnp.stack([pictures, mirror_inside(pictures, new_sizes)], axis=1)
+        views = views.reshape(-1, *pictures.shape[1:])
+        view_sizes = jnp.stack([new_sizes, new_sizes], axis=1).reshape(-1, 2)
+    return model(views, sizes=view_sizes, with_context=False), new_sizes
 
 
-def _scaled_sizes(sizes, longest, scale, stride):
-    """`scaled_size` of traced sizes, from a table so that it rounds as Python does."""
-    return jnp.array(scaled_size(range(longest + 1), scale, stride), jnp.int32)[sizes]
+def _scaled_canvas(canvas, scale, stride):
+    """`scaled_size`, also of a canvas with symbolic sides (`jax.export`), multiples of `symbolic_step`."""
+    if _is_symbolic(canvas):
+        factor = _fraction(scale)
+        return tuple(side * factor.numerator // factor.denominator for side in canvas)
+    return scaled_size(canvas, scale, stride)
+
+
+def _scaled_sizes(sizes, canvas, scale, stride):
+    """`scaled_size` of traced sizes, rounded to even as Python does."""
+    if _is_symbolic(canvas):
+        factor = _fraction(scale)
+        low, rest = jnp.divmod(sizes * factor.numerator, factor.denominator)
+        up = (2 * rest > factor.denominator) | ((2 * rest == factor.denominator) & (low % 2 == 1))
+        return jnp.maximum(stride, low + up)
+    return jnp.array(scaled_size(range(max(canvas) + 1), scale, stride), jnp.int32)[sizes]
+
+
+def symbolic_step(config):
+    """What the sides of a canvas must be multiples of where they are symbolic, so that no scale leaves a remainder.
+
+    Args:
+      config: StagesConfig.
+
+    Returns:
+      int, in pixels.
+    """
+    return config.stride * math.lcm(*(_fraction(scale).denominator for scale in config.scales))
+
+
+def _fraction(scale):
+    return fractions.Fraction(scale).limit_denominator(64)
+
+
+def _is_symbolic(canvas):
+    return not all(isinstance(side, int) for side in canvas)
 
 
 def _enlarge(outputs, new_sizes, sizes, canvas, scale, config):
     """The CAMs of one pass before their normalisation, on the canvas; METHOD.md section 4."""
     maps, grid_sizes = outputs.cam_logits, cells(new_sizes, config.stride)
     if config.flip:
-        maps, mirrored = jnp.split(maps, 2)
+        maps, mirrored = _views(maps, 2)
         maps = jnp.maximum(maps, mirror_inside(mirrored, grid_sizes))
     return resize_inside(jax.nn.relu(maps), grid_sizes, canvas, sizes)
+
+
+def _views(x, count):
+    """[B count, ...] as a list of `count` arrays [B, ...]: of the pictures, and of their mirrors if they took part."""
+    x = x.reshape(-1, count, *x.shape[1:])
+    return [x[:, view] for view in range(count)]
 
 
 def _extremes(maps, sizes):
     """The least and the greatest value of every map [B, H, W, C] in its picture, [B, C] each."""
     real = inside(sizes, maps.shape[1:3])[..., None]
     return (
-        jnp.min(maps, axis=(1, 2), where=real, initial=jnp.inf),
-        jnp.max(maps, axis=(1, 2), where=real, initial=-jnp.inf),
+        jnp.min(jnp.where(real, maps, jnp.inf), axis=(1, 2)),
+        jnp.max(jnp.where(real, maps, -jnp.inf), axis=(1, 2)),
     )
 
 

@@ -67,6 +67,22 @@ def load(path, *, stage=None, scales=None, background=None, tag_threshold=TAG_TH
       UserError: if there is no model, it is damaged, or an option is not as expected.
     """
     config, params, _ = load_model(path)
+    return predictor_of(
+        config,
+        params,
+        stage=stage,
+        scales=scales,
+        background=background,
+        tag_threshold=tag_threshold,
+        large=large,
+    )
+
+
+def predictor_of(
+    config, params, *, stage=None, scales=None, background=None, tag_threshold=TAG_THRESHOLD, large="tiles"
+):
+    """`load` of what `load_model` gives; `config` is left as it is."""
+    config = config.copy_and_resolve_references()
     chosen = stage or config.eval.stages[-1]
     config.eval.stages = (chosen,)
     if scales is not None:
