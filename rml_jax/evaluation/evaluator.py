@@ -10,6 +10,7 @@ from rml_jax.evaluation import metrics
 from rml_jax.evaluation.canvas import cut_labels
 from rml_jax.evaluation.runner import StageRunner
 from rml_jax.evaluation.stages import TAG_THRESHOLD, background_key, make_pictures
+from rml_jax.models.mit import cells
 from rml_jax.report import Sample
 
 
@@ -37,7 +38,7 @@ class Evaluator:
         self._runner = StageRunner(config, graphdef)
         self._stages = self._runner.stages
         self._batch_size = config.eval.batch_size * self._runner.devices
-        self._pictures = self._runner.share(make_pictures(self._stages), 0, 4)
+        self._pictures = self._runner.share(make_pictures(self._stages), 0, 5)
         self.programs, self.canvases, self.resized = self._runner.programs, collections.Counter(), []
 
     def fixed_backgrounds(self):
@@ -138,6 +139,8 @@ class Evaluator:
             pseudo_label=prediction["pseudo_label"],
             predictions=next(iter(prediction["masks"].values())),
             ground_truth=item["mask"],
+            affinity=prediction["affinity"],
+            pixel=tuple(prediction["pixel"].tolist()),
         )
 
     def _names(self, tags):
@@ -166,14 +169,17 @@ class Evaluator:
             }
             pictures = {}
             if with_pictures:
-                arguments = maps["cams"], batch.images, batch.sizes, tags
+                arguments = maps["cams"], maps["affinity"], batch.images, batch.sizes, tags
                 pictures = runner.call(self._pictures, "pictures", batch, *arguments)
             masks, pictures = jax.device_get((masks, pictures))
             for number, (index, item, size) in enumerate(batch.entries):
                 masks_here = self._in_order(batch, number, masks, self._stages.stages)
                 prediction = {"probabilities": probabilities[number], "masks": masks_here}
                 if with_pictures:
+                    grid = [cells(side, self._stages.stride) for side in size]
                     prediction["cam"] = pictures["cam"][number, : size[0], : size[1]]
+                    prediction["affinity"] = pictures["affinity"][number, : grid[0], : grid[1]]
+                    prediction["pixel"] = pictures["pixel"][number] * item["image"].shape[:2] // size
                     prediction["pseudo_label"] = _cut(batch, number, pictures["pseudo_label"])
                 yield index, item, prediction
 

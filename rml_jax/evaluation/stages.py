@@ -248,7 +248,7 @@ def _enlarge(outputs, new_sizes, sizes, canvas, scale, config):
 
 
 def _views(x, count):
-    """[B count, ...] as a list of `count` arrays [B, ...]: of the pictures, and of their mirrors if they took part."""
+    """[B count, ...] as a list of `count` arrays [B, ...]: of the pictures, and of their mirrors if there are."""
     x = x.reshape(-1, count, *x.shape[1:])
     return [x[:, view] for view in range(count)]
 
@@ -375,17 +375,26 @@ def make_pictures(config):
       config: StagesConfig.
 
     Returns:
-      Function of cams (see `make_network`), images, sizes and ground-truth tags [B, C], to be jitted. It gives
-      a dict of
+      Function of cams and affinity (see `make_network`), images, sizes and ground-truth tags [B, C], to be jitted. It
+      gives a dict of
         cam: float32 [B, H, W] in [0, 1], the strongest given class's map,
+        pixel: int32 [B, 2], row and column of its maximum,
+        affinity: float32 [B, h, w] in [0, 1], on the network's last grid: the affinity to the cell of that pixel,
         pseudo_label: uint8 [B, H, W], what training would learn from, which treats padding as training does.
     """
 
-    def pictures(cams, images, sizes, tags):
+    def pictures(cams, affinity, images, sizes, tags):
+        canvas = images.shape[1:3]
         box = jnp.pad(sizes, ((0, 0), (2, 0)))
         labels = pseudo_labels(cams, images.astype(jnp.float32), tags, box, config.pseudo_label)
+        cam = jnp.max(cams * tags[:, None, None, :], axis=-1)
+        row, column = jnp.divmod(cam.reshape(len(cam), -1).argmax(axis=1), canvas[1])
+        grid = tuple(cells(side, config.stride) for side in canvas)
+        cell = row // config.stride * grid[1] + column // config.stride
         return {
-            "cam": jnp.max(cams * tags[:, None, None, :], axis=-1),
+            "cam": cam,
+            "pixel": jnp.stack([row, column], axis=1),
+            "affinity": affinity[jnp.arange(len(cell)), cell].reshape(-1, *grid),
             "pseudo_label": labels.astype(jnp.uint8),
         }
 

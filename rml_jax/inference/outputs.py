@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rml_jax import visualize
+from rml_jax import files, visualize
 from rml_jax.evaluation.masks import file_numbers, palette_png
 
 _QUALITY = 90  # of JPEG
@@ -99,9 +99,13 @@ class OutputFolder:
         if not numbers:
             return picture
         width = max(_LEGEND_WIDTH, picture.shape[1])
-        legend = visualize.legend(
-            [self._names[number] for number in numbers], visualize.palette()[numbers], width
+        # Large pictures are looked at from afar.
+        factor = max(1, round(width / _LEGEND_WIDTH / 4))
+        names, colours = [self._names[number] for number in numbers], visualize.palette()[numbers]
+        legend = (
+            visualize.legend(names, colours, width // factor).repeat(factor, axis=0).repeat(factor, axis=1)
         )
+        legend = np.pad(legend, ((0, 0), (0, width - legend.shape[1]), (0, 0)), constant_values=255)
         beside = ((0, 0), (0, width - picture.shape[1]), (0, 0))
         return np.concatenate([np.pad(picture, beside, constant_values=255), legend])
 
@@ -132,6 +136,4 @@ def _jpeg(pixels):
 
 def _write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    files.write(path, content)
