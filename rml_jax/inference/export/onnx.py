@@ -8,7 +8,7 @@ from jax import export
 
 from rml_jax.errors import UserError
 from rml_jax.inference.export.checksums import check_sums
-from rml_jax.inference.export.program import describe, make_program
+from rml_jax.inference.export.program import describe, make_fixed_program
 
 FILES = PROGRAM, DESCRIPTION = "model.onnx", "model.json"
 OUTPUTS = ("logits", "cams", "mask")
@@ -36,7 +36,7 @@ def write_program(folder, config, params, step, size):
             f"--format=onnx needs jax2onnx and onnxruntime ({error}): see docs/inference.md, they have an "
             "environment of their own"
         ) from error
-    program = make_program(config, params)
+    program = make_fixed_program(config, params)
 
     def ordered(images):
         outputs = program(images)
@@ -59,7 +59,7 @@ def read_program(folder):
       folder: pathlib.Path.
 
     Returns:
-      Function of images, uint8 [B, height, width, 3], see `make_program`.
+      Function of images, uint8 [B, height, width, 3], see `make_fixed_program`.
 
     Raises:
       UserError: if a file is missing or was changed.
