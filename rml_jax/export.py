@@ -8,6 +8,7 @@ the live model on noise and photographs; if it differs, or anything fails, there
 
 import argparse
 import functools
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,7 +20,7 @@ from rml_jax.compilation_cache import use_compilation_cache
 from rml_jax.errors import UserError
 from rml_jax.evaluation.canvas import smallest_side
 from rml_jax.inference.export import onnx, stablehlo, weights
-from rml_jax.inference.export.card import model_card, read_metrics
+from rml_jax.inference.export.card import METRICS, model_card, read_metrics
 from rml_jax.inference.export.checksums import write_sums
 from rml_jax.inference.export.verify import verify
 from rml_jax.inference.predictor import load_model, predictor_of
@@ -81,7 +82,11 @@ def export(workdir, out, form):
         differences = verify(live, exported, sizes)
         card = model_card(config, step, metrics, differences, _CONTENT[form])
         (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-        folder.chmod(0o755)
+        if form == "safetensors" and metrics:
+            (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        folder.chmod(0o755)  # It and safetensors' file were made for this user alone.
+        for path in folder.iterdir():
+            path.chmod(0o644)
         folder.rename(out)
     except OSError as error:
         raise UserError(f"--out={out}: {error.strerror}, expected a folder to write to") from error

@@ -3,11 +3,14 @@
 import json
 
 from rml_jax.errors import UserError
+from rml_jax.evaluation.stages import PROTOCOLS
+
+METRICS = "metrics.json"
 
 # What is known of the terms of the data sets; a model's own licence is for whoever trained it to decide.
 _LICENCES = {
     "digits": "Made from data that scikit-learn ships: the UCI handwritten digits (CC BY 4.0) and two photographs "
-    "by Flickr users (CC BY 2.0).",
+    "(CC BY 2.0, by danielbuechele and vultilion on Flickr).",
     "voc": "In PASCAL VOC's layout. If these are VOC's own images: they come from Flickr and are subject to Flickr's "
     "terms of use; the challenge's organisers offer them for research. Whoever passes the model on must see whether "
     "that covers it.",
@@ -68,31 +71,32 @@ def _scores(step, metrics):
     if metrics is None:
         return "Not scored: the run had no eval/metrics.json (`python eval.py --workdir=DIR`)."
     scored = f"{metrics['dataset']} {metrics['split']}, {metrics['images']} images, step {metrics['step']}"
+    miou = {protocol: metrics["miou"][protocol] for protocol in PROTOCOLS if protocol in metrics["miou"]}
     lines = [
         f"mIoU in percent on {scored}"
         + ("." if metrics["step"] == step else f" (**not the exported step {step}**).")
         + " *Predicted*: the model decides which classes an image may hold. *Given*: the ground truth's tags decide.",
         "",
-        "| stage | " + " | ".join(f"{protocol} tags" for protocol in metrics["miou"]) + " |",
-        "|---" * (1 + len(metrics["miou"])) + "|",
+        "| stage | " + " | ".join(f"{protocol} tags" for protocol in miou) + " |",
+        "|---" * (1 + len(miou)) + "|",
     ]
-    for stage in next(iter(metrics["miou"].values())):
-        values = " | ".join(f"{100 * stages[stage]:.1f}" for stages in metrics["miou"].values())
+    for stage in next(iter(miou.values())):
+        values = " | ".join(f"{100 * stages[stage]:.1f}" for stages in miou.values())
         lines.append(f"| {stage} | {values} |")
     return "\n".join(lines)
 
 
 def read_metrics(workdir):
-    """The content of a run's eval/metrics.json if it scores a checkpoint, or None.
+    """What eval.py found for a checkpoint: eval/metrics.json of a run, metrics.json of an exported folder, or None.
 
     Raises:
       UserError: if the file is damaged.
     """
-    path = workdir / "eval" / "metrics.json"
-    if not path.exists():
+    found = [path for path in (workdir / "eval" / METRICS, workdir / METRICS) if path.exists()]
+    if not found:
         return None
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = json.loads(found[0].read_text(encoding="utf-8"))
         return metrics if "step" in metrics else None
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: {error}, expected what eval.py wrote") from error
+        raise UserError(f"{found[0]}: {error}, expected what eval.py wrote") from error
