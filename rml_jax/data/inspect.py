@@ -124,4 +124,4 @@ def _write(pixels, path):
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.config_file(default="configs/digits.py"))
+    cli.run(main, cli.config_file(default="digits"))

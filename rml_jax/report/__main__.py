@@ -27,7 +27,7 @@ from rml_jax.report.page import (
 )
 from rml_jax.report.samples import data_uri
 from rml_jax.report.scores import scored_set
-from rml_jax.report.training import curves_svg, read_events
+from rml_jax.report.training import curves, read_events
 
 _STRIPS = 6  # most steps whose CAMs are shown
 _STRIP_WIDTH = 1000  # pixels to which a row of CAMs is reduced
@@ -104,7 +104,7 @@ def _training(config, scalars, pictures):
     sections = []
     if scalars:
         begin, end = config.loss.warmup_steps, config.train.steps
-        sections.append(training_section(curves_svg(scalars, begin if begin < end else None)))
+        sections.append(training_section(curves(scalars, begin if begin < end else None)))
     else:
         sections.append(note_section("Training", "There are no TensorBoard files of this run."))
     if cams := pictures.get("cams"):

@@ -57,12 +57,14 @@ def evaluation_sections(evaluation: Mapping) -> list[str]:
     return [scores, figures, guide, *(_part(*part) for part in evaluation["parts"].items())]
 
 
-def training_section(curves: str) -> str:
-    """The training curves, an SVG's text."""
+def training_section(curves: Sequence[str]) -> str:
+    """The training curves, each an `<svg>` element."""
+    panels = "\n".join(curves)
     return f"""<h2>Training</h2>
-<p>What the training loop logged, over the steps; the terms of the loss before their weights.</p>
+<p>What the training loop logged, over the steps; the terms of the loss before their weights. Left of a dotted line:
+classification alone.</p>
 <div class="curves">
-{curves}
+{panels}
 </div>"""
 
 
@@ -290,7 +292,11 @@ figure { margin: 0; }
 img { display: block; width: 100%; }
 .chart { max-width: 60rem; margin: 1.5rem 0; }
 .pixelated { image-rendering: pixelated; }
-.curves svg { display: block; width: 100%; height: auto; max-width: 72rem; }
+.curves {
+  display: grid; gap: 1rem; max-width: 80rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr));
+}
+.curves svg { display: block; width: 100%; height: auto; }
 .strip { max-width: 62rem; margin: 0.5rem 0; }
 details table { margin: 0.5rem 0; font-size: 0.85rem; }
 details td, details th { white-space: normal; overflow-wrap: anywhere; text-align: left; }

@@ -64,43 +64,41 @@ def _in_order(values):
     return {tag: dict(sorted(steps.items())) for tag, steps in values.items()}
 
 
-def curves_svg(scalars: Mapping[str, Mapping[int, float]], mutual_from: int | None = None) -> str:
-    """The training curves as an inline SVG in the page's text colour.
+def curves(scalars: Mapping[str, Mapping[int, float]], mutual_from: int | None = None) -> list[str]:
+    """The training curves as inline SVGs in the page's text colour, one for each panel.
 
     Args:
       scalars: tag to step to value, from `read_events`.
-      mutual_from: step after which the mutual-learning terms take part, marked in every panel; None for never.
+      mutual_from: step after which the mutual-learning terms take part, marked by a dotted line; None for never.
 
     Returns:
-      The text of an `<svg>` element.
+      The texts of `<svg>` elements.
     """
     panels = {
-        title: names
-        for title, terms in _PANELS.items()
-        if (names := [name for name in terms if f"train/{name}" in scalars])
+        title: [name for name in names if f"train/{name}" in scalars] for title, names in _PANELS.items()
     }
-    rows = -(-len(panels) // 2)
+    return [_panel(title, names, scalars, mutual_from) for title, names in panels.items() if names]
+
+
+def _panel(title, names, scalars, mutual_from):
     inks = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     with rc_context({"svg.fonttype": "none", "font.size": 10} | dict.fromkeys(inks, _INK)):
-        figure = Figure(figsize=(11, 2.8 * rows), layout="constrained")
-        for number, (title, names) in enumerate(panels.items(), start=1):
-            axes = figure.add_subplot(rows, 2, number)
-            for name in names:
-                axes.plot(*_thinned(scalars[f"train/{name}"]), label=name.replace("_", " "), linewidth=1.5)
-            if mutual_from is not None:
-                axes.axvline(mutual_from, color=_INK, linestyle=":", linewidth=1)
-            axes.set_title(title, loc="left", fontsize=11)
-            axes.set_xlabel("step")
-            axes.patch.set_visible(False)
-            axes.grid(alpha=0.25)
-            axes.legend(frameon=False, fontsize=9)
+        figure = Figure(figsize=(5.5, 2.8), layout="constrained")
+        axes = figure.add_subplot()
+        for name in names:
+            axes.plot(*_thinned(scalars[f"train/{name}"]), label=name.replace("_", " "), linewidth=1.5)
+        if mutual_from is not None:
+            axes.axvline(mutual_from, color=_INK, linestyle=":", linewidth=1)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=9)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # The description of the file, which names addresses, and the size in points, which the page decides.
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r'^<svg ([^>]*?)width="[^"]*" height="[^"]*"|^<svg height="[^"]*"', r"<svg \1", svg)
+    # Without the description of the file, which names addresses.
+    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
 
 
 def _thinned(values):
