@@ -9,6 +9,8 @@ import sys
 
 import numpy as np
 
+from rml_jax import files
+
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -75,13 +77,11 @@ def summary(seconds):
 
 
 def write_json(result, path):
-    """Prints a result and writes it to `path` (pathlib.Path or None), under a temporary name first."""
+    """Prints a result and writes it to `path` (pathlib.Path or None)."""
     text = json.dumps(result, indent=2)
     print(text)
     if path:
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
+        files.write(path, text + "\n")
 
 
 def _module_name():

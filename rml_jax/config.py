@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from rml_jax import files
 from rml_jax.data.coco_classes import CLASS_NAMES as COCO_NAMES
 from rml_jax.data.digits import CLASS_NAMES
 from rml_jax.data.sources import SOURCES
@@ -251,15 +252,13 @@ def check_config(config):
 
 
 def save_config(config, path):
-    """Writes a config as JSON under a temporary name, then renames it.
+    """Writes a config as JSON.
 
     Args:
       config: ConfigDict.
       path: pathlib.Path of the file.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(config.to_json_best_effort(indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    files.write(path, config.to_json_best_effort(indent=2) + "\n")
 
 
 def load_config(path):

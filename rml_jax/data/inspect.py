@@ -7,6 +7,7 @@ twin, where the two may be compared (the rest is white). Then the input pipeline
 """
 
 import contextlib
+import io
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw
 
-from rml_jax import cli, visualize
+from rml_jax import cli, files, visualize
 from rml_jax.config import check_config
 from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source, with_class_names
@@ -115,10 +116,10 @@ def _with_box(image, box):
 
 
 def _write(pixels, path):
-    temporary = path.with_name(path.name + ".tmp")
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
     try:
-        Image.fromarray(pixels).save(temporary, "PNG")
-        temporary.replace(path)
+        files.write(path, file.getvalue())
     except OSError as error:
         raise UserError(f"--out={path}: {error.strerror or error}, expected a file to write to") from error
 

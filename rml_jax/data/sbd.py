@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
+from rml_jax import files
 from rml_jax.data.images import check_same_size, decode_mask, read_image
 from rml_jax.data.tags import read_list
 from rml_jax.data.voc import IMAGE_FOLDER, MASK_FOLDER, SPLIT_FOLDER
@@ -64,7 +65,7 @@ def add_sbd(voc, sbd, max_bad=0.01):
                 f"{len(bad)} of {len(wanted) + len(val)} images are bad, such as {min(bad.values())}"
             )
         good = [name for name in wanted if name not in bad]
-        _replace(voc / SPLIT_FOLDER / "train_aug.txt", ("\n".join(good) + "\n").encode())
+        files.write(voc / SPLIT_FOLDER / "train_aug.txt", "\n".join(good) + "\n")
     except OSError as error:
         raise UserError(f"{error.filename or voc}: {error.strerror}, expected room to write masks") from error
     found = {"train": len(train), "train_aug": len(good), "val": len(val)}
@@ -88,7 +89,7 @@ def _add_mask(voc, sbd, name):
     path = voc / IMAGE_FOLDER / f"{name}.jpg"
     check_same_size(mask, read_image(path), target)
     if not target.exists():
-        _replace(target, data)
+        files.write(target, data)
     return mask
 
 
@@ -105,15 +106,6 @@ def _sbd_mask(path):
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
-
-
-def _replace(path, data):
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main():

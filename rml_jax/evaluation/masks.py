@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rml_jax import visualize
+from rml_jax import files, visualize
 from rml_jax.data.voc import read_mask
 from rml_jax.errors import UserError
 from rml_jax.labels import IGNORE
@@ -57,9 +57,7 @@ class MaskWriter:
         """Saves one mask, uint8 [H, W], 0 background, 1..C classes."""
         folder = voc_folder(self._root / protocol / stage, self._split)
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{image_id}.png.tmp"
-        temporary.write_bytes(palette_png(self._numbers[mask]))
-        temporary.replace(folder / f"{image_id}.png")
+        files.write(folder / f"{image_id}.png", palette_png(self._numbers[mask]))
 
 
 class MaskFolder:

@@ -233,18 +233,12 @@ class Predictor:
         masks, probabilities, cams = self._refine(batch, maps, allowed, with_maps)
         for number, (key, item, size) in enumerate(batch.entries):
             wanted, count = item["image"].shape[:2], allowed[number].sum()
-            yield (
-                key,
-                self._prediction(
-                    cut_labels(masks[number], size, wanted),
-                    scores[number],
-                    allowed[number],
-                    _cut_maps(_normalized(probabilities[number, ..., : 1 + count]), size, wanted)
-                    if with_maps
-                    else None,
-                    _cut_maps(cams[number, ..., :count], size, wanted) if with_maps else None,
-                ),
-            )
+            parts = (None, None)
+            if with_maps:
+                normalized = _normalized(probabilities[number, ..., : 1 + count])
+                parts = (_cut_maps(part, size, wanted) for part in (normalized, cams[number, ..., :count]))
+            mask = cut_labels(masks[number], size, wanted)
+            yield key, self._prediction(mask, scores[number], allowed[number], *parts)
 
     def _refine(self, batch, maps, allowed, with_maps):
         """The stage's masks; probabilities and CAMs in slots, allowed classes first, or None if not wanted."""
@@ -265,67 +259,105 @@ class Predictor:
     # --- Larger pictures ---
 
     def _in_tiles(self, item, with_maps, batch_size):
-        """Two passes over the tiles: what is in the picture and how strong its CAMs are; then the masks."""
-        image = item["image"]
-        wanted, smallest = image.shape[:2], self._runner.smallest
-        size = tuple(max(side, smallest) for side in wanted)
+        image, wanted = item["image"], item["image"].shape[:2]
+        size = tuple(max(side, self._runner.smallest) for side in wanted)
         if size != wanted:
             image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-        tile = tuple(min(side, full) for side, full in zip(self._tile, size, strict=True))
-        tops, lefts = (tile_starts(length, side) for length, side in zip(size, tile, strict=True))
-        places = [(top, left) for top in tops for left in lefts]
+        tiles = _Tiles(image, self._tile, batch_size)
+        scores, least, greatest = self._survey(tiles)
+        (allowed,) = self._allowed([item], scores[None])
+        mask, maps = self._join(tiles, allowed, least, greatest, with_maps)
+        parts = (None, None)
+        if with_maps:
+            parts = (_cut_maps(part, size, wanted) for part in np.split(maps, [1 + allowed.sum()], axis=-1))
+        return self._prediction(cut_labels(mask, size, wanted), scores, allowed, *parts, tiles=tiles.count)
+
+    def _survey(self, tiles):
+        """First pass: what is in the picture, and how strong its CAMs are.
+
+        Returns:
+          float32 [C] each: the greatest scores of any tile, the least and the greatest values of the CAMs.
+        """
         classes = len(self.classes)
+        scores, unscaled = np.zeros(classes, np.float32), (np.zeros(classes), np.ones(classes))
         least, greatest = np.full(classes, np.inf, np.float32), np.full(classes, -np.inf, np.float32)
-        scores = np.zeros(classes, np.float32)
-        for _, batch in self._tile_batches(image, tile, places, batch_size):
-            maps = self._tile_maps(batch, np.zeros(classes, np.float32), np.ones(classes, np.float32))
+        for _, batch in tiles.batches(range(len(tiles.tops))):
+            maps = self._tile_maps(batch, *unscaled)
+            # A batch may be filled up with its first tile, which changes no extreme.
             scores = np.maximum(scores, np.max(maps["probabilities"], axis=0))
             least = np.minimum(least, np.min(maps["least"], axis=0))
             greatest = np.maximum(greatest, np.max(maps["greatest"], axis=0))
-        (allowed,) = self._allowed([item], scores[None])
+        return scores, least, greatest
 
+    def _join(self, tiles, allowed, least, greatest, with_maps):
+        """Second pass: the stage on every tile, joined.
+
+        Returns:
+          mask, uint8 [H, W], and if wanted the probabilities and the CAMs, float32 [H, W, 1 + 2 K], else None.
+        """
         count = allowed.sum()
-        mask = np.zeros(size, np.uint8)
-        full = np.zeros((*size, 1 + 2 * count), np.float32) if with_maps else None
-        blender = RowBlender(*size, tile, 1 + 2 * count if with_maps else 1 + count)
+        channels = 1 + 2 * count if with_maps else 1 + count
+        mask = np.zeros(tiles.size, np.uint8)
+        full = np.zeros((*tiles.size, channels), np.float32) if with_maps else None
+        blender = RowBlender(*tiles.size, tiles.tile, channels)
         numbers = np.concatenate([[0], 1 + np.flatnonzero(allowed)]).astype(np.uint8)
-        for row, top in enumerate(tops):
-            row_places = [(top, left) for left in lefts]
-            for entries, batch in self._tile_batches(image, tile, row_places, batch_size):
+        for row in range(len(tiles.tops)):
+            for places, batch in tiles.batches([row]):
                 maps = self._tile_maps(batch, least, greatest)
-                everywhere = np.tile(allowed, (batch_size, 1))
+                everywhere = np.tile(allowed, (len(batch.images), 1))
                 _, probabilities, cams = self._refine(batch, maps, everywhere, True)
-                for number, (_, left) in enumerate(entries):
-                    blended = _normalized(probabilities[number, : tile[0], : tile[1], : 1 + count])
+                for number, place in enumerate(places):
+                    inside = np.s_[number, : tiles.tile[0], : tiles.tile[1]]
+                    parts = [_normalized(probabilities[inside][..., : 1 + count])]
                     if with_maps:
-                        blended = np.concatenate(
-                            [blended, cams[number, : tile[0], : tile[1], :count]], axis=-1
-                        )
-                    blender.add(top, left, blended)
-            first, done = blender.finish_rows(tops[row + 1] if row + 1 < len(tops) else size[0])
+                        parts.append(cams[inside][..., :count])
+                    blender.add(*place, np.concatenate(parts, axis=-1))
+            first, done = blender.finish_rows((*tiles.tops, tiles.size[0])[row + 1])
             mask[first : first + len(done)] = numbers[done[..., : 1 + count].argmax(axis=-1)]
             if with_maps:
                 full[first : first + len(done)] = done
-        maps = (None, None)
-        if with_maps:
-            maps = (_cut_maps(part, size, wanted) for part in np.split(full, [1 + count], axis=-1))
-        return self._prediction(cut_labels(mask, size, wanted), scores, allowed, *maps, tiles=len(places))
-
-    def _tile_batches(self, image, tile, places, batch_size):
-        """Yields the (top, left) of some tiles and their Batch."""
-        for start in range(0, len(places), batch_size):
-            part = places[start : start + batch_size]
-            entries = [
-                (place, {"image": image[place[0] : place[0] + tile[0], place[1] : place[1] + tile[1]]}, tile)
-                for place in part
-            ]
-            yield part, Batch(entries, self._tile, batch_size)
+        return mask, full
 
     def _tile_maps(self, batch, least, greatest):
-        bounds = (np.tile(values, (len(batch.images), 1)) for values in (least, greatest))
+        count = len(batch.images)
+        bounds = (np.tile(values.astype(np.float32), (count, 1)) for values in (least, greatest))
         return self._runner.call(
             self._tile_network, "tile network", batch, self._params, batch.images, batch.sizes, *bounds
         )
+
+
+class _Tiles:
+    """The tiles of a picture.
+
+    Args:
+      image: uint8 [H, W, 3].
+      canvas: (height, width) that the network takes; a tile is smaller where the picture is.
+      batch_size: tiles in a batch.
+
+    Attributes:
+      size: (H, W).
+      tile: (height, width) of a tile.
+      tops: first row of pixels of each row of tiles.
+      count: number of tiles.
+    """
+
+    def __init__(self, image, canvas, batch_size):
+        self._image, self._canvas, self._batch_size = image, canvas, batch_size
+        self.size = image.shape[:2]
+        self.tile = tuple(min(side, full) for side, full in zip(canvas, self.size, strict=True))
+        self.tops, self._lefts = map(tile_starts, self.size, self.tile)
+        self.count = len(self.tops) * len(self._lefts)
+
+    def batches(self, rows):
+        """Yields the (top, left) of tiles in some rows of tiles, and their Batch."""
+        places = [(self.tops[row], left) for row in rows for left in self._lefts]
+        for start in range(0, len(places), self._batch_size):
+            part = places[start : start + self._batch_size]
+            entries = [(place, {"image": self._cut(*place)}, self.tile) for place in part]
+            yield part, Batch(entries, self._canvas, self._batch_size)
+
+    def _cut(self, top, left):
+        return self._image[top : top + self.tile[0], left : left + self.tile[1]]
 
 
 def as_picture(image):

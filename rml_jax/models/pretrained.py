@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
+from rml_jax import files
 from rml_jax.errors import UserError
 from rml_jax.models import layouts
 from rml_jax.models.mit import VARIANTS, MiTConfig, MixTransformer
@@ -152,17 +153,13 @@ def save_transformers(params, backbone, folder):
     folder.mkdir(parents=True, exist_ok=True)
     tensors = layouts.to_transformers(named_leaves(params))
     _save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(_transformers_config(backbone), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / "config.json")
+    files.write(folder / "config.json", json.dumps(_transformers_config(backbone), indent=2) + "\n")
 
 
 def _save_tensors(tensors, path, metadata=None):
-    temporary = path.with_name(path.name + ".tmp")
     # safetensors writes the bytes of an array as they lie in memory and takes them for C order.
     ordered = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    save_file(ordered, temporary, metadata=metadata)
-    temporary.replace(path)
+    files.write(path, save(ordered, metadata=metadata))
 
 
 def _transformers_config(backbone):
