@@ -87,6 +87,8 @@ def predictor_of(
     config.eval.stages = (chosen,)
     if scales is not None:
         config.cam.scales = tuple(scales)
+    # Scales that are too small for the crops of training are none of a predictor's concern.
+    config.train.crop_size = max(map(max, config.eval.canvases))
     check_config(config)
     if not 0 <= tag_threshold <= 1:
         raise UserError(f"tag_threshold is {tag_threshold}: expected 0 to 1")
