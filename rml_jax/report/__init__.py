@@ -19,7 +19,6 @@ the split on which its background score was chosen.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +31,7 @@ __all__ = ["Sample", "best_stage", "class_table", "pictures", "score_table", "wr
 
 
 def write_report(
-    path: str | os.PathLike,
+    path: str | Path,
     *,
     title: str,
     facts: Mapping[str, str],
