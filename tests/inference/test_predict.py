@@ -1,6 +1,7 @@
 """The command `python -m rml_jax.predict`: files in, files out."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+import rml_jax
 from rml_jax import visualize
 from rml_jax.errors import UserError
 from rml_jax.predict import main, named_files
@@ -148,3 +150,20 @@ def test_names_never_collide(tmp_path):
 def test_folder_without_pictures(tmp_path):
     with pytest.raises(UserError, match="found no images"):
         named_files([tmp_path])
+
+
+def test_readme_goes_from_photographs_to_masks(model_folder, noise, tmp_path, monkeypatch, capsys):
+    readme = (Path(rml_jax.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (script,) = [
+        code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "rml_jax.load(" in code
+    ]
+    assert script.count("\n") < 30
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(noise(32, 40)).save(tmp_path / "photos" / "one.jpg")
+    assert '"runs/mine"' in script
+    exec(compile(script.replace('"runs/mine"', repr(str(model_folder))), "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("one.jpg {")
+    with Image.open(tmp_path / "masks" / "one.png") as mask:
+        assert (mask.size, mask.mode) == ((40, 32), "L")
+    assert (tmp_path / "masks" / "one_overlay.png").is_file()
