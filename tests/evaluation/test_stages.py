@@ -17,10 +17,9 @@ from rml_jax.evaluation.stages import (
     make_pictures,
     make_refine,
     parse_stage,
-    with_background,
 )
 from rml_jax.models import RML, RMLConfig
-from rml_jax.ops.cam import cam_to_labels, multi_scale_cam
+from rml_jax.ops.cam import cam_to_labels, multi_scale_cam, with_background
 from rml_jax.ops.crf import dense_crf
 from rml_jax.ops.normalize import normalize
 from rml_jax.ops.padded import inside
@@ -201,7 +200,8 @@ def programs(network):
         slots = tagged_slots(tags, 3)
         soft = refine(maps, images, sizes, *slots, BACKGROUNDS)
         masks = dict(soft["masks"])
-        masks["affinity+crf"] = crf(images, sizes, slots[0], soft["probabilities"]["affinity"])
+        refined = crf(images, sizes, slots[0], soft["probabilities"]["affinity"])
+        masks["affinity+crf"] = refined["masks"]
         return jax.device_get((maps, masks, soft["probabilities"]))
 
     return predict
