@@ -173,14 +173,8 @@ def find_images(root, mask_folder=""):
     """
     if not root:
         raise UserError("config.data.root is empty: expected the folder of photographs")
-    paths = [
-        os.path.relpath(path, root)
-        for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ())
-        for path in files
-        if path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
-    ]
     images = {}
-    for path in sorted(paths):
+    for path in list_images(root, mask_folder):
         name = image_id(Path(path).as_posix())
         if name in images:
             raise UserError(
@@ -190,6 +184,20 @@ def find_images(root, mask_folder=""):
     if not images:
         raise UserError(f"{root}: found no images, expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     return images
+
+
+def list_images(root, mask_folder=""):
+    """Paths of the image files below a folder, relative to it, str, sorted; else as for `find_images`.
+
+    Raises:
+      UserError: if the folder or one in it can't be read.
+    """
+    return sorted(
+        os.path.relpath(path, root)
+        for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ())
+        for path in files
+        if path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
+    )
 
 
 def _tags(files, root, tags_file, class_names):

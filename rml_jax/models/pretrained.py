@@ -127,14 +127,15 @@ def _is_real(tensor):
     return jnp.issubdtype(tensor.dtype, jnp.floating)
 
 
-def save_weights(params, path):
+def save_weights(params, path, metadata=None):
     """Writes parameters as safetensors, under a temporary name first.
 
     Args:
       params: nnx.State of `RML`, or a dict from names to arrays as `read_weights` gives.
       path: pathlib.Path of the file.
+      metadata: dict from str to str for the file's header, or None.
     """
-    _save_tensors({name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}, path)
+    _save_tensors({name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}, path, metadata)
 
 
 def save_transformers(params, backbone, folder):
@@ -397,7 +398,7 @@ def convert(source, target, to):
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             save_weights(weights, target)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"{target}: {error}, expected a place to write to") from error
     return LoadReport(str(source), converted.layout, tuple(weights), left_out, {})
 

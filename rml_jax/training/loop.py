@@ -110,9 +110,17 @@ def _mean_metrics(recent):
 
 
 def _write_pictures(writer, evaluator, source, params, step):
+    """Keeps what the network makes of the first validation images; `cams` and `images` are for the report."""
     samples = evaluator.samples(params, source, range(min(_PICTURES, len(source))))
-    picture = visualize.grid([list(pictures(sample).values()) for sample in samples])
-    writer.add_image("validation", picture, step, dataformats="HWC")
+    rows = [pictures(sample) for sample in samples]
+    captions = [list(rows[0]), *([""] * len(row) for row in rows[1:])]
+    shown = {
+        "validation": visualize.grid([list(row.values()) for row in rows], captions),
+        "images": visualize.grid([[row["image"] for row in rows]]),
+        "cams": visualize.grid([[row["CAM"] for row in rows]]),
+    }
+    for tag, picture in shown.items():
+        writer.add_image(tag, picture, step, dataformats="HWC")
 
 
 def _picture_source(config):
