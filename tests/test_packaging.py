@@ -29,11 +29,11 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
-def test_wheel_holds_every_module_and_configuration_and_nothing_else(wheel):
+def test_wheel_holds_every_module_configuration_and_checksum_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "rml_jax").rglob("*.py")}
     configs = {f"rml_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
-    assert names == modules | configs
+    assert names == modules | configs | {"rml_jax/data/builders/checksums.tsv"}
 
 
 def test_wheel_has_licence_notice_command_and_dependencies(wheel):
