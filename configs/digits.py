@@ -57,7 +57,7 @@ def get_config(variant="full"):
 
     config.checkpoint.every = 150
     config.log.every = 10
-    config.log.pictures_every = 450
+    config.log.pictures_every = 150
     config.eval.canvases = ((64, 64),)
     config.eval.batch_size = 50
     config.eval.background = {"cam": 0.25, "affinity": 0.25, "par": 0.3}

@@ -1,5 +1,6 @@
 """The training loop end to end on tiny pictures: what a run leaves behind, how it resumes, what it refuses."""
 
+import io
 import json
 import shutil
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from configs import digits
 from rml_jax.config import load_config
@@ -15,6 +17,7 @@ from rml_jax.evaluation.run import evaluate_run
 from rml_jax.models import MiTConfig
 from rml_jax.models.pretrained import save_transformers, save_weights
 from rml_jax.report import score_table
+from rml_jax.report.training import read_events
 from rml_jax.training import loop
 from rml_jax.training.checkpoint import Checkpoints
 from rml_jax.training.sharding import make_mesh
@@ -47,6 +50,21 @@ def test_run_leaves_config_checkpoints_and_tensorboard_files(finished):
     assert load_config(workdir / "config.json").to_dict() == tiny_config().to_dict()
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
     assert list(workdir.glob("events.out.tfevents.*"))
+
+
+def test_run_keeps_scalars_and_pictures_for_the_report(finished):
+    workdir, _ = finished
+    scalars, pictures = read_events(workdir)
+    assert list(scalars["train/loss"]) == [1, 2, 3, 4]
+    assert list(scalars["train/ciml"]) == [3, 4]
+    assert sorted((tag, *steps) for tag, steps in pictures.items()) == [
+        ("cams", 4),
+        ("images", 4),
+        ("validation", 4),
+    ]
+    # Three scenes, each 32 pixels enlarged to 128, with gaps of 4.
+    sizes = {Image.open(io.BytesIO(pictures[tag][4])).size for tag in ("cams", "images")}
+    assert sizes == {(3 * 128 + 2 * 4, 128)}
 
 
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(finished, tmp_path):
