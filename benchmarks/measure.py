@@ -16,6 +16,7 @@ _PACKAGES = (
     "jaxlib",
     "flax",
     "optax",
+    "array_record",
     "grain",
     "jax2onnx",
     "numpy",

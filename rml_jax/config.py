@@ -35,7 +35,7 @@ def default_config():
     config.data = data = ConfigDict()
     data.name = ""  # what scores and reports call the data set
     data.source = ""  # "digits", "voc" (VOC's folder layout), "coco" (COCO's) or "folder" (own photographs)
-    data.root = ""  # folder in VOC's or COCO's layout, or of photographs
+    data.root = ""  # folder in VOC's or COCO's layout, of photographs, or prepared by rml_jax.data.prepare
     data.tags = (
         ""  # CSV or JSON Lines with image,tags; "": voc: classes in the masks; folder: names of sub-folders
     )

@@ -398,7 +398,7 @@ def convert(source, target, to):
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             save_weights(weights, target)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"{target}: {error}, expected a place to write to") from error
     return LoadReport(str(source), converted.layout, tuple(weights), left_out, {})
 
