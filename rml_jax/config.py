@@ -378,8 +378,8 @@ def _check_sides(config):
     expected = (
         f"sides of {smallest} pixels or more at each of cam.scales, for model.variant {config.model.variant}"
     )
-    _check(config, "train.crop_size", lambda side: is_enough((side, side)), expected)
     _check(config, "eval.canvases", lambda canvases: all(map(is_enough, canvases)), expected)
+    _check(config, "train.crop_size", lambda side: is_enough((side, side)), expected)
 
 
 def _check_choice(config, key, choices):
