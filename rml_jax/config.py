@@ -66,7 +66,10 @@ def default_config():
     model.variant = "b1"
     model.drop_path = 0.1
     model.pooling = "max"
-    model.context_channels = 15
+    model.context_channels = 15  # K of the fused context R_c
+    model.fused_stages = (
+        4  # how many stages, from the last, R_c is fused from; 4 = all, 1 = without the fusion
+    )
     model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
     model.init_from = ""  # weights to start from (rml_jax.models.pretrained says which files); "" = scratch
 
@@ -92,6 +95,7 @@ def default_config():
     loss.mfml = 0.1
     loss.apml = 0.1
     loss.alpha = 0.1
+    loss.affinity = 1.0
     loss.beta1 = 1.0
     loss.beta2 = 1.0
     loss.radius = 8  # cells of stage 4's grid
@@ -163,6 +167,7 @@ _NOT_NEGATIVE = (
     "loss.mfml",
     "loss.apml",
     "loss.alpha",
+    "loss.affinity",
     "loss.beta1",
     "loss.beta2",
     "loss.radius",
@@ -191,6 +196,7 @@ def check_config(config):
     _check_choice(config, "model.pooling", POOLINGS)
     _check_choice(config, "model.dtype", DTYPES)
     _check_choice(config, "optimizer.freeze_norms", FREEZE_NORMS)
+    _check_choice(config, "model.fused_stages", (1, 2, 3, 4))
     for key in _POSITIVE:
         _check(config, key, lambda value: value >= 1, "at least 1")
     for key in _NOT_NEGATIVE:
@@ -384,7 +390,7 @@ def _check_sides(config):
 
 
 def _check_choice(config, key, choices):
-    _check(config, key, lambda value: value in choices, f"one of {', '.join(choices)}")
+    _check(config, key, lambda value: value in choices, f"one of {', '.join(map(str, choices))}")
 
 
 def _check(config, key, is_good, expected):

@@ -23,6 +23,7 @@ class LossWeights:
     Attributes:
       ciml, mfml, apml: lambda_1 to lambda_3.
       alpha: weight of the prototype term in L_CIML.
+      affinity: weight of L_aff in L_APML; 1 in the paper, 0 for its ablation.
       beta1: weight of I(R_c; R'_c) in L_MFML, in nats.
       beta2: weight of L_mi in L_APML, in nats.
     """
@@ -31,6 +32,7 @@ class LossWeights:
     mfml: float = 0.1
     apml: float = 0.1
     alpha: float = 0.1
+    affinity: float = 1.0
     beta1: float = 1.0
     beta2: float = 1.0
 
@@ -205,6 +207,7 @@ def mfml(view, twin, theta, valid, beta1):
       view, twin: RMLOutputs (`context` is used).
       theta: float [B, 2, 3], the transform A.
       valid: bool [B, H, W] on the context's grid, the pixels of the transformed view that show the original.
+      affinity: weight of L_aff in L_APML; 1 in the paper, 0 for its ablation.
       beta1: weight of the mutual information.
 
     Returns:
@@ -233,7 +236,7 @@ def affinity_loss(affinity, labels):
     return 0.5 * (masked_mean(1 - affinity, labels == 1) + masked_mean(affinity, labels == 0))
 
 
-def apml(view, twin, labels, twin_labels, matrix, valid, beta2):
+def apml(view, twin, labels, twin_labels, matrix, valid, beta2, contrast_weight=1.0):
     """L_APML: affinity learned from pseudo labels, and its mutual information (Eqs. 9 to 14).
 
     L_mi = -(I(y; R_a) + I(y'; R'_a) - 2 I(R_a; R'_a)): METHOD.md section 3 derives it from Eqs. 9 to 11, since
@@ -246,6 +249,7 @@ def apml(view, twin, labels, twin_labels, matrix, valid, beta2):
       matrix: float [B, N, N], A on the cells.
       valid: bool [B, h, w], N = h * w.
       beta2: weight of the mutual information.
+      contrast_weight: weight of L_aff; 1 in the paper.
 
     Returns:
       float32 scalar, and a dict with its parts.
@@ -263,7 +267,7 @@ def apml(view, twin, labels, twin_labels, matrix, valid, beta2):
         "information_affinity_label": with_label,
         "information_affinity_pair": shared,
     }
-    return contrast + beta2 * information, parts
+    return contrast_weight * contrast + beta2 * information, parts
 
 
 def _label_information(affinity, labels):

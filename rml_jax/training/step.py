@@ -152,8 +152,12 @@ def pair_losses(outputs, labels, batch, theta, config):
     classification = losses.multilabel_soft_margin(view.logits, tags)
     ciml, ciml_parts = losses.ciml(view, twin, tags, matrix, valid, weights.alpha)
     mfml, mfml_parts = losses.mfml(view, twin, theta, valid_fine, weights.beta1)
-    apml, apml_parts = losses.apml(view, twin, pair_labels, twin_pair_labels, matrix, valid, weights.beta2)
-    total = classification + weights.ciml * ciml + weights.mfml * mfml + weights.apml * apml
+    apml, apml_parts = losses.apml(
+        view, twin, pair_labels, twin_pair_labels, matrix, valid, weights.beta2, weights.affinity
+    )
+    # A term without weight is measured all the same, but costs no gradient.
+    weighted = ((weights.ciml, ciml), (weights.mfml, mfml), (weights.apml, apml))
+    total = classification + sum(weight * term for weight, term in weighted if weight)
     terms = {"classification": classification, "ciml": ciml, "mfml": mfml, "apml": apml}
     real_pixels = box_mask(box, canvas, canvas)
     labelled = {
