@@ -105,10 +105,12 @@ def run(config, folder, baseline):
                 f"{folder} was made with another {', '.join(changed)}: expected another --workdir"
             )
         return
+    # A run that was stopped before has a configuration, and no longer one wall time.
+    resumed = (folder / "config.json").exists()
     shared = share_warm_up(config, folder, baseline)
     start = time.monotonic()
     train(config, folder)
-    seconds = time.monotonic() - start
+    seconds = None if resumed else time.monotonic() - start
     metrics, _ = evaluate_run(config, folder, config.data.val_split)
     facts = {"train_seconds": seconds, "warm_up_from": baseline.name if shared else None}
     _replace(result, json.dumps(facts | metrics, indent=2) + "\n")
@@ -162,7 +164,8 @@ def summarize(runs):
 
     Returns:
       Dict for JSON: protocol -> stage -> {mean, std, values} of the mIoU in 0..1 (std with n - 1, None for one
-      seed), and seeds, steps, commits, training seconds and classification scores, each a list over the seeds.
+      seed), and seeds, steps, commits, training seconds (None for a run that was resumed), the run that the warm-up
+      was taken from and the classification F1, each a list over the seeds.
     """
     every = list(runs.values())
     scores = {
@@ -174,7 +177,7 @@ def summarize(runs):
         "seeds": list(runs),
         "steps": [run["step"] for run in every],
         "commits": [run["commit"] for run in every],
-        "train_seconds": [round(run["train_seconds"], 1) for run in every],
+        "train_seconds": [run["train_seconds"] and round(run["train_seconds"], 1) for run in every],
         "warm_up_from": [run["warm_up_from"] for run in every],
         "f1": [run["classification"]["f1"] for run in every],
     }
@@ -196,8 +199,7 @@ def table(variants):
     for name, entry in variants.items():
         cells = [_cell(entry[protocol][stage]) for protocol, stage in columns]
         seeds = ", ".join(map(str, entry["seeds"]))
-        seconds = f"{np.mean(entry['train_seconds']):.0f}{' after the warm-up' if any(entry['warm_up_from']) else ''}"
-        lines.append("| " + " | ".join([f"`{name}`", seeds, *cells, seconds]) + " |")
+        lines.append("| " + " | ".join([f"`{name}`", seeds, *cells, _seconds(entry)]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -212,6 +214,13 @@ def _spread(values):
 def _cell(score):
     spread = "" if score["std"] is None else f" ± {100 * score['std']:.1f}"
     return f"{100 * score['mean']:.1f}{spread}"
+
+
+def _seconds(entry):
+    """Mean wall time of the runs that were not stopped in between."""
+    known = [seconds for seconds in entry["train_seconds"] if seconds is not None]
+    after = " after the warm-up" if any(entry["warm_up_from"]) else ""
+    return f"{np.mean(known):.0f}{after}" if known else ""
 
 
 def _difference(folder, config, free):
