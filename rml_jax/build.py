@@ -68,6 +68,7 @@ def step_config(config):
         cam_flip=config.cam.flip,
         radius=config.loss.radius,
         stride=stride(config),
+        decorrelate=config.loss.decorrelate,
     )
 
 

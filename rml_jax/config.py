@@ -98,6 +98,7 @@ def default_config():
     loss.affinity = 1.0
     loss.beta1 = 1.0
     loss.beta2 = 1.0
+    loss.decorrelate = False  # whether L_MFML whitens the context rather than standardising each channel
     loss.radius = 8  # cells of stage 4's grid
     loss.warmup_steps = 2000  # steps of classification alone
 

@@ -42,6 +42,7 @@ class StepConfig:
       cam_scales, cam_flip: the passes of the multi-scale CAM.
       radius: greatest distance of an affinity pair, in cells of stage 4's grid.
       stride: pixels per cell of stage 4's grid.
+      decorrelate: whether L_MFML whitens the context rather than standardising it (`losses.whiten`).
     """
 
     weights: losses.LossWeights
@@ -51,6 +52,7 @@ class StepConfig:
     cam_flip: bool
     radius: int
     stride: int
+    decorrelate: bool = False
 
 
 class TrainState(NamedTuple):
@@ -152,7 +154,7 @@ def pair_losses(outputs, labels, batch, theta, config):
     weights = config.weights
     classification = losses.multilabel_soft_margin(view.logits, tags)
     ciml, ciml_parts = losses.ciml(view, twin, tags, matrix, valid, weights.alpha)
-    mfml, mfml_parts = losses.mfml(view, twin, theta, valid_fine, weights.beta1)
+    mfml, mfml_parts = losses.mfml(view, twin, theta, valid_fine, weights.beta1, config.decorrelate)
     apml, apml_parts = losses.apml(
         view, twin, pair_labels, twin_pair_labels, matrix, valid, weights.beta2, weights.affinity
     )
