@@ -67,6 +67,7 @@ def step_config(config):
         cam_flip=config.cam.flip,
         radius=config.loss.radius,
         stride=stride(config),
+        accumulate=config.train.accumulate,
     )
 
 
