@@ -48,16 +48,16 @@ class Contestant:
         """Dict from the names of the step's parts to functions, each compiled alone."""
         graph, config, params, batch = self._graph, self._config, self._state.params, self._batch
         theta = sample_affine(jax.random.key(1), len(batch["tags"]), config.affine)
-        keys = jax.random.split(jax.random.key(2))
+        keys = jax.random.split(jax.random.key(2), len(batch["tags"]))
         images = normalize(batch["image"], batch["box"])
-        pair = jnp.stack([images, warp(images, theta)])
+        pairs = jnp.stack([images, warp(images, theta)], axis=1)
 
         # Everything is an argument: XLA would work on constants while it compiles.
-        def forward(params, pair):
-            return jax.vmap(nnx.merge(graph, params))(pair, keys)
+        def forward(params, pairs):
+            return jax.vmap(nnx.merge(graph, params), out_axes=1)(pairs, keys)
 
-        def both_ways(params, pair):
-            result, pull_back = jax.vjp(lambda params: forward(params, pair), params)
+        def both_ways(params, pairs):
+            result, pull_back = jax.vjp(lambda params: forward(params, pairs), params)
             return pull_back(jax.tree.map(jnp.ones_like, result))
 
         def labels(params, batch):
@@ -76,10 +76,10 @@ class Contestant:
             updates, state = self._optimizer.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
-        outputs, found = jax.jit(forward)(params, pair), jax.jit(labels)(params, batch)
+        outputs, found = jax.jit(forward)(params, pairs), jax.jit(labels)(params, batch)
         return {
-            "network forward": _timed(forward, params, pair),
-            "network forward and backward": _timed(both_ways, params, pair),
+            "network forward": _timed(forward, params, pairs),
+            "network forward and backward": _timed(both_ways, params, pairs),
             "multi-scale CAM": _timed(cams, params, images),
             "multi-scale CAM and pseudo labels": _timed(labels, params, batch),
             "losses": _timed(jax.value_and_grad(losses, has_aux=True), outputs, found, batch, theta),

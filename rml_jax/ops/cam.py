@@ -46,7 +46,8 @@ def multi_scale_cam(classify, images, *, scales, flip, stride):
     scales is min-max scaled per image and class.
 
     Args:
-      classify: function of images [B, H', W', 3] giving class logits [B, C] and CAM logits [B, h, w, C].
+      classify: function of images [B', H', W', 3] giving class logits [B', C] and CAM logits [B', h, w, C]. Where
+        mirrored pictures take part, B' = 2 B, each picture followed by its mirror.
       images: float [B, H, W, 3], normalised.
       scales: factors on the picture's size.
       flip: whether mirrored pictures take part.
@@ -55,13 +56,16 @@ def multi_scale_cam(classify, images, *, scales, flip, stride):
     Returns:
       maps float32 [B, H, W, C] in [0, 1], not yet restricted to any tags.
     """
-    batch, size = images.shape[0], images.shape[1:3]
+    size = images.shape[1:3]
     total = 0.0
     for scale in scales:
         scaled = resize_bilinear(images, scaled_size(size, scale, stride))
         if flip:
-            _, both = classify(jnp.concatenate([scaled, scaled[:, :, ::-1]]))
-            maps = jnp.maximum(both[:batch], both[batch:, :, ::-1])
+            # Side by side, so that a batch that is split over devices stays split.
+            both = jnp.stack([scaled, scaled[:, :, ::-1]], axis=1)
+            _, maps = classify(both.reshape(-1, *both.shape[2:]))
+            maps = maps.reshape(-1, 2, *maps.shape[1:])
+            maps = jnp.maximum(maps[:, 0], maps[:, 1, :, ::-1])
         else:
             _, maps = classify(scaled)
         total += resize_bilinear(jax.nn.relu(maps.astype(jnp.float32)), size)

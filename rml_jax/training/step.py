@@ -95,7 +95,6 @@ def make_train_step(graphdef, optimizer, config):
 
     def gradients_of(params, batch, key, mutual):
         affine_key, drop_key = jax.random.split(key)
-        drop_keys = jax.random.split(drop_key)
 
         if mutual:
             theta = sample_affine(affine_key, batch["image"].shape[0], config.affine)
@@ -106,8 +105,8 @@ def make_train_step(graphdef, optimizer, config):
 
         def loss(params):
             if mutual:
-                return _all_losses(graphdef, params, batch, labels, theta, drop_keys, config)
-            return _classification_loss(graphdef, params, batch, drop_keys[0])
+                return _all_losses(graphdef, params, batch, labels, theta, drop_key, config)
+            return _classification_loss(graphdef, params, batch, drop_key)
 
         (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         return {"loss": total, **terms}, gradients
@@ -157,12 +156,14 @@ def _classification_loss(graphdef, params, batch, key):
     return loss, {"classification": loss}
 
 
-def _all_losses(graphdef, params, batch, labels, theta, drop_keys, config):
+def _all_losses(graphdef, params, batch, labels, theta, drop_key, config):
     """L of Eq. 16 and its parts."""
     images = normalize(batch["image"], batch["box"])
     model = nnx.merge(graphdef, params)
-    pair = jnp.stack([images, warp(images, theta)])
-    outputs = jax.vmap(model)(pair, drop_keys)
+    # Each pair is a batch of two to the network. With the vmap over pictures rather than over the views, convolutions
+    # merge the two axes pictures first, and a batch that is split over devices stays split.
+    pairs = jnp.stack([images, warp(images, theta)], axis=1)
+    outputs = jax.vmap(model, out_axes=1)(pairs, jax.random.split(drop_key, len(images)))
     return pair_losses(outputs, labels, batch, theta, config)
 
 
@@ -219,9 +220,9 @@ def make_pseudo_labels(graphdef, params, batch, config):
     classes, used = tagged_slots(tags, min(config.pseudo_label.slots, tags.shape[-1]))
 
     def classify(scaled):
-        # Only the maps of tagged classes are enlarged to the pictures' size. Mirrored pictures follow the others.
+        # Only the maps of tagged classes are enlarged to the pictures' size; each picture's mirror follows it.
         logits, maps = model.classify(scaled)
-        return logits, gather_classes(maps, jnp.tile(classes, (len(scaled) // len(classes), 1)))
+        return logits, gather_classes(maps, jnp.repeat(classes, len(scaled) // len(classes), axis=0))
 
     maps = multi_scale_cam(
         classify, images, scales=config.cam_scales, flip=config.cam_flip, stride=config.stride
