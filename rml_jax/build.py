@@ -69,6 +69,7 @@ def step_config(config):
         radius=config.loss.radius,
         stride=stride(config),
         decorrelate=config.loss.decorrelate,
+        accumulate=config.train.accumulate,
     )
 
 
