@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import measure
-from rml_jax import cli
+from rml_jax import cli, files
 from rml_jax.config import check_config, config_difference, load_config
 from rml_jax.errors import UserError
 from rml_jax.evaluation.run import evaluate_run
@@ -113,7 +113,7 @@ def run(config, folder, baseline):
     seconds = None if resumed else time.monotonic() - start
     metrics, _ = evaluate_run(config, folder, config.data.val_split)
     facts = {"train_seconds": seconds, "warm_up_from": baseline.name if shared else None}
-    _replace(result, json.dumps(facts | metrics, indent=2) + "\n")
+    files.write(result, json.dumps(facts | metrics, indent=2) + "\n")
 
 
 def share_warm_up(config, folder, baseline):
@@ -134,6 +134,8 @@ def share_warm_up(config, folder, baseline):
     copied = folder / "checkpoints.tmp"
     shutil.rmtree(copied, ignore_errors=True)
     shutil.copytree(checkpoint, copied / checkpoint.name)
+    if (log := baseline / "metrics.jsonl").exists():
+        shutil.copy(log, folder)  # Training takes back what lies beyond its checkpoint.
     copied.rename(target)
     return True
 
@@ -152,8 +154,8 @@ def write_summary(workdir, variants, seeds):
         "environment": measure.environment(),
         "variants": {name: summarize(runs) for name, runs in results.items() if runs},
     }
-    _replace(workdir / "ablation.json", json.dumps(summary, indent=2) + "\n")
-    _replace(workdir / "ablation.md", table(summary["variants"]))
+    files.write(workdir / "ablation.json", json.dumps(summary, indent=2) + "\n")
+    files.write(workdir / "ablation.md", table(summary["variants"]))
 
 
 def summarize(runs):
@@ -233,12 +235,6 @@ def _seed(text):
     if not text.isdecimal():
         raise UserError(f"--seeds: found {text!r}, expected whole numbers such as 0,1,2")
     return int(text)
-
-
-def _replace(path, text):
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":
