@@ -7,7 +7,8 @@ A variant is a name of `rml_jax.variants` or one KEY=VALUE over the full configu
 DIR/VARIANT-seedN of its own, as train.py and eval.py leave it, and is finished when its file result.json is there.
 Finished runs are not repeated and a stopped one goes on from its last checkpoint, so that the same command can be
 given again after a crash or, with a copy of DIR, on another machine. Seeds are taken one after the other, all
-variants of the first before the second; after every run DIR/ablation.json and DIR/ablation.md are written anew.
+variants of the first before the second; after every run DIR/ablation.json and DIR/ablation.md, of all finished runs
+in DIR, are written anew.
 
 Variants that differ in nothing that classification alone depends on share its steps: the baseline, if it is among
 the variants, is trained first, and the others of that seed go on from its checkpoint at the end of the warm-up.
@@ -49,7 +50,7 @@ def main(config):
     for number, ((name, seed), run_config) in enumerate(configs.items(), 1):
         print(f"run {number}/{len(configs)}: {name}, seed {seed}", flush=True)
         run(run_config, workdir / f"{name}-seed{seed}", workdir / f"baseline-seed{seed}")
-        write_summary(workdir, variants, seeds)
+        write_summary(workdir)
     print((workdir / "ablation.md").read_text(encoding="utf-8"))
 
 
@@ -140,19 +141,23 @@ def share_warm_up(config, folder, baseline):
     return True
 
 
-def write_summary(workdir, variants, seeds):
-    """Writes ablation.json and ablation.md of the runs finished so far into the folder of all runs."""
-    results = {
-        name: {
-            seed: json.loads(path.read_text(encoding="utf-8"))
-            for seed in seeds
-            if (path := workdir / f"{name}-seed{seed}" / "result.json").exists()
-        }
-        for name in variants
-    }
+def write_summary(workdir):
+    """Writes ablation.json and ablation.md of all finished runs, whichever commands made them.
+
+    Args:
+      workdir: pathlib.Path of the folder of all runs.
+    """
+    results = {}
+    for path in workdir.glob("*-seed*/result.json"):
+        name, _, seed = path.parent.name.rpartition("-seed")
+        results.setdefault(name, {})[int(seed)] = json.loads(path.read_text(encoding="utf-8"))
+    named = [name for name in (*LADDER, *REMOVALS) if name in results]
     summary = {
         "environment": measure.environment(),
-        "variants": {name: summarize(runs) for name, runs in results.items() if runs},
+        "variants": {
+            name: summarize(dict(sorted(results[name].items())))
+            for name in (*named, *sorted(results.keys() - set(named)))
+        },
     }
     files.write(workdir / "ablation.json", json.dumps(summary, indent=2) + "\n")
     files.write(workdir / "ablation.md", table(summary["variants"]))
