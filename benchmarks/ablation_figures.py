@@ -1,5 +1,7 @@
 """Figures of an ablation: CAMs of the same validation pictures by every variant, and curves over training.
 
+Also prints how well CAMs and pseudo labels lie on the objects (`rml_jax.evaluation.localization`).
+
     python -m benchmarks.ablation_figures --workdir=DIR --out=FOLDER [--variants=baseline,ciml,...] [--seed=0]
 
 DIR is that of `benchmarks.ablation`. Writes FOLDER/ablation-cams.png, like the paper's Figure 3, and
@@ -18,6 +20,7 @@ from rml_jax.compilation_cache import use_compilation_cache
 from rml_jax.config import load_config
 from rml_jax.data.sources import make_source
 from rml_jax.evaluation.evaluator import Evaluator
+from rml_jax.evaluation.localization import localization
 from rml_jax.training.checkpoint import Checkpoints
 from rml_jax.variants import LADDER
 
@@ -35,7 +38,7 @@ CURVES = (
     "labelled_background",
     "gradient_norm",
 )
-_PICTURES = 6
+_PICTURES, _MEASURED = 8, 400
 
 
 def main():
@@ -49,26 +52,43 @@ def main():
     runs = {name: chosen.workdir / f"{name}-seed{chosen.seed}" for name in chosen.variants.split(",")}
     chosen.out.mkdir(parents=True, exist_ok=True)
     files.write(chosen.out / "ablation-curves.png", curves_figure(runs))
-    files.write(chosen.out / "ablation-cams.png", cams_figure(runs))
+    samples = {name: _samples(folder) for name, folder in runs.items()}
+    files.write(chosen.out / "ablation-cams.png", cams_figure(samples))
+    background = load_config(next(iter(runs.values())) / "config.json").eval.background.cam
+    print(localization_table({name: localization(found, background) for name, found in samples.items()}))
 
 
-def cams_figure(runs):
+def localization_table(variants):
+    """Markdown: one row a variant, in percent.
+
+    Args:
+      variants: dict from name to `localization`'s result, at least one.
+    """
+    heads = list(next(iter(variants.values())))
+    lines = ["| variant | " + " | ".join(head.replace("_", " ") for head in heads) + " |"]
+    lines.append("|---" * (1 + len(heads)) + "|")
+    for name, shares in variants.items():
+        lines.append(f"| `{name}` | " + " | ".join(f"{100 * shares[head]:.1f}" for head in heads) + " |")
+    return "\n".join(lines)
+
+
+def cams_figure(samples):
     """One row a picture: the picture, its annotation, and the given classes' strongest CAM by each variant.
 
     Args:
-      runs: dict from name to pathlib.Path of a run, all of one data set.
+      samples: dict from a variant's name to report.Samples of the same pictures; the first ones are shown.
 
     Returns:
       bytes of a PNG.
     """
-    columns = {name: _samples(folder) for name, folder in runs.items()}
-    first = next(iter(columns.values()))
+    shown = {name: found[:_PICTURES] for name, found in samples.items()}
+    first = next(iter(shown.values()))
     pictures = {
         "image": [sample.image for sample in first],
         "annotation": [visualize.overlay(sample.image, sample.ground_truth) for sample in first],
     } | {
-        name: [visualize.heat_map(sample.image, sample.cam) for sample in samples]
-        for name, samples in columns.items()
+        name: [visualize.heat_map(sample.image, sample.cam) for sample in found]
+        for name, found in shown.items()
     }
     figure = Figure(figsize=(1.3 * len(pictures), 1.3 * len(first) + 0.3), layout="constrained", dpi=100)
     panels = figure.subplots(len(first), len(pictures), squeeze=False)
@@ -81,7 +101,7 @@ def cams_figure(runs):
 
 
 def curves_figure(runs):
-    """Every term over the steps with all terms, one line a variant.
+    """The logged terms over the steps, one line a variant.
 
     Args:
       runs: dict from name to pathlib.Path of a run with a metrics.jsonl.
@@ -89,17 +109,24 @@ def curves_figure(runs):
     Returns:
       bytes of a PNG.
     """
-    figure = Figure(figsize=(12, 8), layout="constrained", dpi=80)
-    panels = figure.subplots(3, 4).ravel()
+    logs = {}
     for name, folder in runs.items():
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        entries = [json.loads(line) for line in lines]
-        for panel, metric in zip(panels, CURVES, strict=True):
+        logs[name] = [json.loads(line) for line in lines]
+    logged = {metric for entries in logs.values() for entry in entries for metric in entry}
+    metrics = [metric for metric in CURVES if metric in logged]
+    rows = -(-len(metrics) // 4)
+    figure = Figure(figsize=(12, 2.7 * rows), layout="constrained", dpi=80)
+    panels = figure.subplots(rows, 4).ravel()
+    for panel, metric in zip(panels, metrics, strict=False):
+        for name, entries in logs.items():
             known = [(entry["step"], entry[metric]) for entry in entries if metric in entry]
-            panel.plot(*zip(*known, strict=True) if known else ((), ()), label=name, linewidth=1)
-    for panel, metric in zip(panels, CURVES, strict=True):
+            # A variant without mutual learning has no such line, but keeps its colour.
+            panel.plot([step for step, _ in known], [value for _, value in known], label=name, linewidth=1)
         panel.set_title(metric, fontsize=9)
         panel.grid(alpha=0.3)
+    for panel in panels[len(metrics) :]:
+        panel.set_axis_off()
     panels[0].legend(fontsize=8)
     return _png(figure)
 
@@ -111,7 +138,7 @@ def _samples(folder):
     _, params = checkpoints.restore_params(abstract)
     checkpoints.close()
     source = make_source(config.data, config.data.val_split, with_masks=True)
-    return Evaluator(config, graphdef).samples(params, source, range(_PICTURES))
+    return Evaluator(config, graphdef).samples(params, source, range(min(_MEASURED, len(source))))
 
 
 def _png(figure):

@@ -203,9 +203,9 @@ def standardize(context, valid):
 def whiten(context, valid):
     """The context with its channels standardised over space and then made uncorrelated over the batch's pixels.
 
-    Standardised channels can still become copies of each other, at which their softmax is constant and carries no
-    information: that is the minimum of I(R_c; R'_c), and training goes there (docs/method.md, Collapse).
-    Uncorrelated ones can't. By the Cholesky factor of their correlation, mixed with a little of the identity.
+    Standardised channels can still become copies, up to their sign, of the one map that is easiest to align, and
+    training goes there (docs/method.md, Collapse). Uncorrelated ones can't. By the Cholesky factor of their
+    correlation, mixed with a little of the identity.
 
     Args:
       context: float [B, H, W, K].

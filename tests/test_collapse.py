@@ -77,7 +77,7 @@ def test_the_normalisation_keeps_the_context_from_becoming_constant(standardized
     assert after < 0.2 * before
 
 
-def test_the_mutual_information_makes_standardised_channels_copies_but_not_whitened_ones(standardized):
+def test_standardised_channels_become_copies_but_whitened_ones_do_not(standardized):
     (_, before), (_, after) = standardized
     assert before > 2
     assert after < 1.1
