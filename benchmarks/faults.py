@@ -1,15 +1,16 @@
 """What a run survives: each fault is done to a tiny training by the real command, and what was lost is counted.
 
-    python -m benchmarks.faults [--json FILE] [--only kill,sigterm,...] [--kills 20]
+    python -m benchmarks.faults [--json FILE] [--only NAME,NAME,...] [--kills 20]
 
 A row says what was tried, how often it was survived and how many steps had to be computed again. "Survived" means
 that the run ended or went on as documented (docs/long_runs.md) and that its last parameters are, bit for bit, those
 of a run that nothing happened to. Needs Linux; the full disk and the read-only folder need root, who may mount a
-tmpfs.
+tmpfs. With `--only`, the rows that FILE has of other faults stay.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import resource
@@ -42,13 +43,14 @@ def main():
     parser.add_argument("--kills", type=int, default=20)
     chosen = parser.parse_args()
     result = {"environment": measure.environment(), "faults": {}}
+    if chosen.json and chosen.json.exists():
+        result["faults"] = json.loads(chosen.json.read_text())["faults"]
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(Path(folder), chosen.kills)
         for name in chosen.only.split(","):
             print(f"{name} ...", flush=True)
             result["faults"][name] = FAULTS[name](trial)
-            print(f"{name}: {result['faults'][name]}", flush=True)
-    measure.write_json(result, chosen.json)
+            measure.write_json(result, chosen.json)
 
 
 class Trial:
@@ -165,9 +167,9 @@ def truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
-def flip_bit(path):
+def flip_bits(path):
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[len(data) // 2 :: 4096] = bytes(byte ^ 1 for byte in data[len(data) // 2 :: 4096])
     path.write_bytes(data)
 
 
@@ -308,7 +310,7 @@ FAULTS = {
     "SIGINT": interrupted(signal.SIGINT),
     "truncated file": damage(truncate),
     "deleted file": damage(Path.unlink),
-    "flipped bit": damage(flip_bit),
+    "flipped bits": damage(flip_bits),
     "full disk": full_disk,
     "background save error": save_error,
     "data worker killed": worker_killed,
