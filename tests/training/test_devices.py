@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -77,6 +78,7 @@ def test_one_and_eight_devices_with_a_sharded_optimizer_give_the_same_losses():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.test_devices"],
+        cwd=Path(__file__).parents[2],
         env=os.environ | flags,
         capture_output=True,
         text=True,
