@@ -97,7 +97,9 @@ def classification_scores(probabilities: np.ndarray, tags: np.ndarray) -> dict[s
     if probabilities.shape != tags.shape:
         raise ValueError(f"probabilities have shape {probabilities.shape}, tags {tags.shape}")
     tags = tags.astype(bool)
-    from sklearn.metrics import average_precision_score  # takes a second or more, and training needs none of it
+    from sklearn.metrics import (
+        average_precision_score,
+    )  # takes a second or more, and training needs none of it
 
     present = tags.any(axis=0)
     if not present.any():

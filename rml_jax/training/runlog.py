@@ -5,6 +5,7 @@ import math
 import sys
 import time
 
+from rml_jax import files
 from rml_jax.config import LOSS_TERMS
 from rml_jax.progress import Progress, format_seconds
 
@@ -100,9 +101,9 @@ class RunLog:
             terms.append(f"skipped {skipped}")
         self._progress.update(step, "  ".join(terms))
 
-    def picture(self, picture, step):
+    def picture(self, name, picture, step):
         """A picture, uint8 [H, W, 3]."""
-        self._writer.add_image("validation", picture, step, dataformats="HWC")
+        self._writer.add_image(name, picture, step, dataformats="HWC")
 
     def summary(self, step, skipped, checkpoints, digest):
         """Prints what the run came to.
@@ -156,6 +157,4 @@ def _forget_after(path, step):
     except FileNotFoundError:
         return
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    files.write(path, "".join(kept))

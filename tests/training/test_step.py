@@ -95,11 +95,11 @@ def test_gradient_of_every_term_reaches_the_backbone(network):
         "information_context",
         "affinity",
     )
-    keys = jax.random.split(jax.random.key(0))
+    key = jax.random.key(0)
 
     def terms(params):
         labels = step_module.make_pseudo_labels(graphdef, params, make_batch(0), CONFIG)
-        _, parts = step_module._all_losses(graphdef, params, make_batch(0), labels, theta, keys, CONFIG)
+        _, parts = step_module._all_losses(graphdef, params, make_batch(0), labels, theta, key, CONFIG)
         return jnp.stack([parts[name] for name in names])
 
     norms = backbone_norms(jax.jit(jax.jacrev(terms))(params))
