@@ -5,6 +5,7 @@ Masks are scored from one confusion matrix over the whole set: add up the matric
 """
 
 import numpy as np
+
 from rml_jax.errors import UserError
 from rml_jax.labels import IGNORE
 
@@ -97,9 +98,8 @@ def classification_scores(probabilities: np.ndarray, tags: np.ndarray) -> dict[s
     if probabilities.shape != tags.shape:
         raise ValueError(f"probabilities have shape {probabilities.shape}, tags {tags.shape}")
     tags = tags.astype(bool)
-    from sklearn.metrics import (
-        average_precision_score,
-    )  # takes a second or more, and training needs none of it
+    # Here, as the import takes seconds, and training needs none of it.
+    from sklearn.metrics import average_precision_score
 
     present = tags.any(axis=0)
     if not present.any():
