@@ -14,6 +14,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.installed
 	$(RUN) train.py --config=configs/digits.py --workdir=$(DEMO)
 	$(RUN) eval.py --workdir=$(DEMO)
+	$(RUN) -m rml_jax.report --workdir=$(DEMO)
 
 test: lint
 	$(PYTEST)

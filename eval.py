@@ -6,38 +6,7 @@ Or weights from elsewhere, or a folder of masks made by anyone; what comes out g
     python eval.py --masks=FOLDER --config=FILE[:VARIANT] --workdir=DIR
 """
 
-from pathlib import Path
-
-from absl import flags
-
-from rml_jax import cli
-from rml_jax.errors import UserError
-from rml_jax.evaluation.run import evaluate_masks, evaluate_run
-from rml_jax.report import score_table
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_SPLIT = flags.DEFINE_string("split", None, "Split to score; the run's config.data.val_split by default.")
-_WEIGHTS = flags.DEFINE_string("weights", "", "File or model folder to score rather than the checkpoint.")
-_MASKS = flags.DEFINE_string("masks", "", "Folder of mask PNGs, ID.png, to score rather than a network.")
-_SAVE_MASKS = flags.DEFINE_bool("save_masks", False, "Write the predicted masks in the VOC server's layout.")
-
-
-def main(config):
-    workdir, split = Path(_WORKDIR.value), _SPLIT.value or config.data.val_split
-    if _MASKS.value:
-        if _WEIGHTS.value or _SAVE_MASKS.value:
-            raise UserError(
-                "--masks scores finished masks: expected neither --weights nor --save_masks beside it"
-            )
-        metrics, page = evaluate_masks(config, workdir, split, _MASKS.value)
-    else:
-        metrics, page = evaluate_run(config, workdir, split, _WEIGHTS.value, _SAVE_MASKS.value)
-    print(score_table(metrics))
-    if "programs" in metrics:
-        print(f"{metrics['programs']} programs for canvases {', '.join(metrics['canvases'])}")
-    print(f"pictures: {page}")
-
+from rml_jax.eval import main
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    cli.run(main, cli.config_of_file_or_workdir)
+    main()

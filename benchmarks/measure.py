@@ -9,13 +9,18 @@ import sys
 
 import numpy as np
 
+from rml_jax import files
+
 _PACKAGES = (
     "jax",
     "jaxlib",
     "flax",
     "optax",
+    "array_record",
     "grain",
+    "jax2onnx",
     "numpy",
+    "onnxruntime",
     "pillow",
     "pydensecrf2",
     "simplejpeg",
@@ -73,13 +78,11 @@ def summary(seconds):
 
 
 def write_json(result, path):
-    """Prints a result and writes it to `path` (pathlib.Path or None), under a temporary name first."""
+    """Prints a result and writes it to `path` (pathlib.Path or None)."""
     text = json.dumps(result, indent=2)
     print(text)
     if path:
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
+        files.write(path, text + "\n")
 
 
 def _module_name():

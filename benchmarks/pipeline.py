@@ -1,10 +1,12 @@
 """Input pipeline: decoded and augmented images a second, against the train step's demand and what decoding allows.
 
-    python -m benchmarks.pipeline [--json FILE] [--root VOC2012 --split train_aug] [--seconds 4] [--repeats 3]
+    python -m benchmarks.pipeline [--json FILE] [--root VOC2012 --split train_aug] [--prepared DIR] [--seconds 4]
 
 Without --root it makes its own photographs in VOC's layout: 500x375 JPEGs of about 90 KB, tagged by a CSV file. First
 the parts of one example's way are timed alone on one core, then the grain pipeline with 0, 1 and 2 workers (0:
-threads of this process). The demand is read from the records of `benchmarks.train_step` beside FILE.
+threads of this process). With --prepared, data that `rml_jax.data.prepare` made of --root, its batches are compared
+with the folder's, and both are timed in turns. The demand is read from the records of `benchmarks.train_step` beside
+FILE.
 """
 
 import argparse
@@ -25,17 +27,20 @@ from benchmarks import measure
 from rml_jax.data.augment import augment, rescaled_size
 from rml_jax.data.images import decode_image
 from rml_jax.data.pipeline import train_batches
+from rml_jax.data.prepared import PreparedData
 from rml_jax.data.tags import read_list
 from rml_jax.data.voc import VocFolder
 
 CROP, SCALE = 320, (0.5, 2.0)
 PHOTOS, SIZE = 64, (500, 375)
+_COMPARED = 100  # batches
 
 
 def main(argv):
     parser = argparse.ArgumentParser("python -m benchmarks.pipeline")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--root", type=Path, help="folder in VOC's layout, instead of photographs made here")
+    parser.add_argument("--prepared", type=Path, help="folder of prepared data, made from --root")
     parser.add_argument("--split", default="train")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
@@ -54,21 +59,24 @@ def run(chosen, root):
     files = [path.read_bytes() for path in paths]
     result = {"environment": measure.environment(), "settings": {**vars(chosen), "json": None}}
     result["settings"]["root"] = "own photographs" if chosen.root is None else "--root"
+    result["settings"]["prepared"] = "--prepared" if chosen.prepared else None
     result["mean_file_bytes"] = round(float(np.mean([len(data) for data in files])))
     parts = measure.interleave(_parts(paths, files), chosen.repeats + 1)
     medians = {name: measure.summary(seconds[1:])["median"] for name, seconds in parts.items()}
     result["milliseconds_per_image"] = {name: 1e3 * median for name, median in medians.items()}
     result["images_per_second_and_core"] = {name: 1 / median for name, median in medians.items()}
-    source = open_source(root, chosen.split)
-    result["pipeline"] = {}
+    sources = {"pipeline": open_source(root, chosen.split)}
+    if chosen.prepared:
+        sources["prepared"] = PreparedData(chosen.prepared, chosen.split)
+        result["same_batches"] = _same_batches(sources, chosen.batch)
     for workers in chosen.workers:
-        rates, shares = _pipeline_rates(source, chosen, workers)
-        result["pipeline"][f"{workers} workers"] = {
-            "images_per_second": measure.summary(rates),
-            "cores_busy": measure.summary(shares)["median"],
-            "images_per_second_and_core": measure.summary(rates)["median"]
-            / measure.summary(shares)["median"],
-        }
+        for name, (rates, shares) in _pipeline_rates(sources, chosen, workers).items():
+            result.setdefault(name, {})[f"{workers} workers"] = {
+                "images_per_second": measure.summary(rates),
+                "cores_busy": measure.summary(shares)["median"],
+                "images_per_second_and_core": measure.summary(rates)["median"]
+                / measure.summary(shares)["median"],
+            }
     result["demand_images_per_second"] = _demand(chosen.json)
     return result
 
@@ -155,23 +163,43 @@ def _seconds(function):
     return time.perf_counter() - begin
 
 
-def _pipeline_rates(source, chosen, workers):
-    """Images a second of the grain pipeline, and the cores that its processes kept busy, one each per repeat."""
-    batches = train_batches(
-        source, batch_size=chosen.batch, crop_size=CROP, scale=SCALE, flip=True, seed=0, workers=workers
-    )
-    rates, shares = [], []
-    with contextlib.closing(batches):
-        for _ in range(8):  # Starts the workers and fills the queues.
-            next(batches)
+def _batches(source, batch_size, workers):
+    settings = {"crop_size": CROP, "scale": SCALE, "flip": True, "seed": 0}
+    return contextlib.closing(train_batches(source, batch_size=batch_size, workers=workers, **settings))
+
+
+def _same_batches(sources, batch_size):
+    """How many of the first batches of two sources were compared, all of them equal in every value."""
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(_batches(source, batch_size, 0)) for source in sources.values()]
+        for step in range(_COMPARED):
+            one, other = (next(stream) for stream in streams)
+            if not all(np.array_equal(one[key], other[key]) for key in ("image", "box", "tags")):
+                raise ValueError(f"batch {step} of {' and '.join(sources)} differs")
+    return _COMPARED
+
+
+def _pipeline_rates(sources, chosen, workers):
+    """Of each source, images a second of the grain pipeline and the cores that it kept busy, one each per repeat."""
+    results = {name: ([], []) for name in sources}
+    with contextlib.ExitStack() as stack:
+        streams = {
+            name: stack.enter_context(_batches(source, chosen.batch, workers))
+            for name, source in sources.items()
+        }
         for _ in range(chosen.repeats):
-            begin, busy, count = time.perf_counter(), _busy_seconds(), 0
-            while time.perf_counter() - begin < chosen.seconds:
-                count += len(next(batches)["image"])
-            elapsed = time.perf_counter() - begin
-            rates.append(count / elapsed)
-            shares.append((_busy_seconds() - busy) / elapsed)
-    return rates, shares
+            for name, batches in streams.items():
+                for _ in range(
+                    8
+                ):  # Starts the workers; what was prepared ahead while another one ran is not counted.
+                    next(batches)
+                begin, busy, count = time.perf_counter(), _busy_seconds(), 0
+                while time.perf_counter() - begin < chosen.seconds:
+                    count += len(next(batches)["image"])
+                elapsed = time.perf_counter() - begin
+                results[name][0].append(count / elapsed)
+                results[name][1].append((_busy_seconds() - busy) / elapsed)
+    return results
 
 
 def _busy_seconds():

@@ -2,11 +2,12 @@
 
     python train.py --config=configs/folder.py --config.data.root=PHOTOS --config.data.tags=TAGS.csv --workdir=DIR
 
-Without `data.tags`, the name of each sub-folder of PHOTOS is the tag of the images in it. The classes are the tags
-that occur; a tenth of the images is kept for validation. Not a row of the paper: its method and constants (METHOD.md
-section 5: VOC's 18,000 steps) at MiT-B1. Set `model.init_from` to pre-trained weights wherever they are to be had:
-from scratch, thousands of photographs are few. On a CPU add `--config.model.variant=b0 --config.train.crop_size=160`
-and fewer `train.steps`.
+Without `data.tags`, the name of each sub-folder of PHOTOS is the tag of the images in it. The classes are the
+tags that occur; a tenth of the images is kept for validation. `data.root` may also be what
+`rml_jax.data.prepare folder` wrote, without `data.tags`. Not a row of the paper: its method and constants
+(METHOD.md section 5: VOC's 18,000 steps) at MiT-B1. Set `model.init_from` to pre-trained weights wherever they
+are to be had: from scratch, thousands of photographs are few. On a CPU add `--config.model.variant=b0
+--config.train.crop_size=160` and fewer `train.steps`.
 """
 
 from rml_jax.config import default_config

@@ -1,0 +1,21 @@
+"""Representation Mutual Learning: weakly supervised semantic segmentation from image-level tags, in JAX.
+
+predictor = rml_jax.load(DIR_or_file)
+result = predictor(image)
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rml_jax.inference.predictor import load
+
+__all__ = ["load"]
+
+
+def __getattr__(name):
+    # On first use: `import rml_jax.ops` and the like need not import all that a predictor does.
+    if name == "load":
+        from rml_jax.inference.predictor import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

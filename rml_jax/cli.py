@@ -14,17 +14,23 @@ from rml_jax.config import default_config, flatten, load_config
 from rml_jax.errors import Interrupted, UserError
 from rml_jax.training import distributed
 
+_PACKAGE = Path(__file__).parent
+# An installed package holds the configurations (setup.py); in a checkout they lie beside it.
+_FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+CONFIGS = {path.stem: path for path in sorted(_FOLDER.glob("*.py"))}
+"""Name to file of the project's own configurations."""
+
 
 def config_file(default):
     """The flags `--config=FILE[:VARIANT]` and `--config.key=value`, for a new run.
 
     Args:
-      default: config file to use where the command line names none.
+      default: name of the configuration (`CONFIGS`) to use where the command line names none.
 
     Returns:
       Function to pass to `run` as `define_config`.
     """
-    return lambda argv: config_flags.DEFINE_config_file("config", default, sys_argv=argv)
+    return lambda argv: config_flags.DEFINE_config_file("config", str(CONFIGS[default]), sys_argv=argv)
 
 
 def config_of_file_or_workdir(argv):
@@ -55,6 +61,7 @@ def run(main, define_config):
 
     def parse(argv):
         _check_keys(argv)
+        argv = [_with_config_path(argument) for argument in argv]
         try:
             holder = define_config(argv)
             rest = flags.FLAGS(argv)
@@ -63,7 +70,9 @@ def run(main, define_config):
         # A missing config file shows only when the value is used.
         if not isinstance(holder.value, ConfigDict):
             name = flags.FLAGS["config"].config_filename
-            raise UserError(f"--config={name}: no such file, expected FILE[:VARIANT]")
+            raise UserError(
+                f"--config={name}: no such file, expected FILE[:VARIANT] or one of {', '.join(CONFIGS)}"
+            )
         if rest[1:]:
             raise UserError(f"{rest[1]!r} belongs to no flag: expected --flag=value only")
         parsed["config"], parsed["verbose"] = holder.value, flags.FLAGS["verbosity"].present
@@ -77,6 +86,9 @@ def run(main, define_config):
             distributed.join_processes()
         main(parsed["config"])
 
+    # --help explains the flags of what was started, wherever they are defined.
+    for flag in flags.FLAGS.get_flags_for_module(main.__module__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(_guarded(start), flags_parser=_guarded(parse))
 
 
@@ -89,6 +101,14 @@ def _check_keys(argv):
             raise UserError(
                 f"--config.{match[1]} is no configuration key: expected one such as {', '.join(near)}"
             )
+
+
+def _with_config_path(argument):
+    """An argument with the name of a configuration, `--config=digits:full`, replaced by its file's path."""
+    match = re.fullmatch(r"(--?config=)(\w+)(:.*)?", argument)
+    if not match or match[2] not in CONFIGS:
+        return argument
+    return f"{match[1]}{CONFIGS[match[2]]}{match[3] or ''}"
 
 
 def _reason(error):

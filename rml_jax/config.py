@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from rml_jax import files
 from rml_jax.data.coco_classes import CLASS_NAMES as COCO_NAMES
 from rml_jax.data.digits import CLASS_NAMES
 from rml_jax.data.sources import SOURCES
@@ -36,7 +37,7 @@ def default_config():
     config.data = data = ConfigDict()
     data.name = ""  # what scores and reports call the data set
     data.source = ""  # "digits", "voc" (VOC's folder layout), "coco" (COCO's) or "folder" (own photographs)
-    data.root = ""  # folder in VOC's or COCO's layout, or of photographs
+    data.root = ""  # folder in VOC's or COCO's layout, of photographs, or prepared by rml_jax.data.prepare
     data.tags = (
         ""  # CSV or JSON Lines with image,tags; "": voc: classes in the masks; folder: names of sub-folders
     )
@@ -269,15 +270,13 @@ def check_config(config):
 
 
 def save_config(config, path):
-    """Writes a config as JSON under a temporary name, then renames it.
+    """Writes a config as JSON.
 
     Args:
       config: ConfigDict.
       path: pathlib.Path of the file.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(config.to_json_best_effort(indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    files.write(path, config.to_json_best_effort(indent=2) + "\n")
 
 
 def load_config(path):

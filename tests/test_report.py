@@ -9,8 +9,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX import SummaryWriter
 
+from configs import digits
 from rml_jax import report
+from rml_jax.config import save_config
+from rml_jax.report import training
+from rml_jax.report.__main__ import main, write_run_report
 
 CLASS_NAMES = ("cat", "<b>", "dog")
 METRICS = {
@@ -60,6 +65,8 @@ def _sample(height=20, width=30, **changes):
         pseudo_label=mask,
         predictions={"cam": mask, "par": mask},
         ground_truth=mask,
+        affinity=np.full((2, 3), 0.5),
+        pixel=(4, 7),
     )
     return dataclasses.replace(sample, **changes)
 
@@ -84,15 +91,15 @@ def _write(folder, samples):
 
 
 def _pictures(page):
-    uris = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    uris = re.findall(r'src="data:image/(?:png|webp);base64,([^"]+)"', page)
     uris.remove(base64.b64encode(FIGURE).decode())
     return [Image.open(io.BytesIO(base64.b64decode(uri))) for uri in uris]
 
 
 def test_page_needs_nothing_from_outside(page):
     assert not re.search(r"https?://|url\(|@import|<link|<script", page)
-    # Image, CAM, pseudo label, 2 stages, ground truth; and the chart.
-    assert page.count("src=") - 1 == len(_pictures(page)) == 6
+    # Image, CAM, affinity, pseudo label, 2 stages, ground truth; and the chart.
+    assert page.count("src=") - 1 == len(_pictures(page)) == 7
 
 
 def test_every_element_is_closed_in_order(page):
@@ -143,7 +150,7 @@ def test_wrong_and_missed_tags_are_marked(page):
 
 def test_tiny_pictures_stay_as_they_are_and_large_ones_are_reduced(tmp_path, page):
     assert {picture.size for picture in _pictures(page)} == {(30, 20)}
-    assert page.count('class="pixelated"') == 6
+    assert page.count('class="pixelated"') == 7
     large = _write(tmp_path, [_sample(height=330, width=440)])
     assert {picture.size for picture in _pictures(large)} == {(220, 165)}
     assert 'class="pixelated"' not in large
@@ -152,12 +159,20 @@ def test_tiny_pictures_stay_as_they_are_and_large_ones_are_reduced(tmp_path, pag
 def test_sample_without_tags_and_without_ground_truth(tmp_path):
     page = _write(tmp_path, [_sample(tags=(), predicted_tags=(), ground_truth=None)])
     assert "tags given: none<br>tags predicted: none" in page
-    assert len(_pictures(page)) == 5
+    assert len(_pictures(page)) == 6
 
 
 def test_sample_of_a_foreign_mask(tmp_path):
     page = _write(
-        tmp_path, [_sample(cam=None, pseudo_label=None, predictions={"masks": np.zeros((20, 30), np.uint8)})]
+        tmp_path,
+        [
+            _sample(
+                cam=None,
+                affinity=None,
+                pseudo_label=None,
+                predictions={"masks": np.zeros((20, 30), np.uint8)},
+            )
+        ],
     )
     assert len(_pictures(page)) == 3  # image, mask, ground truth
 
@@ -165,7 +180,7 @@ def test_sample_of_a_foreign_mask(tmp_path):
 def test_page_replaces_the_old_one_and_leaves_no_temporary_file(tmp_path):
     (tmp_path / "report.html").write_text("old")
     assert _write(tmp_path, []) != "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.json"}
 
 
 def test_failed_report_leaves_the_old_page(tmp_path):
@@ -231,3 +246,103 @@ def test_class_table():
     assert "| cat | 10.2 | 62.2 | 10.5 | 10.8 |" in lines
     assert "| <b> | absent | absent | absent | absent |" in lines
     assert lines[-1] == "| **mean** | **41.1** | **52.2** | **63.3** | **60.4** |"
+
+
+# --- The page of a whole run ---
+
+
+def _log(folder, steps, value, name="host"):
+    """Writes TensorBoard files as the loop does: scalars and a row of two CAMs at every step."""
+    with SummaryWriter(str(folder), filename_suffix=name) as writer:
+        for step in steps:
+            writer.add_scalar("train/loss", value + step, step)
+            writer.add_scalar("train/gradient_norm", 1.0, step)
+            row = np.full((130, 264, 3), step % 256, np.uint8)
+            writer.add_image("cams", row, step, dataformats="HWC")
+            writer.add_image("images", row, step, dataformats="HWC")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Work directory of a run that has left everything."""
+    save_config(digits.get_config(), tmp_path / "config.json")
+    _log(tmp_path, range(10, 210, 10), 0.5)
+    (tmp_path / "eval").mkdir()
+    _write(tmp_path / "eval", [_sample()])
+    return tmp_path
+
+
+def test_run_s_page_has_every_part_and_needs_nothing_from_outside(run, capsys):
+    main([f"--workdir={run}"])
+    assert capsys.readouterr().out.startswith(f"report: {run / 'report.html'} (0.")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    headings = re.findall("<h2>(.*?)</h2>", page)
+    assert headings == [
+        "Scores",
+        "IoU by class",
+        "Training",
+        "The CAMs over training",
+        "How to read the images",
+        "First &lt;ones&gt;",
+        "Configuration",
+    ]
+    assert not re.search(r"src=\"(?!data:)|@import|<link|<script|url\((?!#)", page)
+    # Addresses only as names of XML vocabularies, which no browser opens.
+    assert set(re.findall(r"https?://[^\"' <]+", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert re.findall(r"<figcaption>CAMs at step (\d+)", page) == ["10", "50", "90", "120", "160", "200"]
+    assert '<th scope="row">model.variant</th><td class="changed">&#x27;mini&#x27;</td>' in page
+    assert '<th scope="row">loss.ciml</th><td>0.1</td>' in page
+
+
+def test_run_s_page_says_what_is_missing(tmp_path):
+    save_config(digits.get_config(), tmp_path / "config.json")
+    write_run_report(tmp_path, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for text in (f"python eval.py --workdir={tmp_path}", "no TensorBoard files", "config.log.pictures_every"):
+        assert text in page
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda run: (run / "config.json").unlink(), "config.json"),
+        (lambda run: (run / "eval" / "report.json").write_text("{"), "report.json"),
+        (lambda run: (run / "report.html").mkdir(), "--out="),
+    ],
+)
+def test_run_s_page_that_cannot_be_made(run, spoil, words, capsys):
+    spoil(run)
+    with pytest.raises(SystemExit) as stopped:
+        main([f"--workdir={run}"])
+    assert stopped.value.code == 2
+    assert re.fullmatch(rf"error: .*{words}.*\n", capsys.readouterr().err)
+
+
+def test_events_of_a_resumed_run(tmp_path):
+    _log(tmp_path, [10, 20, 30], 0.5)
+    first = next(tmp_path.iterdir())
+    first.rename(tmp_path / "events.out.tfevents.5.host")
+    _log(tmp_path, [20, 40], 100.0)
+    scalars, pictures = training.read_events(tmp_path)
+    assert scalars["train/loss"] == {10: 10.5, 20: 120.0, 30: 30.5, 40: 140.0}
+    assert list(pictures["cams"]) == [10, 20, 30, 40]
+    assert np.asarray(Image.open(io.BytesIO(pictures["cams"][40]))).max() == 40
+
+
+def test_events_of_a_run_in_progress_are_read_up_to_the_last_whole_one(tmp_path):
+    _log(tmp_path, [10, 20], 0.0)
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:-7])
+    scalars, pictures = training.read_events(tmp_path)
+    assert scalars["train/loss"] == {10: 10.0, 20: 20.0}
+    assert list(pictures["images"]) == [10]
+
+
+def test_long_curves_are_thinned_by_means():
+    steps, values = training._thinned({step: float(step % 2) for step in range(1, 1201)})
+    assert len(steps) == len(values) == 300
+    assert steps[-1] == 1200
+    np.testing.assert_allclose(values, 0.5)

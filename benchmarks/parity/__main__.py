@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from benchmarks.parity.checks import CHECKS
+from rml_jax import files
 from rml_jax.progress import Progress
 
 _HEAD = """# Parity with independent references
@@ -51,9 +52,7 @@ def main():
     print(table)
     if chosen.out:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = chosen.out.with_name(chosen.out.name + ".tmp")
-        temporary.write_text(table, encoding="utf-8")
-        temporary.replace(chosen.out)
+        files.write(chosen.out, table)
     worse = [row.component for row in rows if not row.difference <= row.tolerance]
     if worse:
         sys.exit(f"beyond its tolerance: {'; '.join(worse)}")

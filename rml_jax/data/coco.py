@@ -39,7 +39,11 @@ class CocoFolder:
         self.with_masks = with_masks
         self._folder = str(Path(root, split))
         path = Path(root, "annotations", f"instances_{split}.json")
-        self._images, self.without_objects = _read(path, with_masks)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}, expected COCO's annotation file") from error
+        self._images, self.without_objects = parse_annotations(data, path, with_masks)
         missing = [name for name, *_ in self._images if not Path(self._folder, name).is_file()]
         if missing:
             raise UserError(
@@ -60,23 +64,33 @@ class CocoFolder:
         item["tags"] = np.zeros(len(CLASS_NAMES), np.float32)
         item["tags"][[number - 1 for number in numbers]] = 1.0
         if self.with_masks:
-            item["mask"] = draw_mask(objects, size)
+            item["mask"] = draw_mask(objects, size, path)
         return item
 
 
-def draw_mask(objects, size):
+def draw_mask(objects, size, name):
     """The class of each pixel.
 
     Args:
       objects: list of (class number, segmentation as in COCO's files, area, whether it is a crowd).
       size: (height, width).
+      name: the image, for messages.
 
     Returns:
       uint8 [H, W]: crowds first, then objects from the largest to the smallest, each over what was there.
+
+    Raises:
+      UserError: if an outline is in none of COCO's forms.
     """
     mask = np.zeros(size, np.uint8)
     for number, segmentation, _, _ in sorted(objects, key=lambda thing: (not thing[3], -thing[2])):
-        mask[_pixels(segmentation, size)] = number
+        try:
+            mask[_pixels(segmentation, size)] = number
+        # pycocotools raises bare Exception; a wrong size shows in the assignment.
+        except Exception as error:
+            raise UserError(
+                f"{name}: found an outline that can't be drawn ({error}), expected polygons or run lengths"
+            ) from error
     return mask
 
 
@@ -90,10 +104,23 @@ def _pixels(segmentation, size):
     return coco_mask.decode(lengths).astype(bool)
 
 
-def _read(path, with_masks):
-    """The images with objects as (file name, size, class numbers, objects), and how many have none."""
+def parse_annotations(data, path, with_masks):
+    """The images in an annotation file.
+
+    Args:
+      data: the file's bytes.
+      path: what errors call it.
+      with_masks: whether to keep the outlines.
+
+    Returns:
+      List of (file name, (height, width), class numbers 1..80, objects for `draw_mask` or None) of the images with at
+      least one object, and the number of those without.
+
+    Raises:
+      UserError: if it isn't as COCO's are, or has no image with an object.
+    """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(data)
         things = {}
         for annotation in content["annotations"]:
             number = CLASS_NUMBERS[annotation["category_id"]]
@@ -105,8 +132,6 @@ def _read(path, with_masks):
             if image["id"] in things
         ]
         without_objects = len(content["images"]) - len(images)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}, expected COCO's annotation file") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: found {error!r}, expected COCO's instance annotations") from error
     if not images:

@@ -7,6 +7,7 @@ tags.csv (`rml_jax.data.tags`)
 MASKS/a.png, MASKS/trip/b.png       optional; class numbers, 255 = ignore; for scoring only
 """
 
+import dataclasses
 import hashlib
 import os
 import unicodedata
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rml_jax.data.archives import walk
 from rml_jax.data.images import check_same_size, read_image, read_mask
 from rml_jax.data.tags import (
     IMAGE_SUFFIXES,
@@ -26,6 +28,23 @@ from rml_jax.data.tags import (
     tag_key,
 )
 from rml_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """One photograph of a folder.
+
+    Attributes:
+      id: its path below the folder without suffix.
+      image: path of the file.
+      mask: where its mask would be; None without a folder of masks.
+      numbers: places of its tags in the class list, ascending.
+    """
+
+    id: str
+    image: Path
+    mask: Path | None
+    numbers: tuple[int, ...]
 
 
 class PhotoFolder:
@@ -93,15 +112,19 @@ class PhotoFolder:
         return len(self._files)
 
     def __getitem__(self, index):
-        name, file, numbers = self._files[index]
-        item = {"id": name, "image": read_image(Path(self._root, file), upright=True)}
+        photo = self.photo(index)
+        item = {"id": photo.id, "image": read_image(photo.image, upright=True)}
         item["tags"] = np.zeros(len(self.class_names), np.float32)
-        item["tags"][list(numbers)] = 1.0
+        item["tags"][list(photo.numbers)] = 1.0
         if self.with_masks:
-            path = self._mask_path(name)
-            item["mask"] = read_mask(path, self.mask_values)
-            check_same_size(item["mask"], item["image"], path)
+            item["mask"] = read_mask(photo.mask, self.mask_values)
+            check_same_size(item["mask"], item["image"], photo.mask)
         return item
+
+    def photo(self, index):
+        """Where an item's files are, and its tags: a Photo."""
+        name, file, numbers = self._files[index]
+        return Photo(name, Path(self._root, file), self._mask_path(name) if self._masks else None, numbers)
 
     def _mask_path(self, name):
         return Path(self._masks, f"{name}.png")
@@ -150,20 +173,8 @@ def find_images(root, mask_folder=""):
     """
     if not root:
         raise UserError("config.data.root is empty: expected the folder of photographs")
-    seen = {os.path.realpath(mask_folder)} if mask_folder else set()
-    paths = []
-    for folder, below, files in os.walk(root, followlinks=True, onerror=_refuse):
-        seen.add(os.path.realpath(folder))
-        new = {os.path.realpath(os.path.join(folder, name)): name for name in sorted(below, reverse=True)}
-        below[:] = sorted(name for real, name in new.items() if real not in seen and not name.startswith("."))
-        seen.update(new)
-        paths += [
-            os.path.relpath(os.path.join(folder, name), root)
-            for name in files
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
     images = {}
-    for path in sorted(paths):
+    for path in list_images(root, mask_folder):
         name = image_id(Path(path).as_posix())
         if name in images:
             raise UserError(
@@ -175,8 +186,18 @@ def find_images(root, mask_folder=""):
     return images
 
 
-def _refuse(error):
-    raise UserError(f"{error.filename}: {error.strerror}, expected a folder that can be read") from error
+def list_images(root, mask_folder=""):
+    """Paths of the image files below a folder, relative to it, str, sorted; else as for `find_images`.
+
+    Raises:
+      UserError: if the folder or one in it can't be read.
+    """
+    return sorted(
+        os.path.relpath(path, root)
+        for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ())
+        for path in files
+        if path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
+    )
 
 
 def _tags(files, root, tags_file, class_names):

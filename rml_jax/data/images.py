@@ -23,13 +23,13 @@ _EXPECTED = "expected a whole JPEG or PNG picture"
 _STILL_FORMATS = ("MPO",)
 
 
-def read_image(path, upright=False):
+def read_image(path, upright=False, min_side=MIN_SIDE):
     """`decode_image` of a file.
 
     Raises:
       UserError: also if the file can't be read.
     """
-    return decode_image(_read(path), path, upright)
+    return decode_image(_read(path), path, upright, min_side)
 
 
 def read_mask(path, mask_values):
@@ -41,7 +41,7 @@ def read_mask(path, mask_values):
     return decode_mask(_read(path), path, mask_values)
 
 
-def decode_image(data, name, upright=False):
+def decode_image(data, name, upright=False, min_side=MIN_SIDE):
     """The photograph in a picture file.
 
     Args:
@@ -49,20 +49,21 @@ def decode_image(data, name, upright=False):
       name: what errors call it, a path.
       upright: whether to apply an EXIF orientation, as viewers do. VOC's masks and COCO's polygons were drawn on the
         pixels as stored.
+      min_side: least height and width, in pixels.
 
     Returns:
       uint8 [H, W, 3], RGB in 0..255, a function of the bytes.
 
     Raises:
-      UserError: if it is truncated or no picture, animated, smaller than MIN_SIDE on a side or above MAX_PIXELS.
+      UserError: if it is truncated or no picture, animated, smaller than min_side on a side or above MAX_PIXELS.
     """
     image = None if upright and _orientation(data) else _decode_plain_jpeg(data)
     if image is None:
         picture = _open(data, name)
-        image = np.array(_to_rgb(ImageOps.exif_transpose(picture) if upright else picture, name))
-    if min(image.shape[:2]) < MIN_SIDE:
+        image = np.array(to_rgb(ImageOps.exif_transpose(picture) if upright else picture, name))
+    if min(image.shape[:2]) < min_side:
         found = f"{image.shape[1]}x{image.shape[0]}"
-        raise UserError(f"{name}: found {found} pixels, expected at least {MIN_SIDE} on each side")
+        raise UserError(f"{name}: found {found} pixels, expected at least {min_side} on each side")
     return image
 
 
@@ -161,7 +162,12 @@ def _open(data, name, load=True):
     return picture
 
 
-def _to_rgb(picture, name):
+def to_rgb(picture, name):
+    """A pillow picture of any mode as RGB; see this module's docstring.
+
+    Raises:
+      UserError: for an animation and for floating-point numbers, which are no colours.
+    """
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format not in _STILL_FORMATS:
         raise UserError(f"{name}: found {frames} frames, expected a still picture")

@@ -2,20 +2,21 @@
 
     python -m rml_jax.data.inspect --config=FILE[:VARIANT] [--out=inspect.png] [--pairs=8] [--config.key=value ...]
 
-One row per training example: the augmented view with the box of its real pixels, its transformed twin, where the two
-may be compared (the rest is white), and the tags. Then the input pipeline's throughput.
+One row per training example, below its tags: the augmented view with the box of its real pixels, its transformed
+twin, where the two may be compared (the rest is white). Then the input pipeline's throughput.
 """
 
 import contextlib
+import io
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from rml_jax import cli, visualize
+from rml_jax import cli, files, visualize
 from rml_jax.config import check_config
 from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source, with_class_names
@@ -28,7 +29,6 @@ _PAIRS = flags.DEFINE_integer("pairs", 8, "Training examples to show.", lower_bo
 
 _SECONDS = 3.0  # of measuring
 _BOX_COLOUR = (255, 0, 255)
-_TAGS_WIDTH = 200
 
 
 def main(config):
@@ -67,7 +67,8 @@ def inspect(config, path, pairs, seconds=_SECONDS):
         rows = []
         for step in range(-(-pairs // config.train.batch_size)):
             rows += _rows(next(batches), _transform(config, step), source.class_names)
-        _write(visualize.grid(rows[:pairs]), path)
+        pictures, captions = zip(*rows[:pairs], strict=True)
+        _write(visualize.grid(pictures, captions), path)
         begin, count = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - begin) < seconds:
             count += len(next(batches)["image"])
@@ -87,7 +88,7 @@ def _transform(config, step):
 
 
 def _rows(batch, theta, class_names):
-    """One row of pictures per example of a batch."""
+    """One row of pictures with their captions per example of a batch."""
     size = batch["image"].shape[1:3]
     images = normalize(batch["image"], batch["box"])
     valid = np.asarray(validity(theta, box_mask(batch["box"], size, size)))
@@ -96,7 +97,8 @@ def _rows(batch, theta, class_names):
     for view, twin, mask, box, tags in zip(views, twins, valid, batch["box"], batch["tags"], strict=True):
         names = [name for name, tag in zip(class_names, tags, strict=True) if tag]
         compared = np.where(mask[..., None], twin, np.uint8(255))
-        rows.append([_with_box(view, box), twin, compared, _text(names or ["(no tag)"], size[0])])
+        captions = (", ".join(names) or "(no tag)", "twin", "compared")
+        rows.append(((_with_box(view, box), twin, compared), captions))
     return rows
 
 
@@ -113,20 +115,14 @@ def _with_box(image, box):
     return np.asarray(picture)
 
 
-def _text(lines, height):
-    picture = Image.new("RGB", (_TAGS_WIDTH, max(height, 128)), "white")
-    ImageDraw.Draw(picture).text((8, 8), "\n".join(lines), fill="black", font=ImageFont.load_default(16))
-    return np.asarray(picture)
-
-
 def _write(pixels, path):
-    temporary = path.with_name(path.name + ".tmp")
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
     try:
-        Image.fromarray(pixels).save(temporary, "PNG")
-        temporary.replace(path)
+        files.write(path, file.getvalue())
     except OSError as error:
         raise UserError(f"--out={path}: {error.strerror or error}, expected a file to write to") from error
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.config_file(default="configs/digits.py"))
+    cli.run(main, cli.config_file(default="digits"))

@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
+from rml_jax import files
 from rml_jax.data.images import check_same_size, decode_mask, read_image
 from rml_jax.data.tags import read_list
-from rml_jax.data.voc import IMAGE_FOLDER, MASK_FOLDER, SPLIT_FOLDER
+from rml_jax.data.voc import CLASS_NAMES, IMAGE_FOLDER, MASK_FOLDER, SPLIT_FOLDER
 from rml_jax.errors import UserError
 from rml_jax.progress import Progress
 
@@ -47,7 +48,7 @@ def add_sbd(voc, sbd, max_bad=0.01):
     sbd = sbd / "dataset" if (sbd / "dataset").is_dir() else sbd
     train, val = (read_list(voc / SPLIT_FOLDER / f"{split}.txt") for split in ("train", "val"))
     extra = (*read_list(sbd / "train.txt"), *read_list(sbd / "val.txt"))
-    wanted = sorted({*train, *extra} - {*val})
+    wanted = usual_list(train, extra, val)
     bad, counts = {}, np.zeros(21, np.int64)
     progress = Progress("masks", len(wanted) + len(val), "images")
     try:
@@ -64,7 +65,7 @@ def add_sbd(voc, sbd, max_bad=0.01):
                 f"{len(bad)} of {len(wanted) + len(val)} images are bad, such as {min(bad.values())}"
             )
         good = [name for name in wanted if name not in bad]
-        _replace(voc / SPLIT_FOLDER / "train_aug.txt", ("\n".join(good) + "\n").encode())
+        files.write(voc / SPLIT_FOLDER / "train_aug.txt", "\n".join(good) + "\n")
     except OSError as error:
         raise UserError(f"{error.filename or voc}: {error.strerror}, expected room to write masks") from error
     found = {"train": len(train), "train_aug": len(good), "val": len(val)}
@@ -83,37 +84,51 @@ def _add_mask(voc, sbd, name):
     elif own.exists():
         data = own.read_bytes()
     else:
-        data = _sbd_mask(sbd / "cls" / f"{name}.mat")
+        data = _png_of_mat(sbd / "cls" / f"{name}.mat")
     mask = decode_mask(data, target, _VALUES)
     path = voc / IMAGE_FOLDER / f"{name}.jpg"
     check_same_size(mask, read_image(path), target)
     if not target.exists():
-        _replace(target, data)
+        files.write(target, data)
     return mask
 
 
-def _sbd_mask(path):
-    """The class mask in one of SBD's files, as the bytes of a PNG."""
+def usual_list(train, extra, val):
+    """The ids of the usual training set, in alphabetical order: VOC's train and all of SBD's, without VOC's val."""
+    return sorted({*train, *extra} - {*val})
+
+
+def decode_sbd_mask(data, name):
+    """The class mask in one of SBD's .mat files.
+
+    Args:
+      data: the file's bytes.
+      name: what errors call it.
+
+    Returns:
+      uint8 [H, W], 0 background, 1..20 VOC's classes; SBD marks no borders.
+
+    Raises:
+      UserError: if it is no such file.
+    """
     try:
-        mask = loadmat(path, simplify_cells=True)["GTcls"]["Segmentation"]
-        picture = Image.fromarray(np.asarray(mask, np.uint8))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file, expected SBD's mask") from error
+        mask = np.asarray(loadmat(io.BytesIO(data), simplify_cells=True)["GTcls"]["Segmentation"])
+        if mask.ndim != 2 or mask.max() > len(CLASS_NAMES):
+            raise ValueError(f"found numbers {mask.shape} up to {mask.max()}")
+        return mask.astype(np.uint8)
     # scipy has no common exception for a broken file.
     except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}, expected SBD's mask") from error
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
+        raise UserError(f"{name}: {type(error).__name__}: {error}, expected SBD's mask") from error
 
 
-def _replace(path, data):
-    temporary = path.with_name(path.name + ".tmp")
+def _png_of_mat(path):
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}, expected SBD's mask") from error
+    file = io.BytesIO()
+    Image.fromarray(decode_sbd_mask(data, path)).save(file, "PNG")
+    return file.getvalue()
 
 
 def main():

@@ -2,9 +2,11 @@
 
 import sys
 
+from rml_jax.data.builders.base import read_report
 from rml_jax.data.coco import CocoFolder
 from rml_jax.data.digits import DigitScenes
 from rml_jax.data.folder import PhotoFolder, folder_classes
+from rml_jax.data.prepared import PreparedData, is_prepared
 from rml_jax.data.voc import IMAGE_FOLDER, VocFolder
 from rml_jax.errors import UserError
 
@@ -14,9 +16,10 @@ def make_source(data_config, split, *, with_masks):
 
     Args:
       data_config: the `data` part of a config (any object with these attributes): `source`, "digits", "voc", "coco"
-        or "folder"; `skip_bad`; for "coco" `root`; for "voc" `root`, `tags` (tag file or ""), `class_names` and
-        `mask_values`; for "folder" these and `masks`, `val_list`, `val_fraction` and `seed`; for "digits"
-        `train_split`, `num_train`, `num_val`, `seed` and `scene` (keyword arguments of `DigitScenes`).
+        or "folder"; `skip_bad`; for prepared data (`rml_jax.data.prepare`) `root` and `class_names`; for "coco"
+        `root`; for "voc" `root`, `tags` (tag file or ""), `class_names` and `mask_values`; for "folder" these and
+        `masks`, `val_list`, `val_fraction` and `seed`; for "digits" `train_split`, `num_train`, `num_val`, `seed` and
+        `scene` (keyword arguments of `DigitScenes`).
       split: name of the split, usually `data_config.train_split` or `data_config.val_split`.
       with_masks: whether items carry `mask`; for evaluation only.
 
@@ -30,6 +33,9 @@ def make_source(data_config, split, *, with_masks):
     """
     if data_config.source not in SOURCES:
         raise UserError(f"config.data.source is {data_config.source!r}: expected one of {', '.join(SOURCES)}")
+    if is_prepared(data_config.root):
+        _check_unused(data_config)
+        return PreparedData(data_config.root, split, data_config.class_names, with_masks)
     source = SOURCES[data_config.source](data_config, split, with_masks)
     return SkipBad(source) if data_config.skip_bad and not with_masks else source
 
@@ -80,8 +86,22 @@ def with_class_names(config):
     if data.source != "folder" or data.class_names:
         return config
     config = config.copy_and_resolve_references()
-    config.data.class_names = folder_classes(data.root, data.tags, data.masks)
+    config.data.class_names = (
+        tuple(read_report(data.root)["class_names"])
+        if is_prepared(data.root)
+        else folder_classes(data.root, data.tags, data.masks)
+    )
     return config
+
+
+def _check_unused(data_config):
+    """Raises UserError for settings that were fixed when the data was prepared."""
+    for key in ("tags", "masks", "val_list"):
+        if data_config.get(key):
+            raise UserError(
+                f"config.data.{key} is {data_config.get(key)!r}: expected nothing, as {data_config.root} is prepared "
+                "data, which has its own"
+            )
 
 
 def _make_digits(data_config, split, with_masks):

@@ -120,7 +120,12 @@ def read_list(path):
     Raises:
       UserError: if the file is missing, is no UTF-8 text, holds no id, or names an id twice.
     """
-    lines = read_text(path).splitlines()
+    return parse_list(read_text(path), path)
+
+
+def parse_list(text, path):
+    """`read_list` of a text that was read before; errors call it `path`."""
+    lines = text.splitlines()
     ids = tuple(line.strip() for line in lines if line.strip())
     if not ids:
         raise UserError(f"{path}: found no ids, expected one a line")
@@ -134,13 +139,23 @@ def read_list(path):
 
 def read_text(path):
     """The text of a UTF-8 file. Raises UserError if it is missing or no UTF-8."""
+    return decode_text(_read(path), path)
+
+
+def decode_text(data, path):
+    """The text of a UTF-8 file's bytes. Raises UserError, which calls it `path`, if they are no UTF-8."""
     try:
         # utf-8-sig also reads plain UTF-8; spreadsheets and Windows editors add the byte-order mark it drops.
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}, expected a text file") from error
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: found bytes that are no UTF-8, expected a UTF-8 text file") from error
+
+
+def _read(path):
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}, expected a text file") from error
 
 
 def _csv_rows(path):

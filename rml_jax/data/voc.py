@@ -20,6 +20,30 @@ IMAGE_FOLDER = "JPEGImages"
 MASK_FOLDER = "SegmentationClassAug"
 SPLIT_FOLDER = "ImageSets/Segmentation"
 
+CLASS_NAMES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""VOC's classes in the order of their numbers 1 to 20 in its masks."""
+
 
 class VocFolder:
     """Random-access source over one split of a VOC folder.

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rml_jax import visualize
+from rml_jax import files, visualize
 from rml_jax.data.voc import read_mask
 from rml_jax.errors import UserError
 from rml_jax.labels import IGNORE
@@ -15,6 +15,29 @@ from rml_jax.labels import IGNORE
 def voc_folder(root, split):
     """Where VOC's evaluation server looks for the masks of a split, in an archive of what is under `root`."""
     return Path(root, "results", "VOC2012", "Segmentation", f"comp6_{split}_cls")
+
+
+def file_numbers(mask_values):
+    """The number in mask files for each of ours, 0 background, 1..C.
+
+    Args:
+      mask_values: the number of each class in the files; () if they are 1..C.
+
+    Returns:
+      uint8 [256].
+    """
+    numbers = np.arange(256, dtype=np.uint8)
+    numbers[1 : len(mask_values) + 1] = mask_values
+    return numbers
+
+
+def palette_png(mask):
+    """The bytes of a palette PNG of a mask, uint8 [H, W], in VOC's colours."""
+    picture = Image.fromarray(mask, mode="P")
+    picture.putpalette(visualize.palette().ravel().tolist())
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 class MaskWriter:
@@ -28,20 +51,13 @@ class MaskWriter:
 
     def __init__(self, root, split, mask_values):
         self._root, self._split = root, split
-        self._numbers = np.arange(256, dtype=np.uint8)
-        self._numbers[1 : len(mask_values) + 1] = mask_values
+        self._numbers = file_numbers(mask_values)
 
     def __call__(self, protocol, stage, image_id, mask):
         """Saves one mask, uint8 [H, W], 0 background, 1..C classes."""
         folder = voc_folder(self._root / protocol / stage, self._split)
         folder.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(self._numbers[mask], mode="P")
-        picture.putpalette(visualize.palette().ravel().tolist())
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        temporary = folder / f"{image_id}.png.tmp"
-        temporary.write_bytes(file.getvalue())
-        temporary.replace(folder / f"{image_id}.png")
+        files.write(folder / f"{image_id}.png", palette_png(self._numbers[mask]))
 
 
 class MaskFolder:

@@ -5,7 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 
-from rml_jax import build, provenance
+from rml_jax import build, files, provenance
 from rml_jax.config import check_config
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.errors import UserError
@@ -107,12 +107,12 @@ def evaluate_masks(config, workdir, split, masks):
     check_config(config)
     source = make_source(config.data, split, with_masks=True)
     names = tuple(config.data.class_names)
-    files = MaskFolder(masks, config.data.mask_values, len(names))
+    masks_by_id = MaskFolder(masks, config.data.mask_values, len(names))
     scores = Scores(("background", *names))
     progress = Progress("eval", len(source), "images")
     for index in range(len(source)):
         item = source[index]
-        scores.add("files", "masks", index, files.read(item["id"], item["mask"].shape), item["mask"])
+        scores.add("files", "masks", index, masks_by_id.read(item["id"], item["mask"].shape), item["mask"])
         progress.update(index + 1)
     scores.images = len(source)
     metrics = {
@@ -124,13 +124,13 @@ def evaluate_masks(config, workdir, split, masks):
     }
 
     def draw(indices):
-        return [_mask_sample(source[index], files, names) for index in indices]
+        return [_mask_sample(source[index], masks_by_id, names) for index in indices]
 
     return metrics, _write(config, _make_folder(workdir), metrics, scores, {"masks": str(masks)}, draw)
 
 
-def _mask_sample(item, files, names):
-    mask = files.read(item["id"], item["mask"].shape)
+def _mask_sample(item, masks_by_id, names):
+    mask = masks_by_id.read(item["id"], item["mask"].shape)
     return Sample(
         id=item["id"],
         image=item["image"],
@@ -182,7 +182,11 @@ def _origin(config):
 
 
 def _write(config, folder, metrics, scores, facts, draw, sweep=None):
-    """Writes the files of an evaluation. Returns the page's path."""
+    """Writes the files of an evaluation, scores first. Returns the page's path."""
+    files.write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    files.write(folder / "per_class.md", class_table(metrics))
+    if sweep:
+        files.write(folder / "sweep.json", json.dumps(sweep, indent=2) + "\n")
     protocol, stage = best_stage(metrics)
     worst, best = scores.worst_and_best(protocol, stage, config.eval.pictures)
     first = range(min(config.eval.pictures, metrics["images"]))
@@ -193,14 +197,11 @@ def _write(config, folder, metrics, scores, facts, draw, sweep=None):
         f"{metrics['dataset']} {metrics['split']}: {stage} ({protocol})",
     )
     figures = {f"Confusion matrix of stage {stage} ({protocol})": confusion}
-    _replace(folder / "confusion.png", confusion)
+    files.write(folder / "confusion.png", confusion)
     if sweep:
         curve = sweep_picture(sweep)
         figures[f"Choice of the background scores on {sweep['split']}, {sweep['images']} images"] = curve
-        _replace(folder / "sweep.png", curve)
-        _replace(folder / "sweep.json", json.dumps(sweep, indent=2) + "\n")
-    _replace(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    _replace(folder / "per_class.md", class_table(metrics))
+        files.write(folder / "sweep.png", curve)
     by = f"by the IoU of stage {stage} ({protocol})"
     parts = {"The first images": first, f"The worst images, {by}": worst, f"The best images, {by}": best}
     page = folder / "report.html"
@@ -214,12 +215,6 @@ def _write(config, folder, metrics, scores, facts, draw, sweep=None):
         class_names=config.data.class_names,
     )
     return page
-
-
-def _replace(path, content):
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
 
 
 def _make_folder(workdir):

@@ -9,6 +9,8 @@ lies beyond changes nothing inside (`rml_jax.ops.padded`).
 """
 
 import dataclasses
+import fractions
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from flax import nnx
 
 from rml_jax.models.mit import cells
 from rml_jax.ops.affinity import random_walk
-from rml_jax.ops.cam import EPSILON, scaled_size
+from rml_jax.ops.cam import EPSILON, scaled_size, with_background
 from rml_jax.ops.crf import dense_crf_batch
 from rml_jax.ops.normalize import normalize
 from rml_jax.ops.padded import inside, mirror_inside, resize_inside
@@ -75,6 +77,7 @@ class StagesConfig:
       radius: greatest step of the random walk, in cells.
       pseudo_label: how pseudo labels are made; `par` uses the same refinement.
       crf: name of the CRF's settings (`rml_jax.ops.crf.SETTINGS`).
+      probabilities_of: the stages whose probabilities are wanted beside their masks.
     """
 
     stages: tuple[str, ...]
@@ -84,6 +87,7 @@ class StagesConfig:
     radius: int
     pseudo_label: PseudoLabelConfig
     crf: str
+    probabilities_of: tuple[str, ...] = ()
 
     @property
     def soft_stages(self):
@@ -106,59 +110,163 @@ def make_network(graphdef, config):
     """
 
     def network(params, images, sizes):
-        model = nnx.merge(graphdef, params)
-        # XLA drops what is not used of the outputs: only the pass at scale 1 pays for the affinity.
-        outputs = {
-            scale: _pass(model, normalize(images), sizes, scale, config)
-            for scale in dict.fromkeys((1.0, *config.scales))
-        }
-        whole = outputs[1.0][0]
-        maps = sum(
-            _enlarge(*outputs[scale], sizes, images.shape[1:3], scale, config) for scale in config.scales
-        )
+        logits, maps, affinity_logits = _forward(nnx.merge(graphdef, params), images, sizes, config)
         return {
-            "probabilities": jax.nn.sigmoid(whole.logits[: len(images)]),
-            "cams": _min_max_inside(maps, sizes),
-            "affinity": jax.nn.sigmoid(whole.affinity_logits[: len(images)]),
+            "probabilities": jax.nn.sigmoid(logits),
+            "cams": _scale_inside(maps, *_extremes(maps, sizes), sizes),
+            "affinity": jax.nn.sigmoid(affinity_logits),
         }
 
     return network
 
 
+def make_tile_network(graphdef, config):
+    """Builds the pure function from the tiles of larger pictures to maps.
+
+    A CAM is scaled by its least and its greatest value in the whole picture, which no tile knows: a first pass over
+    the tiles finds them, a second one scales by them.
+
+    Args:
+      graphdef: nnx.GraphDef of `RML`.
+      config: StagesConfig.
+
+    Returns:
+      Function of parameters, tiles uint8 [B, H, W, 3], sizes int32 [B, 2] and the pictures' least and greatest values
+      of every class's map, float32 [B, C] each, to be jitted. It gives the dict of `make_network`'s function, the
+      CAMs scaled by those values, with
+        least, greatest: float32 [B, C], the tile's own.
+    """
+
+    def network(params, tiles, sizes, least, greatest):
+        logits, maps, affinity_logits = _forward(nnx.merge(graphdef, params), tiles, sizes, config)
+        own_least, own_greatest = _extremes(maps, sizes)
+        return {
+            "probabilities": jax.nn.sigmoid(logits),
+            "cams": _scale_inside(maps, least, greatest, sizes),
+            "affinity": jax.nn.sigmoid(affinity_logits),
+            "least": own_least,
+            "greatest": own_greatest,
+        }
+
+    return network
+
+
+def make_scores(graphdef, config):
+    """Builds the pure function from pictures to class logits and CAMs, without what only the later stages need.
+
+    Args:
+      graphdef: nnx.GraphDef of `RML`.
+      config: StagesConfig.
+
+    Returns:
+      Function of parameters, images uint8 [B, H, W, 3] and sizes int32 [B, 2]. H and W may be symbolic (`jax.export`)
+      if they are multiples of `symbolic_step`. It gives
+        logits: float32 [B, C],
+        cams: float32 [B, H, W, C], as `make_network`'s.
+    """
+
+    def scores(params, images, sizes):
+        logits, maps, _ = _forward(nnx.merge(graphdef, params), images, sizes, config)
+        return logits, _scale_inside(maps, *_extremes(maps, sizes), sizes)
+
+    return scores
+
+
+def _forward(model, images, sizes, config):
+    """Class logits [B, C], CAMs before they are scaled [B, H, W, C], affinity logits [B, N, N]."""
+    # XLA drops what is not used of the outputs: only the pass at scale 1 pays for the affinity.
+    outputs = {
+        scale: _pass(model, normalize(images), sizes, scale, config)
+        for scale in dict.fromkeys((1.0, *config.scales))
+    }
+    whole = outputs[1.0][0]
+    maps = sum(_enlarge(*outputs[scale], sizes, images.shape[1:3], scale, config) for scale in config.scales)
+    count = 2 if config.flip and 1.0 in config.scales else 1
+    return _views(whole.logits, count)[0], maps, _views(whole.affinity_logits, count)[0]
+
+
 def _pass(model, pictures, sizes, scale, config):
-    """RMLOutputs of the pictures at one scale, their mirrors behind them, and their sizes at that scale."""
+    """RMLOutputs of the pictures at one scale, each followed by its mirror, and their sizes at that scale."""
     canvas = pictures.shape[1:3]
-    new_canvas = scaled_size(canvas, scale, config.stride)
-    new_sizes = _scaled_sizes(sizes, max(canvas), scale, config.stride)
+    new_canvas = _scaled_canvas(canvas, scale, config.stride)
+    new_sizes = _scaled_sizes(sizes, canvas, scale, config.stride)
     if scale != 1:
         pictures = resize_inside(pictures, sizes, new_canvas, new_sizes)
     views, view_sizes = pictures, new_sizes
     if config.flip and scale in config.scales:
-        views = jnp.concatenate([pictures, mirror_inside(pictures, new_sizes)])
-        view_sizes = jnp.concatenate([new_sizes, new_sizes])
-    return model(views, sizes=view_sizes), new_sizes
+        views = jnp.stack([pictures, mirror_inside(pictures, new_sizes)], axis=1)
+        views = views.reshape(-1, *pictures.shape[1:])
+        view_sizes = jnp.stack([new_sizes, new_sizes], axis=1).reshape(-1, 2)
+    return model(views, sizes=view_sizes, with_context=False), new_sizes
 
 
-def _scaled_sizes(sizes, longest, scale, stride):
-    """`scaled_size` of traced sizes, from a table so that it rounds as Python does."""
-    return jnp.array(scaled_size(range(longest + 1), scale, stride), jnp.int32)[sizes]
+def _scaled_canvas(canvas, scale, stride):
+    """`scaled_size`, also of a canvas with symbolic sides (`jax.export`), multiples of `symbolic_step`."""
+    if _is_symbolic(canvas):
+        factor = _fraction(scale)
+        return tuple(side * factor.numerator // factor.denominator for side in canvas)
+    return scaled_size(canvas, scale, stride)
+
+
+def _scaled_sizes(sizes, canvas, scale, stride):
+    """`scaled_size` of traced sizes, rounded to even as Python does."""
+    if _is_symbolic(canvas):
+        factor = _fraction(scale)
+        low, rest = jnp.divmod(sizes * factor.numerator, factor.denominator)
+        up = (2 * rest > factor.denominator) | ((2 * rest == factor.denominator) & (low % 2 == 1))
+        return jnp.maximum(stride, low + up)
+    return jnp.array(scaled_size(range(max(canvas) + 1), scale, stride), jnp.int32)[sizes]
+
+
+def symbolic_step(config):
+    """What the sides of a canvas must be multiples of where they are symbolic, so that no scale leaves a remainder.
+
+    Args:
+      config: StagesConfig.
+
+    Returns:
+      int, in pixels.
+    """
+    return config.stride * math.lcm(*(_fraction(scale).denominator for scale in config.scales))
+
+
+def _fraction(scale):
+    return fractions.Fraction(scale).limit_denominator(64)
+
+
+def _is_symbolic(canvas):
+    return not all(isinstance(side, int) for side in canvas)
 
 
 def _enlarge(outputs, new_sizes, sizes, canvas, scale, config):
     """The CAMs of one pass before their normalisation, on the canvas; METHOD.md section 4."""
     maps, grid_sizes = outputs.cam_logits, cells(new_sizes, config.stride)
     if config.flip:
-        maps, mirrored = jnp.split(maps, 2)
+        maps, mirrored = _views(maps, 2)
         maps = jnp.maximum(maps, mirror_inside(mirrored, grid_sizes))
     return resize_inside(jax.nn.relu(maps), grid_sizes, canvas, sizes)
 
 
-def _min_max_inside(maps, sizes):
-    """`min_max_normalize` over each picture; 0 outside."""
+def _views(x, count):
+    """[B count, ...] as a list of `count` arrays [B, ...]: of the pictures, and of their mirrors if there are."""
+    x = x.reshape(-1, count, *x.shape[1:])
+    return [x[:, view] for view in range(count)]
+
+
+def _extremes(maps, sizes):
+    """The least and the greatest value of every map [B, H, W, C] in its picture, [B, C] each."""
     real = inside(sizes, maps.shape[1:3])[..., None]
-    maps = maps - jnp.min(maps, axis=(1, 2), keepdims=True, where=real, initial=jnp.inf)
-    greatest = jnp.max(maps, axis=(1, 2), keepdims=True, where=real, initial=0)
-    return jnp.where(real, maps / (greatest + EPSILON), 0)
+    return (
+        jnp.min(jnp.where(real, maps, jnp.inf), axis=(1, 2)),
+        jnp.max(jnp.where(real, maps, -jnp.inf), axis=(1, 2)),
+    )
+
+
+def _scale_inside(maps, least, greatest, sizes):
+    """The maps from their least and greatest values to [0, 1], as `min_max_normalize` does; 0 outside."""
+    real = inside(sizes, maps.shape[1:3])[..., None]
+    least, greatest = least[:, None, None], greatest[:, None, None]
+    return jnp.where(real, (maps - least) / (greatest - least + EPSILON), 0)
 
 
 def make_refine(config):
@@ -175,9 +283,10 @@ def make_refine(config):
         backgrounds: dict from the names of `config.soft_stages` to the background's score, float32 scalars.
       It gives a dict of
         masks: dict stage -> uint8 [B, H, W], 0 background, 1..C classes,
-        probabilities: dict stage -> float32 [B, H, W, 1 + K], those that a CRF refines.
+        probabilities: dict stage -> float32 [B, H, W, 1 + K], those that a CRF refines and `probabilities_of`.
     """
-    refined_by_crf = {before_crf(name) for name in config.stages if "crf" in parse_stage(name)}
+    used_later = {before_crf(name) for name in config.stages if "crf" in parse_stage(name)}
+    used_later.update(map(before_crf, config.probabilities_of))
 
     def refine(maps, images, sizes, classes, used, backgrounds):
         cams = gather_classes(maps["cams"], classes)
@@ -191,7 +300,7 @@ def make_refine(config):
             "masks": {
                 name: slots_to_labels(scores.argmax(axis=-1), classes) for name, scores in soft.items()
             },
-            "probabilities": {name: soft[name] for name in refined_by_crf},
+            "probabilities": {name: soft[name] for name in used_later},
         }
 
     return refine
@@ -207,23 +316,6 @@ def _probabilities(refiners, cams, affinity, images, sizes, used, background, co
         pseudo = config.pseudo_label
         scores = par(images, scores, dilations=pseudo.dilations, iterations=pseudo.iterations, sizes=sizes)
     return scores
-
-
-def with_background(cams, used, background):
-    """Softmax over a background score and the CAMs of the allowed classes.
-
-    Args:
-      cams: float [B, H, W, K] in [0, 1].
-      used: bool [B, K]; the others get probability 0.
-      background: score of the background.
-
-    Returns:
-      float32 [B, H, W, 1 + K], background first. It is the largest where no allowed CAM exceeds `background`.
-    """
-    usable = jnp.where(used[:, None, None, :], cams, -jnp.inf)
-    return jax.nn.softmax(
-        jnp.concatenate([jnp.full_like(cams[..., :1], background), usable], axis=-1), axis=-1
-    )
 
 
 def _walk(cams, affinity, sizes, used, background, config):
@@ -259,7 +351,9 @@ def make_crf(config):
 
     Returns:
       Function of images, sizes, classes (see `make_refine`) and probabilities float32 [B, H, W, 1 + K], to be
-      jitted. It gives uint8 masks [B, H, W].
+      jitted. It gives a dict of
+        masks: uint8 [B, H, W],
+        probabilities: float32 [B, H, W, 1 + K].
     """
 
     def crf(images, sizes, classes, probabilities):
@@ -268,7 +362,8 @@ def make_crf(config):
         marginals, _ = dense_crf_batch(
             images, probabilities, sizes, slots=probabilities.shape[-1], settings=config.crf
         )
-        return slots_to_labels(marginals.argmax(axis=-1), classes)
+        masks = slots_to_labels(marginals.argmax(axis=-1), classes)
+        return {"masks": masks, "probabilities": marginals}
 
     return crf
 
@@ -280,17 +375,26 @@ def make_pictures(config):
       config: StagesConfig.
 
     Returns:
-      Function of cams (see `make_network`), images, sizes and ground-truth tags [B, C], to be jitted. It gives
-      a dict of
+      Function of cams and affinity (see `make_network`), images, sizes and ground-truth tags [B, C], to be jitted. It
+      gives a dict of
         cam: float32 [B, H, W] in [0, 1], the strongest given class's map,
+        pixel: int32 [B, 2], row and column of its maximum,
+        affinity: float32 [B, h, w] in [0, 1], on the network's last grid: the affinity to the cell of that pixel,
         pseudo_label: uint8 [B, H, W], what training would learn from, which treats padding as training does.
     """
 
-    def pictures(cams, images, sizes, tags):
+    def pictures(cams, affinity, images, sizes, tags):
+        canvas = images.shape[1:3]
         box = jnp.pad(sizes, ((0, 0), (2, 0)))
         labels = pseudo_labels(cams, images.astype(jnp.float32), tags, box, config.pseudo_label)
+        cam = jnp.max(cams * tags[:, None, None, :], axis=-1)
+        row, column = jnp.divmod(cam.reshape(len(cam), -1).argmax(axis=1), canvas[1])
+        grid = tuple(cells(side, config.stride) for side in canvas)
+        cell = row // config.stride * grid[1] + column // config.stride
         return {
-            "cam": jnp.max(cams * tags[:, None, None, :], axis=-1),
+            "cam": cam,
+            "pixel": jnp.stack([row, column], axis=1),
+            "affinity": affinity[jnp.arange(len(cell)), cell].reshape(-1, *grid),
             "pseudo_label": labels.astype(jnp.uint8),
         }
 

@@ -237,7 +237,7 @@ class EfficientSelfAttention(nnx.Module):
         if sizes is None:
             return None
         # The reducing convolution has no padding: it drops the cells that fill no whole window.
-        return inside(sizes // self.reduction, source.shape[1:3]).reshape(len(source), 1, 1, -1)
+        return inside(sizes // self.reduction, source.shape[1:3]).reshape(source.shape[0], 1, 1, -1)
 
     def _split_heads(self, x):
         """[B, H, W, C] -> [B, heads, H W, C / heads]: heads first, or the products are 4 times slower on CPU."""

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
+from rml_jax import files
 from rml_jax.errors import UserError
 from rml_jax.models import layouts
 from rml_jax.models.mit import VARIANTS, MiTConfig, MixTransformer
@@ -126,14 +127,15 @@ def _is_real(tensor):
     return jnp.issubdtype(tensor.dtype, jnp.floating)
 
 
-def save_weights(params, path):
+def save_weights(params, path, metadata=None):
     """Writes parameters as safetensors, under a temporary name first.
 
     Args:
       params: nnx.State of `RML`, or a dict from names to arrays as `read_weights` gives.
       path: pathlib.Path of the file.
+      metadata: dict from str to str for the file's header, or None.
     """
-    _save_tensors({name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}, path)
+    _save_tensors({name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}, path, metadata)
 
 
 def save_transformers(params, backbone, folder):
@@ -151,17 +153,13 @@ def save_transformers(params, backbone, folder):
     folder.mkdir(parents=True, exist_ok=True)
     tensors = layouts.to_transformers(named_leaves(params))
     _save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(_transformers_config(backbone), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / "config.json")
+    files.write(folder / "config.json", json.dumps(_transformers_config(backbone), indent=2) + "\n")
 
 
 def _save_tensors(tensors, path, metadata=None):
-    temporary = path.with_name(path.name + ".tmp")
     # safetensors writes the bytes of an array as they lie in memory and takes them for C order.
     ordered = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    save_file(ordered, temporary, metadata=metadata)
-    temporary.replace(path)
+    files.write(path, save(ordered, metadata=metadata))
 
 
 def _transformers_config(backbone):
@@ -400,7 +398,7 @@ def convert(source, target, to):
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             save_weights(weights, target)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"{target}: {error}, expected a place to write to") from error
     return LoadReport(str(source), converted.layout, tuple(weights), left_out, {})
 

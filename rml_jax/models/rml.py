@@ -1,7 +1,6 @@
 """RML's network: the Mix Transformer with its three heads (METHOD.md section 1). There is no decoder."""
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -12,7 +11,12 @@ from rml_jax.models.mit import MiTConfig, MixTransformer, cells
 from rml_jax.ops.padded import inside
 from rml_jax.ops.resize import resize_bilinear
 
-POOLINGS = {"max": functools.partial(jnp.max, initial=-jnp.inf), "average": jnp.mean}
+
+def _max_pool(x, axis, where=None):
+    return jnp.max(x if where is None else jnp.where(where, x, -jnp.inf), axis=axis)
+
+
+POOLINGS = {"max": _max_pool, "average": jnp.mean}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +50,14 @@ class RMLOutputs(NamedTuple):
       features: [B, h, w, D], stage 4.
       cam_logits: [B, h, w, C], the classifier applied to every cell, before ReLU.
       affinity_logits: [B, N, N], symmetric; R_a is their sigmoid.
-      context: [B, H1, W1, K], the fused context R_c before its normalisation.
+      context: [B, H1, W1, K], the fused context R_c before its normalisation; None where not wanted.
     """
 
     logits: jax.Array
     features: jax.Array
     cam_logits: jax.Array
     affinity_logits: jax.Array
-    context: jax.Array
+    context: jax.Array | None
 
 
 class RML(nnx.Module):
@@ -81,15 +85,15 @@ class RML(nnx.Module):
         self.pooling = config.pooling
         self.stride = backbone.stride
 
-    def __call__(self, images, key=None, sizes=None):
+    def __call__(self, images, key=None, sizes=None, with_context=True):
         """Everything the losses need from one view.
 
         Args:
           images: float [B, H, W, 3], normalised.
           key: random key for stochastic depth, None at inference.
           sizes: int32 [B, 2], true height and width of pictures in the top left corner of the canvas; None if
-            they fill it. Beyond them the maps have no meaning, and `context`, which only training needs, has none
-            near their edges either.
+            they fill it. Beyond them the maps have no meaning, and `context` has none near their edges either.
+          with_context: whether `context` is wanted, which only training needs.
 
         Returns:
           RMLOutputs.
@@ -104,7 +108,7 @@ class RML(nnx.Module):
             features=features,
             cam_logits=self.classifier(features),
             affinity_logits=self._affinity_logits(attention),
-            context=self._fuse(stages),
+            context=self._fuse(stages) if with_context else None,
         )
 
     def classify(self, images):

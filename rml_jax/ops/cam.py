@@ -85,3 +85,20 @@ def cam_to_labels(cams, tags, background):
     """
     allowed = cams * tags[:, None, None, :]
     return jnp.where(allowed.max(axis=-1) > background, allowed.argmax(axis=-1) + 1, BACKGROUND)
+
+
+def with_background(cams, used, background):
+    """Softmax over a background score and the CAMs of the allowed classes (METHOD.md sections 4 and 6).
+
+    Args:
+      cams: float [B, H, W, K] in [0, 1].
+      used: bool [B, K]; the others get probability 0.
+      background: score of the background.
+
+    Returns:
+      float32 [B, H, W, 1 + K], background first. It is the largest where no allowed CAM exceeds `background`.
+    """
+    usable = jnp.where(used[:, None, None, :], cams, -jnp.inf)
+    return jax.nn.softmax(
+        jnp.concatenate([jnp.full_like(cams[..., :1], background), usable], axis=-1), axis=-1
+    )

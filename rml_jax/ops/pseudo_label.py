@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from rml_jax.labels import BACKGROUND, IGNORE
 from rml_jax.ops.affine import box_mask
+from rml_jax.ops.cam import with_background
 from rml_jax.ops.par import par
 from rml_jax.ops.resize import resize_bilinear
 
@@ -63,11 +64,7 @@ def refine_with_background(cams, used, images, background, *, dilations, iterati
     Returns:
       float32 [B, H, W, T, 1 + K], the refined probabilities, background first.
     """
-    usable = jnp.where(used[:, None, None, :], cams, -jnp.inf)
-    scores = [
-        jax.nn.softmax(jnp.concatenate([jnp.full_like(cams[..., :1], score), usable], axis=-1), axis=-1)
-        for score in background
-    ]
+    scores = [with_background(cams, used, score) for score in background]
     refined = par(images, jnp.concatenate(scores, axis=-1), dilations=dilations, iterations=iterations)
     return refined.reshape(*cams.shape[:3], len(scores), -1)
 

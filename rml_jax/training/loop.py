@@ -236,9 +236,14 @@ def _local(params):
 
 
 def _write_pictures(log, evaluator, source, background, params, step):
+    """Keeps what the network makes of the first validation images; `cams` and `images` are for the report."""
     samples = evaluator.samples(params, source, range(min(_MONITORED, len(source))))
-    log.picture(visualize.grid([list(pictures(sample).values()) for sample in samples[:_PICTURES]]), step)
     log.validation(localization(samples, background), step)
+    rows = [pictures(sample) for sample in samples[:_PICTURES]]
+    captions = [list(rows[0]), *([""] * len(row) for row in rows[1:])]
+    log.picture("validation", visualize.grid([list(row.values()) for row in rows], captions), step)
+    log.picture("images", visualize.grid([[row["image"] for row in rows]]), step)
+    log.picture("cams", visualize.grid([[row["CAM"] for row in rows]]), step)
 
 
 def _picture_source(config):

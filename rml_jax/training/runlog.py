@@ -5,6 +5,7 @@ import math
 import sys
 import time
 
+from rml_jax import files
 from rml_jax.config import LOSS_TERMS
 from rml_jax.progress import Progress, format_seconds
 
@@ -108,9 +109,9 @@ class RunLog:
         for name, value in entry.items():
             self._writer.add_scalar(name, value, step)
 
-    def picture(self, picture, step):
+    def picture(self, name, picture, step):
         """A picture, uint8 [H, W, 3]."""
-        self._writer.add_image("validation", picture, step, dataformats="HWC")
+        self._writer.add_image(name, picture, step, dataformats="HWC")
 
     def summary(self, step, skipped, checkpoints, digest):
         """Prints what the run came to.
@@ -164,6 +165,4 @@ def _forget_after(path, step):
     except FileNotFoundError:
         return
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    files.write(path, "".join(kept))

@@ -6,6 +6,7 @@ alone: the compiler adds what communication they need.
 """
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -86,8 +87,11 @@ def initial_state(params, optimizer, seed, mesh, shard_optimizer=False):
     Returns:
       TrainState, a copy on every device but for the shares.
     """
+    # Weights from a file are arrays of this process; to share them with others they must come from the host.
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) if leaf.is_fully_addressable else leaf, params)
     params = jax.device_put(params, replicated(mesh))
-    step, key = jax.device_put((jax.numpy.int32(0), jax.random.key(seed)), replicated(mesh))
+    start = jax.jit(lambda: (jax.numpy.int32(0), jax.random.key(seed)), out_shardings=replicated(mesh))
+    step, key = start()
     shapes = jax.eval_shape(optimizer.init, params)
     shardings = jax.tree.map(lambda leaf: _share(leaf, mesh) if shard_optimizer else replicated(mesh), shapes)
     return TrainState(step, params, jax.jit(optimizer.init, out_shardings=shardings)(params), key)

@@ -9,7 +9,7 @@ import sys
 
 import jax
 
-from rml_jax import provenance
+from rml_jax import files, provenance
 from rml_jax.config import config_difference, load_config, save_config
 from rml_jax.errors import UserError
 from rml_jax.training.distributed import is_first
@@ -108,6 +108,4 @@ def _add_environment(path):
             "versions": provenance.versions(),
         }
     )
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(starts, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    files.write(path, json.dumps(starts, indent=2) + "\n")

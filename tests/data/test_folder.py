@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from configs import digits, folder
+from rml_jax.data.builders.folder import TaggedFolder
 from rml_jax.data.folder import PhotoFolder, find_images, folder_classes
+from rml_jax.data.prepare import prepare
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.data.tags import read_tag_names, read_tags
 from rml_jax.errors import UserError
@@ -267,6 +269,7 @@ def test_training_stops_at_a_bad_file_or_skips_it(photos, capsys):
 # The whole way
 
 
+@pytest.mark.slow
 def test_from_photographs_to_scores(tmp_path):
     """Ten classes at the sizes of tests/training/test_loop.py: the same programs, compiled once for both."""
     root = write_photos(
@@ -293,3 +296,17 @@ def test_from_photographs_to_scores(tmp_path):
     assert metrics["images"] == 2
     assert set(metrics["iou"]["given"]["par"]) == {"background", *(f"tag {number}" for number in range(10))}
     assert page.exists()
+
+    options = {
+        "class_names": (),
+        "tags_file": "",
+        "mask_folder": str(masks),
+        "mask_values": (),
+        "val_list": "",
+    }
+    builder = TaggedFolder(
+        root=root, folder_options=options | {"val_fraction": 0.1, "seed": 0}, data_dir=tmp_path / "out"
+    )
+    config.data.root, config.data.masks = str(prepare(builder)[0]), ""
+    prepared, _ = evaluate_run(with_class_names(config), tmp_path / "run", "val")
+    assert prepared["iou"] == metrics["iou"]

@@ -3,8 +3,11 @@
 import pytest
 from ml_collections import ConfigDict
 
-from rml_jax.data.sources import make_source
+from rml_jax.data.builders.voc import VocSbd
+from rml_jax.data.prepare import prepare
+from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.errors import UserError
+from tests.data import archives
 
 
 def data_config(**changes):
@@ -65,3 +68,31 @@ def test_unknown_source():
 def test_voc_without_a_root():
     with pytest.raises(UserError, match=r"config\.data\.root is empty: .*JPEGImages"):
         make_source(data_config(source="voc"), "train", with_masks=False)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """VOC and SBD in miniature, prepared: the folder."""
+    root = tmp_path_factory.mktemp("voc")
+    archives.pack_sbd(archives.pack_voc(root / "archives"))
+    return str(prepare(VocSbd(manual_dir=root / "archives", data_dir=root / "out"))[0])
+
+
+@pytest.mark.parametrize("kind", ["voc", "folder"])
+def test_prepared_data_goes_before_a_folder(prepared, kind):
+    config = data_config(source=kind, root=prepared, class_names=("aeroplane", "tvmonitor"))
+    source = make_source(config, "train_aug", with_masks=True)
+    assert source.class_names == ("aeroplane", "tvmonitor")
+    assert [source[index]["tags"].tolist() for index in (0, 3)] == [[1, 0], [0, 1]]
+    assert source[3]["mask"].max() == 2
+
+
+def test_prepared_data_has_its_classes(prepared):
+    config = ConfigDict({"data": data_config(source="folder", root=prepared)})
+    assert with_class_names(config).data.class_names[::19] == ("aeroplane", "tvmonitor")
+
+
+@pytest.mark.parametrize("key", ["tags", "masks", "val_list"])
+def test_prepared_data_takes_no_second_set_of_tags(prepared, key):
+    with pytest.raises(UserError, match=rf"config\.data\.{key} is 'other': expected nothing"):
+        make_source(data_config(source="folder", root=prepared, **{key: "other"}), "val", with_masks=False)

@@ -113,7 +113,8 @@ def test_a_handful_of_programs_whatever_the_sizes(runs):
     assert {(name, canvas) for name, canvas, _ in evaluator.programs if name != "pictures"} == {
         (name, canvas) for name in ("network", "refine", "crf") for canvas in ((40, 40), (40, 60))
     }
-    compiled = [f._cache_size() for f in (evaluator._network, evaluator._refine, evaluator._crf)]
+    runner = evaluator._runner
+    compiled = [f._cache_size() for f in (runner._network, runner._refine, runner._crf)]
     assert compiled == [2, 2, 2]
 
 

@@ -17,10 +17,9 @@ from rml_jax.evaluation.stages import (
     make_pictures,
     make_refine,
     parse_stage,
-    with_background,
 )
 from rml_jax.models import RML, RMLConfig
-from rml_jax.ops.cam import cam_to_labels, multi_scale_cam
+from rml_jax.ops.cam import cam_to_labels, multi_scale_cam, with_background
 from rml_jax.ops.crf import dense_crf
 from rml_jax.ops.normalize import normalize
 from rml_jax.ops.padded import inside
@@ -201,7 +200,8 @@ def programs(network):
         slots = tagged_slots(tags, 3)
         soft = refine(maps, images, sizes, *slots, BACKGROUNDS)
         masks = dict(soft["masks"])
-        masks["affinity+crf"] = crf(images, sizes, slots[0], soft["probabilities"]["affinity"])
+        refined = crf(images, sizes, slots[0], soft["probabilities"]["affinity"])
+        masks["affinity+crf"] = refined["masks"]
         return jax.device_get((maps, masks, soft["probabilities"]))
 
     return predict
@@ -285,10 +285,25 @@ def test_crf_is_that_of_the_picture_alone(images, prediction):
 
 
 def test_pictures_follow_the_given_tags(images, prediction):
-    pictures = jax.jit(make_pictures(CONFIG))(prediction[0]["cams"], images, SIZES, TAGS)
+    pictures = jax.jit(make_pictures(CONFIG))(
+        prediction[0]["cams"], prediction[0]["affinity"], images, SIZES, TAGS
+    )
     for number, tags in enumerate(TAGS):
         labels = np.asarray(pictures["pseudo_label"][number])
         assert set(np.unique(labels)) <= {0, 255, *(1 + np.flatnonzero(tags)).tolist()}
         assert (labels[~np.asarray(inside(SIZES, SIZE))[number]] == 255).all(), "nothing is known beyond"
     assert not np.asarray(pictures["cam"])[1].any()
     assert np.asarray(pictures["cam"])[0].max() == pytest.approx(1, abs=1e-2)
+
+
+def test_affinity_is_that_of_the_strongest_pixel_s_cell(images, prediction):
+    maps = prediction[0]
+    pictures = jax.jit(make_pictures(CONFIG))(maps["cams"], maps["affinity"], images, SIZES, TAGS)
+    stride, columns = CONFIG.stride, -(-SIZE[1] // CONFIG.stride)
+    for number, (row, column) in enumerate(np.asarray(pictures["pixel"])):
+        cam = np.asarray(pictures["cam"])[number]
+        assert cam[row, column] == cam.max()
+        cell = row // stride * columns + column // stride
+        found = np.asarray(pictures["affinity"])[number]
+        np.testing.assert_array_equal(found.ravel(), np.asarray(maps["affinity"])[number, cell])
+        assert found.shape[1] == columns

@@ -1,0 +1,102 @@
+"""The model card: what an exported model was made from, what it scores, what may be done with it."""
+
+import json
+
+from rml_jax.errors import UserError
+from rml_jax.evaluation.stages import PROTOCOLS
+
+METRICS = "metrics.json"
+
+# What is known of the terms of the data sets; a model's own licence is for whoever trained it to decide.
+_LICENCES = {
+    "digits": "Made from data that scikit-learn ships: the UCI handwritten digits (CC BY 4.0) and two photographs "
+    "(CC BY 2.0, by danielbuechele and vultilion on Flickr).",
+    "voc": "In PASCAL VOC's layout. If these are VOC's own images: they come from Flickr and are subject to Flickr's "
+    "terms of use; the challenge's organisers offer them for research. Whoever passes the model on must see whether "
+    "that covers it.",
+    "coco": "COCO's annotations are under CC BY 4.0; its images come from Flickr under several licences, some of "
+    "them non-commercial, listed in its annotation files.",
+    "folder": "The trainer's own photographs: their terms are not known here. **To be filled in before this model is "
+    "passed on.**",
+}
+
+
+def model_card(config, step, metrics, differences, content):
+    """The text of MODEL_CARD.md.
+
+    Args:
+      config: ConfigDict of the run.
+      step: that the weights were trained to.
+      metrics: content of the run's eval/metrics.json, or None.
+      differences: from `verify`.
+      content: one sentence on what the files are.
+
+    Returns:
+      Markdown.
+    """
+    data, train = config.data, config.train
+    verified = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
+    names = ", ".join(data.class_names)
+    return f"""# {data.name}: semantic segmentation learned from image-level tags
+
+{content}
+
+| | |
+|---|---|
+| method | Representation Mutual Learning (weakly supervised: tags, no masks), implementation rml_jax |
+| network | MiT {config.model.variant}, started from {config.model.init_from or "scratch"} |
+| data set | {data.name}, training split {data.train_split} |
+| classes | {len(data.class_names)} and background: {names} |
+| step | {step} of {train.steps}, {train.batch_size} images each, crop {train.crop_size} |
+| seed | {train.seed} |
+| verified | largest differences from the live model on noise and photographs: {verified} (masks: share of pixels) |
+
+## Scores
+
+{_scores(step, metrics)}
+
+## Intended use and limits
+
+It labels every pixel of a photograph with one of the classes above or background. It has learned from tags alone:
+outlines are coarser than those of networks trained on masks, things that always occur together may be confused, and
+it knows no class beside these. It was not examined for fairness or safety-critical use.
+
+## Licence of the training data
+
+{_LICENCES[data.source]}
+"""
+
+
+def _scores(step, metrics):
+    if metrics is None:
+        return "Not scored: the run had no eval/metrics.json (`python eval.py --workdir=DIR`)."
+    scored = f"{metrics['dataset']} {metrics['split']}, {metrics['images']} images, step {metrics['step']}"
+    miou = {protocol: metrics["miou"][protocol] for protocol in PROTOCOLS if protocol in metrics["miou"]}
+    lines = [
+        f"mIoU in percent on {scored}"
+        + ("." if metrics["step"] == step else f" (**not the exported step {step}**).")
+        + " *Predicted*: the model decides which classes an image may hold. *Given*: the ground truth's tags decide.",
+        "",
+        "| stage | " + " | ".join(f"{protocol} tags" for protocol in miou) + " |",
+        "|---" * (1 + len(miou)) + "|",
+    ]
+    for stage in next(iter(miou.values())):
+        values = " | ".join(f"{100 * stages[stage]:.1f}" for stages in miou.values())
+        lines.append(f"| {stage} | {values} |")
+    return "\n".join(lines)
+
+
+def read_metrics(workdir):
+    """What eval.py found for a checkpoint: eval/metrics.json of a run, metrics.json of an exported folder, or None.
+
+    Raises:
+      UserError: if the file is damaged.
+    """
+    found = [path for path in (workdir / "eval" / METRICS, workdir / METRICS) if path.exists()]
+    if not found:
+        return None
+    try:
+        metrics = json.loads(found[0].read_text(encoding="utf-8"))
+        return metrics if "step" in metrics else None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{found[0]}: {error}, expected what eval.py wrote") from error

@@ -1,0 +1,55 @@
+"""A program for jax alone (`jax.export`): neither flax nor this package is needed to run it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from rml_jax.errors import UserError
+from rml_jax.inference.export.checksums import check_sums
+from rml_jax.inference.export.program import describe, make_program
+
+FILES = PROGRAM, DESCRIPTION = "model.stablehlo", "model.json"
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write_program(folder, config, params, step):
+    """Writes model.stablehlo and model.json.
+
+    Batch, height and width are symbolic: one file serves all sizes from `smallest_side` in model.json upwards.
+
+    Args:
+      folder: pathlib.Path, an existing folder.
+      config: ConfigDict of the run.
+      params: nnx.State of `RML`.
+      step: that they were trained to.
+    """
+    description = describe(config, step, "height", "width")
+    smallest = description["smallest_side"]
+    sides = export.symbolic_shape(
+        "batch, height, width", constraints=[f"height >= {smallest}", f"width >= {smallest}"]
+    )
+    images = jax.ShapeDtypeStruct((*sides, 3), jnp.uint8)
+    exported = export.export(jax.jit(make_program(config, params)), platforms=PLATFORMS)(images)
+    (folder / PROGRAM).write_bytes(exported.serialize())
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def read_program(folder):
+    """Reads what `write_program` wrote, after a look at the checksums.
+
+    Args:
+      folder: pathlib.Path.
+
+    Returns:
+      Function of images, uint8 [B, H, W, 3], see `make_program`; to be jitted.
+
+    Raises:
+      UserError: if a file is missing or was changed.
+    """
+    check_sums(folder, FILES)
+    try:
+        return export.deserialize(bytearray((folder / PROGRAM).read_bytes())).call
+    except Exception as error:  # flatbuffers and XLA each have their own.
+        raise UserError(f"{folder / PROGRAM}: {error}, expected a program of jax.export") from error

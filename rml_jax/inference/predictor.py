@@ -1,0 +1,420 @@
+"""A trained network as a function from pictures to masks: `rml_jax.load`."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image, ImageOps
+
+from rml_jax import build
+from rml_jax.config import check_config, load_config
+from rml_jax.data.images import read_image, to_rgb
+from rml_jax.data.tags import tag_key
+from rml_jax.errors import UserError
+from rml_jax.evaluation.canvas import cut_labels
+from rml_jax.evaluation.runner import Batch, StageRunner
+from rml_jax.evaluation.stages import TAG_THRESHOLD, background_key, make_tile_network
+from rml_jax.inference.tiles import RowBlender, tile_starts
+from rml_jax.ops.pseudo_label import gather_classes
+
+LARGE = ("tiles", "reduce")
+"""What becomes of a picture that fits on no canvas: overlapping tiles, or reduced until it fits, as eval.py does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a network finds in one picture; H x W are the picture's.
+
+    Attributes:
+      mask: uint8 [H, W], 0 background, c for `classes[c - 1]`.
+      classes: the C names of all classes.
+      scores: float32 [C], the sigmoid of every class's logit. Of tiles: the greatest.
+      tags: dict from the K classes that the mask may hold to their scores: the given ones, or those above the
+        threshold.
+      probabilities: float32 [H, W, 1 + K], of the background and of `tags` in their order; None where not wanted.
+      cams: float32 [H, W, K] in [0, 1], class activation maps of `tags`; None where not wanted.
+      tiles: number of tiles; 1 for a picture that fits on a canvas.
+    """
+
+    mask: np.ndarray
+    classes: tuple[str, ...]
+    scores: np.ndarray
+    tags: dict[str, float]
+    probabilities: np.ndarray | None
+    cams: np.ndarray | None
+    tiles: int = 1
+
+
+def load(path, *, stage=None, scales=None, background=None, tag_threshold=TAG_THRESHOLD, large="tiles"):
+    """A trained network, ready to predict.
+
+    Args:
+      path: work directory of a run, whose newest checkpoint is taken; or an exported folder or its
+        model.safetensors (`rml_jax.inference.export`).
+      stage: what makes the mask (`rml_jax.evaluation.stages`), such as "cam" or "par+crf"; None takes the last of
+        the run's eval.stages.
+      scales: factors on the picture's size for the multi-scale CAM; None takes the run's.
+      background: score of the background in that stage; None takes the run's eval.background.
+      tag_threshold: a class is predicted to be in the picture above this score, in 0..1.
+      large: "tiles" or "reduce", see LARGE.
+
+    Returns:
+      Predictor.
+
+    Raises:
+      UserError: if there is no model, it is damaged, or an option is not as expected.
+    """
+    config, params, _ = load_model(path)
+    return predictor_of(
+        config,
+        params,
+        stage=stage,
+        scales=scales,
+        background=background,
+        tag_threshold=tag_threshold,
+        large=large,
+    )
+
+
+def predictor_of(
+    config, params, *, stage=None, scales=None, background=None, tag_threshold=TAG_THRESHOLD, large="tiles"
+):
+    """`load` of what `load_model` gives; `config` is left as it is."""
+    config = config.copy_and_resolve_references()
+    chosen = stage or config.eval.stages[-1]
+    config.eval.stages = (chosen,)
+    if scales is not None:
+        config.cam.scales = tuple(scales)
+    # Scales that are too small for the crops of training are none of a predictor's concern.
+    config.train.crop_size = max(map(max, config.eval.canvases))
+    check_config(config)
+    if not 0 <= tag_threshold <= 1:
+        raise UserError(f"tag_threshold is {tag_threshold}: expected 0 to 1")
+    if background is None:
+        background = config.eval.background[background_key(chosen)]
+    if background < 0:
+        raise UserError(f"background is {background}: expected a score of at least 0")
+    if large not in LARGE:
+        raise UserError(f"large is {large!r}: expected one of {', '.join(LARGE)}")
+    return Predictor(config, params, background, tag_threshold, large)
+
+
+def load_model(path):
+    """The configuration and the parameters of a run or of an exported model.
+
+    Args:
+      path: see `load`.
+
+    Returns:
+      ConfigDict, nnx.State of `RML`, and the step (int) that they were trained to.
+
+    Raises:
+      UserError: if there is none, or it is damaged.
+    """
+    path = Path(path)
+    if path.name == "model.safetensors" or (path / "model.safetensors").exists():
+        from rml_jax.inference.export.weights import read_model
+
+        return read_model(path.parent if path.name == "model.safetensors" else path)
+    if not (path / "config.json").exists():
+        raise UserError(
+            f"{path}: found no model, expected the work directory of a run (config.json, checkpoints) or an "
+            "exported folder (config.json, model.safetensors)"
+        )
+    # Here, as an exported model is read without orbax.
+    from rml_jax.training.checkpoint import Checkpoints
+
+    config = load_config(path / "config.json")
+    _, abstract = build.build_graph(config)
+    checkpoints = Checkpoints(path)
+    step, params = checkpoints.restore_params(abstract)
+    checkpoints.close()
+    return config, params, step
+
+
+class Predictor:
+    """A network with the settings of one stage; see `load`.
+
+    Programs are compiled once per canvas (`eval.canvases`), on first use.
+
+    Args:
+      config: ConfigDict with the one stage in `eval.stages`.
+      params: nnx.State of `RML`.
+      background, tag_threshold, large: see `load`.
+
+    Attributes:
+      classes: the C names.
+      stage: name of the stage.
+      config: as given.
+    """
+
+    def __init__(self, config, params, background, tag_threshold, large):
+        self.config, self.classes, (self.stage,) = config, tuple(config.data.class_names), config.eval.stages
+        graphdef, _ = build.build_graph(config)
+        self._runner = runner = StageRunner(config, graphdef, probabilities_of=(self.stage,))
+        self._params = runner.everywhere(params)
+        self._tile_network = runner.share(make_tile_network(graphdef, runner.stages), 1, 5)
+        self._gather = runner.share(gather_classes, 0, 2)
+        self._backgrounds = dict.fromkeys(runner.stages.soft_stages, background)
+        self._tag_threshold, self._large = tag_threshold, large
+        # Tiles have the largest canvas, and the first of equals.
+        self._tile = max(runner.canvases, key=lambda canvas: canvas[0] * canvas[1])
+
+    def __call__(self, image, tags=None):
+        """Predicts one picture.
+
+        Args:
+          image: path of a picture file; or a pillow image; or an array, uint8 [H, W, 3], [H, W] or [H, W, 4].
+          tags: names of the classes in it; None has the network predict them.
+
+        Returns:
+          Prediction.
+
+        Raises:
+          UserError: for a file that can't be read, another kind of array, or an unknown tag.
+        """
+        ((_, result),) = self.stream([(None, as_picture(image), tags)], batch_size=self._runner.devices)
+        return result
+
+    def stream(self, pictures, *, with_maps=True, batch_size=None):
+        """Predicts pictures of mixed sizes in batches.
+
+        Args:
+          pictures: iterable of (key, image, tags), image uint8 [h, w, 3] (`as_picture`), tags as in `__call__`.
+          with_maps: whether `probabilities` and `cams` are wanted, which take 4 (1 + 2 K) bytes a pixel.
+          batch_size: pictures in a batch; None takes eval.batch_size for each device.
+
+        Yields:
+          (key, Prediction), grouped by canvas, each as soon as its batch is full.
+
+        Raises:
+          UserError: for an unknown tag.
+        """
+        batch_size = batch_size or self.config.eval.batch_size * self._runner.devices
+        grouper = self._runner.grouper(batch_size)
+        for key, image, tags in pictures:
+            item = {"image": image, "given": None if tags is None else allowed_classes(tags, self.classes)}
+            if self._needs_tiles(image.shape[:2]):
+                yield key, self._in_tiles(item, with_maps, batch_size)
+                continue
+            for batch in grouper.add(key, item):
+                yield from self._batch(batch, with_maps)
+        for batch in grouper.rest():
+            yield from self._batch(batch, with_maps)
+
+    def settings(self):
+        """What decides a mask beside the picture and the network, as a dict for JSON."""
+        (background,) = set(self._backgrounds.values())
+        return {
+            "stage": self.stage,
+            "scales": list(self.config.cam.scales),
+            "flip": self.config.cam.flip,
+            "background": background,
+            "tag_threshold": self._tag_threshold,
+            "large": self._large,
+        }
+
+    def _needs_tiles(self, size):
+        height, width = (max(side, self._runner.smallest) for side in size)
+        fits = any(height <= canvas[0] and width <= canvas[1] for canvas in self._runner.canvases)
+        return self._large == "tiles" and not fits
+
+    def _allowed(self, items, scores):
+        """bool [B, C]: the given tags of each picture, or those predicted from its scores."""
+        given = [item["given"] for item in items]
+        predicted = scores > self._tag_threshold
+        return np.stack([p if g is None else g for g, p in zip(given, predicted, strict=True)])
+
+    # --- Pictures that fit on a canvas ---
+
+    def _batch(self, batch, with_maps):
+        maps, scores = self._runner.maps(self._params, batch)
+        allowed = self._allowed(batch.items, scores)
+        masks, probabilities, cams = self._refine(batch, maps, allowed, with_maps)
+        for number, (key, item, size) in enumerate(batch.entries):
+            wanted, count = item["image"].shape[:2], allowed[number].sum()
+            parts = (None, None)
+            if with_maps:
+                normalized = _normalized(probabilities[number, ..., : 1 + count])
+                parts = (_cut_maps(part, size, wanted) for part in (normalized, cams[number, ..., :count]))
+            mask = cut_labels(masks[number], size, wanted)
+            yield key, self._prediction(mask, scores[number], allowed[number], *parts)
+
+    def _refine(self, batch, maps, allowed, with_maps):
+        """The stage's masks; probabilities and CAMs in slots, allowed classes first, or None if not wanted."""
+        (slots,) = self._runner.slots(allowed)
+        masks, probabilities = self._runner.refined(batch, maps, slots, self._backgrounds)
+        if not with_maps:
+            return np.asarray(masks[self.stage]), None, None
+        cams = self._runner.call(
+            self._gather, "gather", batch, maps["cams"], slots[0], slots=slots[0].shape[1]
+        )
+        return jax.device_get((masks[self.stage], probabilities[self.stage], cams))
+
+    def _prediction(self, mask, scores, allowed, probabilities, cams, tiles=1):
+        numbers = np.flatnonzero(allowed)
+        tags = {self.classes[number]: float(scores[number]) for number in numbers}
+        return Prediction(mask, self.classes, scores, tags, probabilities, cams, tiles)
+
+    # --- Larger pictures ---
+
+    def _in_tiles(self, item, with_maps, batch_size):
+        image, wanted = item["image"], item["image"].shape[:2]
+        size = tuple(max(side, self._runner.smallest) for side in wanted)
+        if size != wanted:
+            image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+        tiles = _Tiles(image, self._tile, batch_size)
+        scores, least, greatest = self._survey(tiles)
+        (allowed,) = self._allowed([item], scores[None])
+        mask, maps = self._join(tiles, allowed, least, greatest, with_maps)
+        parts = (None, None)
+        if with_maps:
+            parts = (_cut_maps(part, size, wanted) for part in np.split(maps, [1 + allowed.sum()], axis=-1))
+        return self._prediction(cut_labels(mask, size, wanted), scores, allowed, *parts, tiles=tiles.count)
+
+    def _survey(self, tiles):
+        """First pass: what is in the picture, and how strong its CAMs are.
+
+        Returns:
+          float32 [C] each: the greatest scores of any tile, the least and the greatest values of the CAMs.
+        """
+        classes = len(self.classes)
+        scores, unscaled = np.zeros(classes, np.float32), (np.zeros(classes), np.ones(classes))
+        least, greatest = np.full(classes, np.inf, np.float32), np.full(classes, -np.inf, np.float32)
+        for _, batch in tiles.batches(range(len(tiles.tops))):
+            maps = self._tile_maps(batch, *unscaled)
+            # A batch may be filled up with its first tile, which changes no extreme.
+            scores = np.maximum(scores, np.max(maps["probabilities"], axis=0))
+            least = np.minimum(least, np.min(maps["least"], axis=0))
+            greatest = np.maximum(greatest, np.max(maps["greatest"], axis=0))
+        return scores, least, greatest
+
+    def _join(self, tiles, allowed, least, greatest, with_maps):
+        """Second pass: the stage on every tile, joined.
+
+        Returns:
+          mask, uint8 [H, W], and if wanted the probabilities and the CAMs, float32 [H, W, 1 + 2 K], else None.
+        """
+        count = allowed.sum()
+        channels = 1 + 2 * count if with_maps else 1 + count
+        mask = np.zeros(tiles.size, np.uint8)
+        full = np.zeros((*tiles.size, channels), np.float32) if with_maps else None
+        blender = RowBlender(*tiles.size, tiles.tile, channels)
+        numbers = np.concatenate([[0], 1 + np.flatnonzero(allowed)]).astype(np.uint8)
+        for row in range(len(tiles.tops)):
+            for places, batch in tiles.batches([row]):
+                maps = self._tile_maps(batch, least, greatest)
+                everywhere = np.tile(allowed, (len(batch.images), 1))
+                _, probabilities, cams = self._refine(batch, maps, everywhere, True)
+                for number, place in enumerate(places):
+                    inside = np.s_[number, : tiles.tile[0], : tiles.tile[1]]
+                    parts = [_normalized(probabilities[inside][..., : 1 + count])]
+                    if with_maps:
+                        parts.append(cams[inside][..., :count])
+                    blender.add(*place, np.concatenate(parts, axis=-1))
+            first, done = blender.finish_rows((*tiles.tops, tiles.size[0])[row + 1])
+            mask[first : first + len(done)] = numbers[done[..., : 1 + count].argmax(axis=-1)]
+            if with_maps:
+                full[first : first + len(done)] = done
+        return mask, full
+
+    def _tile_maps(self, batch, least, greatest):
+        count = len(batch.images)
+        bounds = (np.tile(values.astype(np.float32), (count, 1)) for values in (least, greatest))
+        return self._runner.call(
+            self._tile_network, "tile network", batch, self._params, batch.images, batch.sizes, *bounds
+        )
+
+
+class _Tiles:
+    """The tiles of a picture.
+
+    Args:
+      image: uint8 [H, W, 3].
+      canvas: (height, width) that the network takes; a tile is smaller where the picture is.
+      batch_size: tiles in a batch.
+
+    Attributes:
+      size: (H, W).
+      tile: (height, width) of a tile.
+      tops: first row of pixels of each row of tiles.
+      count: number of tiles.
+    """
+
+    def __init__(self, image, canvas, batch_size):
+        self._image, self._canvas, self._batch_size = image, canvas, batch_size
+        self.size = image.shape[:2]
+        self.tile = tuple(min(side, full) for side, full in zip(canvas, self.size, strict=True))
+        self.tops, self._lefts = map(tile_starts, self.size, self.tile)
+        self.count = len(self.tops) * len(self._lefts)
+
+    def batches(self, rows):
+        """Yields the (top, left) of tiles in some rows of tiles, and their Batch."""
+        places = [(self.tops[row], left) for row in rows for left in self._lefts]
+        for start in range(0, len(places), self._batch_size):
+            part = places[start : start + self._batch_size]
+            entries = [(place, {"image": self._cut(*place)}, self.tile) for place in part]
+            yield part, Batch(entries, self._canvas, self._batch_size)
+
+    def _cut(self, top, left):
+        return self._image[top : top + self.tile[0], left : left + self.tile[1]]
+
+
+def as_picture(image):
+    """A picture as the network takes it.
+
+    Args:
+      image: path of a picture file, turned upright as its EXIF data says; or a pillow image; or an array, uint8
+        [H, W, 3], [H, W] or [H, W, 4].
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      UserError: for a file that can't be read, and for another kind of array.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, upright=True, min_side=1)
+    if isinstance(image, Image.Image):
+        return np.array(to_rgb(ImageOps.exif_transpose(image), "the picture"))
+    image = np.asarray(image)
+    fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
+    if image.dtype != np.uint8 or not fits or 0 in image.shape:
+        raise UserError(
+            f"the picture is {image.dtype} {list(image.shape)}: expected uint8 [H, W, 3], [H, W] or [H, W, 4]"
+        )
+    return np.array(to_rgb(Image.fromarray(image), "the picture"))
+
+
+def allowed_classes(tags, classes):
+    """bool [C], which of the classes are among some tags; blanks and letter case are of no account.
+
+    Raises:
+      UserError: for a tag that is no class.
+    """
+    positions = {tag_key(name): number for number, name in enumerate(classes)}
+    allowed = np.zeros(len(classes), bool)
+    for tag in tags:
+        if tag_key(tag) not in positions:
+            raise UserError(f"unknown tag {tag!r}: expected some of {', '.join(classes)}")
+        allowed[positions[tag_key(tag)]] = True
+    return allowed
+
+
+def _normalized(probabilities):
+    """Summing to 1: PAR lets them grow."""
+    return probabilities / probabilities.sum(axis=-1, keepdims=True)
+
+
+def _cut_maps(maps, size, wanted):
+    """The maps [H, W, K] of a picture: cut out of their canvas, and resized if the picture was, bilinear."""
+    maps = maps[: size[0], : size[1]]
+    if maps.shape[:2] == tuple(wanted):
+        return maps
+    resized = [
+        np.asarray(Image.fromarray(channel).resize(wanted[::-1], Image.Resampling.BILINEAR))
+        for channel in np.moveaxis(maps, -1, 0)
+    ]
+    return np.stack(resized, axis=-1) if resized else np.zeros((*wanted, 0), np.float32)

@@ -1,0 +1,96 @@
+"""Overlapping tiles of a picture that is larger than the network takes, and how their results are joined."""
+
+import numpy as np
+
+OVERLAP = 0.25
+"""Least overlap of neighbouring tiles, as a share of a tile's side."""
+
+
+def tile_starts(length, tile):
+    """Where tiles begin along one axis: the first at 0, the last flush with the end, evenly spaced.
+
+    Args:
+      length: of the picture, in pixels.
+      tile: of a tile.
+
+    Returns:
+      List of ints, ascending; [0] where one tile is enough.
+    """
+    if length <= tile:
+        return [0]
+    overlap = round(OVERLAP * tile)
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(index * (length - tile) / (count - 1)) for index in range(count)]
+
+
+def tile_weights(start, size, length, overlap):
+    """How much the pixels of a tile count along one axis, where neighbouring tiles overlap.
+
+    The weight rises from the tile's edge over the overlap, as what the network finds there knows little of the
+    surroundings. At the picture's own edges, beyond which nobody knows more, it does not fall.
+
+    Args:
+      start: the tile's first pixel.
+      size: its pixels.
+      length: the picture's pixels.
+      overlap: pixels over which the weight rises.
+
+    Returns:
+      float32 [size], in (0, 1].
+    """
+    place = np.arange(size, dtype=np.float32) + 0.5
+    weights = np.ones(size, np.float32)
+    if start > 0:
+        weights = np.minimum(weights, place / overlap)
+    if start + size < length:
+        weights = np.minimum(weights, place[::-1] / overlap)
+    return weights
+
+
+class RowBlender:
+    """Weighted means of overlapping tiles, which come row by row of tiles from top to bottom.
+
+    Only one row of tiles is in memory, however tall the picture.
+
+    Args:
+      height, width: of the picture.
+      tile: (height, width) of a tile, at most the picture's.
+      channels: of the maps.
+    """
+
+    def __init__(self, height, width, tile, channels):
+        self._size, self._tile = (height, width), tile
+        self._overlap = [max(1, round(OVERLAP * side)) for side in tile]
+        self._sum = np.zeros((tile[0], width, channels), np.float32)
+        self._weight = np.zeros((tile[0], width, 1), np.float32)
+        self._top = 0
+
+    def add(self, top, left, maps):
+        """Adds a tile of the current row of tiles, float32 [tile height, tile width, channels]."""
+        rows, columns = (
+            tile_weights(start, size, length, overlap)
+            for start, size, length, overlap in zip(
+                (top, left), self._tile, self._size, self._overlap, strict=True
+            )
+        )
+        weight = (rows[:, None] * columns)[..., None]
+        across = slice(left, left + self._tile[1])
+        self._sum[:, across] += weight * maps
+        self._weight[:, across] += weight
+
+    def finish_rows(self, next_top):
+        """The rows of pixels that no further tile reaches.
+
+        Args:
+          next_top: where the next row of tiles begins; the picture's height after the last one.
+
+        Returns:
+          The first of these rows, and float32 [rows, width, channels].
+        """
+        count, first = next_top - self._top, self._top
+        done = self._sum[:count] / self._weight[:count]
+        for band in (self._sum, self._weight):
+            band[: len(band) - count] = band[count:].copy()
+            band[len(band) - count :] = 0
+        self._top = next_top
+        return first, done

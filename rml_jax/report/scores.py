@@ -1,0 +1,114 @@
+"""The scores of an evaluation as text: for a terminal, as Markdown and as the cells of the page's table.
+
+All functions read the content of `metrics.json`, see `rml_jax.report`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+# A protocol's column, and its short name.
+TITLES = {"predicted": "mIoU predicted tags", "given": "mIoU given tags", "files": "mIoU of the files"}
+SHORT = {"predicted": "predicted tags", "given": "given tags", "files": "files"}
+
+
+def score_table(metrics: Mapping) -> str:
+    """The scores as plain text for a terminal, in percent.
+
+    Args:
+      metrics: the content of `metrics.json`, see `rml_jax.report`.
+
+    Returns:
+      Several lines without a final line break: what was scored; one row per stage with a column per protocol, in
+      brackets what a CRF adds to its stage, and the background score with the split it was chosen on; the
+      classification scores.
+    """
+    protocols, rows = list(metrics["miou"]), stage_scores(metrics)
+    width = max(10, *(len(stage) + 2 for stage, *_ in rows))
+    lines = [[f"{'stage':<{width}}", *(f"{TITLES[p]:>21}" for p in protocols), "   background score"]]
+    for stage, cells, background in rows:
+        lines.append([f"{stage:<{width}}", *(f"{cell:>21}" for cell in cells), f"   {background}"])
+    lines = ["".join(line).rstrip() for line in lines]
+    if "background" not in metrics:
+        lines[0] = lines[0].removesuffix("   background score")
+    return "\n".join([f"{scored_set(metrics)} (scores in %)", *lines, *classification(metrics)])
+
+
+def class_table(metrics: Mapping) -> str:
+    """IoU of every class in every stage under every protocol, in percent, as a Markdown file.
+
+    Args:
+      metrics: the content of `metrics.json`, see `rml_jax.report`.
+
+    Returns:
+      The file's text.
+    """
+    columns = [(protocol, stage) for protocol, stages in metrics["iou"].items() for stage in stages]
+    names = list(metrics["iou"][columns[0][0]][columns[0][1]])
+    backgrounds = {(p, s): _background(metrics, p, s) for p, s in columns}
+    rows = [["IoU, %", *(f"{SHORT[p]}: {s}" for p, s in columns)], ["---", *["---:"] * len(columns)]]
+    if any(backgrounds.values()):
+        rows.append(["background score", *(backgrounds[column] for column in columns)])
+    for name in names:
+        values = [metrics["iou"][p][s][name] for p, s in columns]
+        rows.append([name, *("absent" if value is None else percent(value) for value in values)])
+    rows.append(["**mean**", *(f"**{percent(metrics['miou'][p][s])}**" for p, s in columns)])
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"{scored_set(metrics)}\n\n{table}\n"
+
+
+def best_stage(metrics: Mapping) -> tuple[str, str]:
+    """The first protocol and the stage that scores best under it."""
+    protocol, stages = next(iter(metrics["miou"].items()))
+    return protocol, max(stages, key=stages.get)
+
+
+def scored_set(metrics: Mapping) -> str:
+    if "step" in metrics:
+        scored = f"step {metrics['step']}"
+    else:
+        scored = next(f"{kind} {metrics[kind]}" for kind in ("weights", "masks") if kind in metrics)
+    return f"{metrics['dataset']} {metrics['split']}, {metrics['images']} images, {scored}"
+
+
+def classification(metrics: Mapping) -> list[str]:
+    if "classification" not in metrics:
+        return []
+    scores = metrics["classification"]
+    return [f"classification F1 {percent(scores['f1'])}, mAP {percent(scores['map'])}"]
+
+
+def stage_scores(metrics: Mapping) -> list[tuple[str, list[str], str]]:
+    """Each stage with its score under every protocol and its background score, as text."""
+    protocols = list(metrics["miou"])
+    rows = []
+    for stage in metrics["miou"][protocols[0]]:
+        cells = [_score(metrics["miou"][protocol], stage) for protocol in protocols]
+        backgrounds = dict.fromkeys(_background(metrics, protocol, stage) for protocol in protocols)
+        rows.append((stage, cells, _join_backgrounds(list(backgrounds))))
+    return rows
+
+
+def _score(scores: Mapping, stage: str) -> str:
+    """A score in percent and, in brackets, what its CRF added."""
+    before = stage.removesuffix("+crf") if stage.endswith("+crf") else "cam" if stage == "crf" else stage
+    if before == stage or before not in scores:
+        return percent(scores[stage])
+    return f"{percent(scores[stage])} ({100 * (scores[stage] - scores[before]):+.1f})"
+
+
+def _background(metrics: Mapping, protocol: str, stage: str) -> str:
+    if "background" not in metrics:
+        return ""
+    background = metrics["background"][protocol][stage]
+    return f"{background['score']:g}, {background['chosen_on']}"
+
+
+def _join_backgrounds(texts: Sequence[str]) -> str:
+    """Of several protocols, told apart only where they differ: "0.2 and 0.3, chosen on val"."""
+    scores, origins = zip(*(text.partition(", ")[::2] for text in texts), strict=True)
+    if len(set(origins)) > 1:
+        return " and ".join(texts)
+    return f"{' and '.join(scores)}, {origins[0]}" if origins[0] else ""
+
+
+def percent(score: float) -> str:
+    return f"{100 * score:.1f}"

@@ -1,0 +1,25 @@
+"""Trains RML: rml-jax train --config=FILE[:VARIANT] --workdir=DIR [--config.key=value]"""
+
+from pathlib import Path
+
+from absl import flags
+
+from rml_jax import cli
+from rml_jax.training.loop import train
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config.json, checkpoints, TensorBoard.")
+
+
+def main():
+    """Trains as the command line says."""
+    flags.mark_flag_as_required("workdir")
+    cli.run(_train, cli.config_file(default="digits"))
+
+
+def _train(config):
+    state = train(config, Path(_WORKDIR.value))
+    print(f"trained to step {int(state.step)}; next: python eval.py --workdir={_WORKDIR.value}")
+
+
+if __name__ == "__main__":
+    main()

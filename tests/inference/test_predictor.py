@@ -1,0 +1,215 @@
+"""`rml_jax.load` and what it gives, beside the evaluator and by hand."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import rml_jax
+from rml_jax.errors import UserError
+from rml_jax.evaluation.evaluator import Evaluator
+from rml_jax.inference.predictor import as_picture
+from tests.inference.conftest import CLASSES
+
+SIZES = [(32, 32), (20, 44), (5, 31)]  # the last is too small for the network
+
+
+@pytest.fixture(scope="module")
+def predictor(model_folder):
+    return rml_jax.load(model_folder)
+
+
+@pytest.fixture(scope="module")
+def pictures(noise):
+    return [noise(*size, seed) for seed, size in enumerate(SIZES)]
+
+
+@pytest.fixture(scope="module")
+def results(predictor, pictures):
+    tags = [None, ("ant", " COW "), None]
+    return dict(predictor.stream(zip(range(3), pictures, tags, strict=True)))
+
+
+class Source:
+    def __init__(self, pictures):
+        self._pictures = pictures
+
+    def __len__(self):
+        return len(self._pictures)
+
+    def __getitem__(self, index):
+        image = self._pictures[index]
+        mask = np.zeros(image.shape[:2], np.uint8)
+        return {"id": index, "image": image, "mask": mask, "tags": np.array([1, 0, 1], np.float32)}
+
+
+def evaluated(network, pictures):
+    """The evaluator's masks: dict (protocol, stage, number) -> mask."""
+    config, params = network
+    evaluator = Evaluator(config, nnx.split(nnx.eval_shape(lambda: _model(config)))[0])
+    masks = {}
+
+    def save(protocol, stage, number, mask):
+        masks[protocol, stage, number] = mask
+
+    evaluator.evaluate(params, Source(pictures), evaluator.fixed_backgrounds(), lambda done: None, save)
+    return masks
+
+
+def _model(config):
+    from rml_jax import build
+
+    return build.build_model(config, seed=0)
+
+
+def test_masks_are_the_evaluators(network, model_folder, noise, pictures, results):
+    """Also of a picture that is reduced because it is larger than every canvas."""
+    large = noise(50, 90)
+    masks = evaluated(network, [*pictures, large])
+    for number, protocol in ((0, "predicted"), (1, "given"), (2, "predicted")):
+        np.testing.assert_array_equal(results[number].mask, masks[protocol, "par", number])
+    reduced = rml_jax.load(model_folder, large="reduce")(large)
+    assert reduced.tiles == 1
+    np.testing.assert_array_equal(reduced.mask, masks["predicted", "par", 3])
+
+
+def test_parts_of_a_prediction_fit_each_other(results):
+    assert results.keys() == {0, 1, 2}
+    for number, result in results.items():
+        assert result.classes == CLASSES
+        found = np.array([0, *(1 + CLASSES.index(tag) for tag in result.tags)], np.uint8)
+        assert result.mask.shape == SIZES[number]
+        assert result.probabilities.shape == (*SIZES[number], len(found))
+        assert result.cams.shape == (*SIZES[number], len(found) - 1)
+        np.testing.assert_allclose(result.probabilities.sum(axis=-1), 1, rtol=1e-4)
+        assert 0 <= result.cams.min(initial=0) <= result.cams.max(initial=0) <= 1
+        for tag, score in result.tags.items():
+            assert score == pytest.approx(result.scores[CLASSES.index(tag)])
+        if min(SIZES[number]) > 8:
+            np.testing.assert_array_equal(result.mask, found[result.probabilities.argmax(axis=-1)])
+    assert list(results[1].tags) == ["ant", "cow"]
+    assert set(results[0].tags) == {
+        name for name, s in zip(CLASSES, results[0].scores, strict=True) if s > 0.5
+    }
+
+
+def test_one_picture_alone_is_the_same_as_in_a_batch(predictor, pictures, results):
+    alone = predictor(pictures[0])
+    np.testing.assert_array_equal(alone.mask, results[0].mask)
+    np.testing.assert_allclose(alone.cams, results[0].cams, atol=1e-5)
+
+
+def test_options(model_folder, pictures):
+    everything = rml_jax.load(model_folder, stage="cam", background=0.0, tag_threshold=0.0)(pictures[0])
+    assert tuple(everything.tags) == CLASSES
+    assert everything.mask.all(), "nothing is below a background score of 0"
+    nothing = rml_jax.load(model_folder, stage="cam", tag_threshold=1.0)(pictures[0])
+    assert (nothing.tags, nothing.mask.any(), nothing.cams.shape) == ({}, False, (32, 32, 0))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"stage": "crf+par"}, "eval.stages"),
+        ({"scales": (0.1,)}, "eval.canvases"),
+        ({"background": -1}, "background is -1"),
+        ({"tag_threshold": 2}, "tag_threshold is 2"),
+        ({"large": "huge"}, "tiles, reduce"),
+    ],
+)
+def test_options_that_are_wrong(model_folder, options, words):
+    with pytest.raises(UserError, match=words):
+        rml_jax.load(model_folder, **options)
+
+
+def test_unknown_tag(predictor, pictures):
+    with pytest.raises(UserError, match="unknown tag 'dog': expected some of ant, bee, cow"):
+        predictor(pictures[0], tags=["ant", "dog"])
+
+
+def test_folder_without_a_model(tmp_path):
+    with pytest.raises(UserError, match="found no model"):
+        rml_jax.load(tmp_path)
+
+
+# --- Tiles ---
+
+
+def test_a_picture_in_one_tile_is_the_picture_on_its_canvas(predictor, pictures, noise):
+    """The two passes over the tiles find what the one pass finds."""
+    image = noise(32, 48)
+    item = {"image": image, "given": np.array([True, False, True])}
+    tiled = predictor._in_tiles(item, True, batch_size=2)
+    whole = predictor(image, tags=("ant", "cow"))
+    np.testing.assert_allclose(tiled.scores, whole.scores, atol=1e-5)
+    np.testing.assert_allclose(tiled.cams, whole.cams, atol=1e-4)
+    np.testing.assert_allclose(tiled.probabilities, whole.probabilities, atol=1e-4)
+    assert np.mean(tiled.mask != whole.mask) < 0.01
+
+
+def test_a_large_picture(predictor, noise):
+    image = noise(70, 100)
+    result = predictor(image, tags=("ant", "bee"))
+    assert result.tiles == 3 * 3
+    assert result.mask.shape == (70, 100)
+    np.testing.assert_array_equal(result.mask, result.probabilities.argmax(axis=-1))
+    # Scaled over the whole picture, not tile by tile.
+    assert result.cams.max() > 0.7
+    ((_, without),) = predictor.stream([(0, image, ("ant", "bee"))], with_maps=False)
+    assert (without.cams, without.probabilities) == (None, None)
+    assert np.mean(without.mask != result.mask) < 0.01
+
+
+def test_a_large_picture_among_small_ones(predictor, pictures, noise):
+    stream = [("a", pictures[0], None), ("large", noise(40, 100), None), ("b", pictures[0], None)]
+    results = dict(predictor.stream(stream, with_maps=False))
+    assert {key: result.mask.shape for key, result in results.items()} == {
+        "a": (32, 32),
+        "large": (40, 100),
+        "b": (32, 32),
+    }
+    np.testing.assert_array_equal(results["a"].mask, results["b"].mask)
+
+
+# --- Pictures of every mode ---
+
+
+def test_pictures_of_every_mode(tmp_path, noise):
+    pixels = noise(4, 6)
+    np.testing.assert_array_equal(as_picture(pixels), pixels)
+    grey = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    np.testing.assert_array_equal(as_picture(grey), np.repeat(grey[..., None], 3, axis=-1))
+    clear = np.dstack([pixels, np.zeros((4, 6), np.uint8)])
+    np.testing.assert_array_equal(as_picture(clear), np.full((4, 6, 3), 255))
+    assert as_picture(Image.fromarray(pixels).convert("CMYK")).shape == (4, 6, 3)
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(as_picture(deep)[..., 0], grey)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side: turn clockwise to view
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(as_picture(tmp_path / "turned.png"), np.rot90(pixels, -1))
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
+    np.testing.assert_array_equal(as_picture(str(tmp_path / "dot.png")), [[[255, 0, 0]]])
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 6, 3)), np.zeros((4, 6, 2), np.uint8), np.zeros((0, 6), np.uint8)]
+)
+def test_arrays_that_are_no_pictures(array):
+    with pytest.raises(UserError, match="expected uint8"):
+        as_picture(array)
+
+
+def test_a_picture_of_one_pixel(predictor):
+    assert predictor(np.full((1, 1, 3), 9, np.uint8)).mask.shape == (1, 1)
+
+
+def test_importing_the_package_imports_nothing_else():
+    program = (
+        "import sys, rml_jax; print('jax' in sys.modules, 'numpy' in sys.modules, 'load' in rml_jax.__all__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False True\n"
