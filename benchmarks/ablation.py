@@ -244,4 +244,4 @@ def _seed(text):
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("workdir")
-    cli.run(main, cli.config_file(default="configs/digits_small.py"))
+    cli.run(main, cli.config_file(default="digits_small"))

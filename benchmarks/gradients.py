@@ -1,4 +1,4 @@
-"""Size of every loss term's gradient on the backbone, beside that of L_cls, at a run's last checkpoint.
+"""What the loss terms do at a run's last checkpoint: their gradients on the backbone beside L_cls's, R_c's rank.
 
     python -m benchmarks.gradients --workdir=DIR [--batches=4]
 
@@ -48,20 +48,25 @@ def main():
     step, params = checkpoints.restore_params(abstract)
     checkpoints.close()
     measure = jax.jit(make_products(config, graphdef))
-    products = np.mean([measure(params, batch) for batch in _batches(config, chosen.batches)], axis=0)
+    found = [measure(params, batch) for batch in _batches(config, chosen.batches)]
+    products, context = (np.mean(values, axis=0) for values in zip(*jax.device_get(found), strict=True))
     print(f"step {step}, mean of {chosen.batches} batches\n")
     print(table(config, products))
+    print(
+        f"\nR_c: deviation over space {context[0]:.2f}, effective rank {context[1]:.2f} of {config.model.context_channels}"
+    )
 
 
 def make_products(config, graphdef):
-    """Builds the function of parameters and a batch that gives the scalar products of the parts' gradients.
+    """Builds the function of parameters and a batch that measures gradients and the context.
 
     Args:
       config: ConfigDict of the run.
       graphdef: nnx.GraphDef of `RML`.
 
     Returns:
-      Function (params, batch) -> float32 [P, P], P parts, of the gradients on the backbone; to be jitted.
+      Function (params, batch), to be jitted, of the scalar products float32 [P, P] of the P parts' gradients on the
+      backbone, and float32 [2], the context's deviation over space and effective rank (`losses.mfml`).
     """
     step = build.step_config(config)
 
@@ -74,11 +79,13 @@ def make_products(config, graphdef):
         def parts(params):
             outputs = jax.vmap(nnx.merge(graphdef, params))(pair)
             _, terms = pair_losses(outputs, labels, batch, theta, step)
-            return jnp.stack([terms[name] for name in PARTS])
+            context = jnp.stack([terms["context_deviation"], terms["context_rank"]])
+            return jnp.stack([terms[name] for name in PARTS]), context
 
-        gradients = jax.tree.leaves(jax.jacrev(parts)(params)["backbone"])
+        gradients, context = jax.jacrev(parts, has_aux=True)(params)
+        gradients = jax.tree.leaves(gradients["backbone"])
         flat = jnp.concatenate([leaf.reshape(len(PARTS), -1) for leaf in gradients], axis=1)
-        return jnp.matmul(flat, flat.T, precision="highest")
+        return jnp.matmul(flat, flat.T, precision="highest"), context
 
     return products
 

@@ -6,13 +6,16 @@ Scenes, digits and batches are smaller; thresholds, rates and the 900 steps are 
 The variants are those of `rml_jax.variants`: `full` and the rows of the paper's Tables 1 and 2.
 """
 
-from configs import digits
+import runpy
+from pathlib import Path
+
 from rml_jax.variants import with_variant
 
 
 def get_config(variant="full"):
     """The configuration of a variant."""
-    config = digits.get_config()
+    # By its path: an installed package keeps the configurations elsewhere.
+    config = runpy.run_path(Path(__file__).with_name("digits.py"))["get_config"]()
     config.data.name = "digits_small"
     config.data.scene.size = 48
     config.data.scene.digit_size = (21, 33)
