@@ -52,9 +52,7 @@ def main():
     products, context = (np.mean(values, axis=0) for values in zip(*jax.device_get(found), strict=True))
     print(f"step {step}, mean of {chosen.batches} batches\n")
     print(table(config, products))
-    print(
-        f"\nR_c: deviation over space {context[0]:.2f}, effective rank {context[1]:.2f} of {config.model.context_channels}"
-    )
+    print(f"\nR_c: deviation over space {context[0]:.2f}, effective rank {context[1]:.2f}")
 
 
 def make_products(config, graphdef):
