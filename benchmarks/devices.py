@@ -26,13 +26,17 @@ def main():
     result = {"environment": measure.environment(), "layouts": {}}
     for name in chosen.only.split(";"):
         with tempfile.TemporaryDirectory() as folder:
-            found = losses(name, Path(folder) / "run", chosen.steps)
+            found, printed = train(name, Path(folder) / "run", chosen.steps)
         reference = result["layouts"].setdefault(REFERENCE, {"losses": found})["losses"]
-        result["layouts"][name] = {"losses": found, "difference": difference(found, reference)}
+        result["layouts"][name] = {
+            "losses": found,
+            "difference": difference(found, reference),
+            "printed": [output.splitlines() for output in printed],
+        }
         measure.write_json(result, chosen.json)
 
 
-def losses(layout, workdir, steps):
+def train(layout, workdir, steps):
     """Trains on a layout.
 
     Args:
@@ -41,19 +45,21 @@ def losses(layout, workdir, steps):
       steps: how many.
 
     Returns:
-      Dict step -> dict loss -> float.
+      Dict step -> dict loss -> float, and what each process printed.
 
     Raises:
       RuntimeError: with all that was printed, if a process fails.
     """
     settings = {"train.steps": steps, "loss.warmup_steps": WARM_UP, "checkpoint.every": 3}
-    for status, output in [run.finish() for run in LAYOUTS[layout](workdir, settings)]:
+    ended = [run.finish() for run in LAYOUTS[layout](workdir, settings)]
+    for status, output in ended:
         if status != 0:
             raise RuntimeError(f"{layout}: exit status {status}\n{output}")
-    return {
+    losses = {
         step: {name: entry[name] for name in LOSS_TERMS if name in entry}
         for step, entry in entries(workdir).items()
     }
+    return losses, [output for _, output in ended]
 
 
 def difference(found, reference):
