@@ -135,8 +135,6 @@ def share_warm_up(config, folder, baseline):
     copied = folder / "checkpoints.tmp"
     shutil.rmtree(copied, ignore_errors=True)
     shutil.copytree(checkpoint, copied / checkpoint.name)
-    if (log := baseline / "metrics.jsonl").exists():
-        shutil.copy(log, folder)  # Training takes back what lies beyond its checkpoint.
     copied.rename(target)
     return True
 

@@ -5,12 +5,11 @@ Also prints how well CAMs and pseudo labels lie on the objects (`rml_jax.evaluat
     python -m benchmarks.ablation_figures --workdir=DIR --out=FOLDER [--variants=baseline,ciml,...] [--seed=0]
 
 DIR is that of `benchmarks.ablation`. Writes FOLDER/ablation-cams.png, like the paper's Figure 3, and
-FOLDER/ablation-curves.png from every run's metrics.jsonl. Needs the checkpoints.
+FOLDER/ablation-curves.png from every run's TensorBoard files. Needs the checkpoints.
 """
 
 import argparse
 import io
-import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -20,7 +19,8 @@ from rml_jax.compilation_cache import use_compilation_cache
 from rml_jax.config import load_config
 from rml_jax.data.sources import make_source
 from rml_jax.evaluation.evaluator import Evaluator
-from rml_jax.evaluation.localization import localization
+from rml_jax.evaluation.localization import SHARES, localization
+from rml_jax.report.training import read_events, tag_of
 from rml_jax.training.checkpoint import Checkpoints
 from rml_jax.variants import LADDER
 
@@ -37,6 +37,7 @@ CURVES = (
     "labelled_foreground",
     "labelled_background",
     "gradient_norm",
+    *(f"validation/{name}" for name in SHARES),
 )
 _PICTURES, _MEASURED = 8, 400
 
@@ -104,25 +105,21 @@ def curves_figure(runs):
     """The logged terms over the steps, one line a variant.
 
     Args:
-      runs: dict from name to pathlib.Path of a run with a metrics.jsonl.
+      runs: dict from name to pathlib.Path of a run.
 
     Returns:
       bytes of a PNG.
     """
-    logs = {}
-    for name, folder in runs.items():
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        logs[name] = [json.loads(line) for line in lines]
-    logged = {metric for entries in logs.values() for entry in entries for metric in entry}
-    metrics = [metric for metric in CURVES if metric in logged]
+    logs = {name: read_events(folder)[0] for name, folder in runs.items()}
+    metrics = [metric for metric in CURVES if any(tag_of(metric) in scalars for scalars in logs.values())]
     rows = -(-len(metrics) // 4)
     figure = Figure(figsize=(12, 2.7 * rows), layout="constrained", dpi=80)
     panels = figure.subplots(rows, 4).ravel()
     for panel, metric in zip(panels, metrics, strict=False):
-        for name, entries in logs.items():
-            known = [(entry["step"], entry[metric]) for entry in entries if metric in entry]
+        for name, scalars in logs.items():
             # A variant without mutual learning has no such line, but keeps its colour.
-            panel.plot([step for step, _ in known], [value for _, value in known], label=name, linewidth=1)
+            known = scalars.get(tag_of(metric), {})
+            panel.plot(list(known.keys()), list(known.values()), label=name, linewidth=1)
         panel.set_title(metric, fontsize=9)
         panel.grid(alpha=0.3)
     for panel in panels[len(metrics) :]:

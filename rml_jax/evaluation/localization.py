@@ -4,6 +4,9 @@ import numpy as np
 
 from rml_jax.labels import BACKGROUND, IGNORE
 
+SHARES = ("object_covered", "background_touched", "pseudo_label_accuracy", "pseudo_label_ignored")
+"""What `localization` measures."""
+
 
 def localization(samples, background):
     """Coverage of the CAMs and accuracy of the pseudo labels, over all pixels of some pictures.
@@ -27,13 +30,12 @@ def localization(samples, background):
     known = truth != IGNORE
     truth, active, label = truth[known], cam[known] > background, label[known]
     labelled = label != IGNORE
+    found = (
+        active[truth != BACKGROUND],
+        active[truth == BACKGROUND],
+        (label == truth)[labelled],
+        ~labelled,
+    )
     return {
-        "object_covered": _share(active[truth != BACKGROUND]),
-        "background_touched": _share(active[truth == BACKGROUND]),
-        "pseudo_label_accuracy": _share((label == truth)[labelled]),
-        "pseudo_label_ignored": _share(~labelled),
+        name: float(values.mean()) if len(values) else 0.0 for name, values in zip(SHARES, found, strict=True)
     }
-
-
-def _share(values):
-    return float(values.mean()) if len(values) else 0.0

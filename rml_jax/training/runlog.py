@@ -102,12 +102,9 @@ class RunLog:
         self._progress.update(step, "  ".join(terms))
 
     def validation(self, scalars, step):
-        """What was measured on validation pictures, a dict of floats: a line of its own."""
-        entry = {f"validation/{name}": value for name, value in scalars.items()}
-        self._lines.write(json.dumps({"step": step, **entry}) + "\n")
-        self._lines.flush()
-        for name, value in entry.items():
-            self._writer.add_scalar(name, value, step)
+        """What was measured on validation pictures, a dict of floats."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(f"validation/{name}", value, step)
 
     def picture(self, name, picture, step):
         """A picture, uint8 [H, W, 3]."""

@@ -12,10 +12,12 @@ from flax import nnx
 from configs import digits
 from rml_jax.config import load_config
 from rml_jax.errors import Interrupted, UserError
+from rml_jax.evaluation.localization import SHARES
 from rml_jax.evaluation.run import evaluate_run
 from rml_jax.models import MiTConfig
 from rml_jax.models.pretrained import save_transformers, save_weights
 from rml_jax.report import score_table
+from rml_jax.report.training import read_events
 from rml_jax.training import loop
 from rml_jax.training.checkpoint import Checkpoints
 from rml_jax.training.runlog import RunLog
@@ -70,6 +72,14 @@ def test_log_has_every_loss_the_rates_and_the_time_spent_waiting(finished):
     assert entries[3]["learning_rate/backbone"] == pytest.approx(6e-5, rel=1e-3)
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 <= last["speed/waiting_for_data"] < 1
+
+
+def test_pictures_come_with_measures_of_localization(finished):
+    scalars, pictures = read_events(finished[0])
+    assert list(pictures["validation"]) == [4]
+    for name in SHARES:
+        assert list(scalars[f"validation/{name}"]) == [4]
+        assert 0 <= scalars[f"validation/{name}"][4] <= 1
 
 
 def test_run_says_first_what_it_is(finished):
