@@ -252,7 +252,6 @@ def mfml(view, twin, theta, valid, beta1, decorrelate=False):
       view, twin: RMLOutputs (`context` is used).
       theta: float [B, 2, 3], the transform A.
       valid: bool [B, H, W] on the context's grid, the pixels of the transformed view that show the original.
-      affinity: weight of L_aff in L_APML; 1 in the paper, 0 for its ablation.
       beta1: weight of the mutual information.
       decorrelate: whether the context is whitened rather than standardised, see `whiten`.
 
