@@ -11,7 +11,8 @@ from ml_collections import ConfigDict, config_flags
 
 from rml_jax.compilation_cache import use_compilation_cache
 from rml_jax.config import default_config, flatten, load_config
-from rml_jax.errors import UserError
+from rml_jax.errors import Interrupted, UserError
+from rml_jax.training import distributed
 
 _PACKAGE = Path(__file__).parent
 # An installed package holds the configurations (setup.py); in a checkout they lie beside it.
@@ -81,6 +82,8 @@ def run(main, define_config):
         if not parsed["verbose"]:
             logging.set_verbosity(logging.WARNING)
         use_compilation_cache()
+        if parsed["config"].distributed:
+            distributed.join_processes()
         main(parsed["config"])
 
     # --help explains the flags of what was started, wherever they are defined.
@@ -120,6 +123,9 @@ def _guarded(function):
             return function(argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            distributed.leave(2)
+        except Interrupted as interruption:
+            print(interruption, file=sys.stderr)
+            sys.exit(interruption.status)
 
     return call

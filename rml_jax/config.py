@@ -20,6 +20,7 @@ from rml_jax.models.rml import POOLINGS
 from rml_jax.ops.cam import scaled_size
 from rml_jax.ops.crf import SETTINGS
 
+LOSS_TERMS = ("loss", "classification", "ciml", "mfml", "apml")  # as the train step names them
 FREEZE_NORMS = ("pretrained", "always", "never")
 DTYPES = ("float32", "bfloat16")
 
@@ -31,6 +32,7 @@ def default_config():
       ConfigDict, locked: a key that is not here cannot be set.
     """
     config = ConfigDict()
+    config.distributed = False  # several processes: jax.distributed.initialize() (docs/long_runs.md)
 
     config.data = data = ConfigDict()
     data.name = ""  # what scores and reports call the data set
@@ -67,7 +69,10 @@ def default_config():
     model.variant = "b1"
     model.drop_path = 0.1
     model.pooling = "max"
-    model.context_channels = 15
+    model.context_channels = 15  # K of the fused context R_c
+    model.fused_stages = (
+        4  # how many stages, from the last, R_c is fused from; 4 = all, 1 = without the fusion
+    )
     model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
     model.init_from = ""  # weights to start from (rml_jax.models.pretrained says which files); "" = scratch
 
@@ -93,8 +98,10 @@ def default_config():
     loss.mfml = 0.1
     loss.apml = 0.1
     loss.alpha = 0.1
+    loss.affinity = 1.0
     loss.beta1 = 1.0
     loss.beta2 = 1.0
+    loss.decorrelate = False  # whether L_MFML whitens the context rather than standardising each channel
     loss.radius = 8  # cells of stage 4's grid
     loss.warmup_steps = 2000  # steps of classification alone
 
@@ -107,17 +114,22 @@ def default_config():
 
     config.train = train = ConfigDict()
     train.steps = 18000
-    train.batch_size = 4  # over all devices
+    train.batch_size = 4  # pictures of one update, over all devices
+    train.accumulate = 1  # parts a batch is computed in, one after the other; losses are means over the parts
+    train.shard_optimizer = False  # whether each device keeps a share of the optimizer's state, not a copy
+    train.max_skipped = 20  # steps in a row whose loss or gradient is not finite before training stops
     train.crop_size = 320
     train.seed = 0
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every = 1000  # steps
-    checkpoint.keep = 3
+    checkpoint.keep = 3  # newest checkpoints
+    checkpoint.keep_best = 1  # and those with the lowest best_metric; 0 = none
+    checkpoint.best_metric = "classification"  # a loss, as logged: its mean over the last log.every steps
 
     config.log = log = ConfigDict()
     log.every = 50  # steps between scalars
-    log.pictures_every = 1000  # steps between pictures; 0 = never
+    log.pictures_every = 1000  # steps between pictures and measures of localisation on validation; 0 = never
 
     config.eval = evaluation = ConfigDict()
     evaluation.canvases = ((384, 512), (512, 384), (512, 512))  # (height, width) that pictures are padded to
@@ -145,6 +157,8 @@ def default_config():
 _POSITIVE = (
     "train.steps",
     "train.batch_size",
+    "train.accumulate",
+    "train.max_skipped",
     "train.crop_size",
     "checkpoint.every",
     "checkpoint.keep",
@@ -164,6 +178,7 @@ _NOT_NEGATIVE = (
     "loss.mfml",
     "loss.apml",
     "loss.alpha",
+    "loss.affinity",
     "loss.beta1",
     "loss.beta2",
     "loss.radius",
@@ -172,6 +187,7 @@ _NOT_NEGATIVE = (
     "optimizer.head_rate",
     "optimizer.weight_decay",
     "optimizer.warmup_steps",
+    "checkpoint.keep_best",
     "log.pictures_every",
     "eval.pictures",
     "eval.sweep.images",
@@ -192,6 +208,8 @@ def check_config(config):
     _check_choice(config, "model.pooling", POOLINGS)
     _check_choice(config, "model.dtype", DTYPES)
     _check_choice(config, "optimizer.freeze_norms", FREEZE_NORMS)
+    _check_choice(config, "model.fused_stages", (1, 2, 3, 4))
+    _check_choice(config, "checkpoint.best_metric", LOSS_TERMS)
     for key in _POSITIVE:
         _check(config, key, lambda value: value >= 1, "at least 1")
     for key in _NOT_NEGATIVE:
@@ -378,12 +396,12 @@ def _check_sides(config):
     expected = (
         f"sides of {smallest} pixels or more at each of cam.scales, for model.variant {config.model.variant}"
     )
-    _check(config, "train.crop_size", lambda side: is_enough((side, side)), expected)
     _check(config, "eval.canvases", lambda canvases: all(map(is_enough, canvases)), expected)
+    _check(config, "train.crop_size", lambda side: is_enough((side, side)), expected)
 
 
 def _check_choice(config, key, choices):
-    _check(config, key, lambda value: value in choices, f"one of {', '.join(choices)}")
+    _check(config, key, lambda value: value in choices, f"one of {', '.join(map(str, choices))}")
 
 
 def _check(config, key, is_good, expected):

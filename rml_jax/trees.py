@@ -1,6 +1,9 @@
 """Names for the leaves of parameter trees, the same in every file the project writes."""
 
+import hashlib
+
 import jax
+import numpy as np
 
 
 def named_leaves(tree):
@@ -27,6 +30,23 @@ def with_leaves(tree, leaves):
       Pytree.
     """
     return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in named_leaves(tree)])
+
+
+def digest(tree):
+    """SHA-256 over the names, types, shapes and bytes of a pytree's arrays, in hexadecimal: equal only where all are.
+
+    Args:
+      tree: pytree of arrays, whole on this process.
+
+    Returns:
+      str of 64 digits.
+    """
+    total = hashlib.sha256()
+    for name, leaf in named_leaves(tree).items():
+        array = np.asarray(leaf)
+        total.update(f"{name} {array.dtype} {array.shape}".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
 
 
 def _name(path):

@@ -1,6 +1,7 @@
 """What a user's mistakes look like: one line that names the culprit, status 2, and nothing written."""
 
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,9 @@ import pytest
 from flax import nnx
 
 import rml_jax
-from rml_jax import build
+from rml_jax import build, cli
 from rml_jax.config import load_config, save_config
-from rml_jax.errors import UserError
+from rml_jax.errors import Interrupted, UserError
 from rml_jax.training.loop import train
 
 ROOT = Path(rml_jax.__file__).parents[1]
@@ -98,6 +99,17 @@ def test_evaluation_on_an_unknown_split(tmp_path):
     save_config(runpy.run_path(DIGITS)["get_config"](), tmp_path / "config.json")
     message = error_of(tmp_path, "eval.py", f"--workdir={tmp_path}", "--split=test")
     assert "no split 'test': expected one of train, val" in message
+
+
+def test_interrupted_command_says_so_and_exits_with_the_signals_status(capsys):
+    @cli._guarded
+    def work(_):
+        raise Interrupted("stopped by SIGTERM after step 3", signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        work([])
+    assert caught.value.code == 143, "what a shell gives for a command that SIGTERM ended"
+    assert capsys.readouterr().err == "stopped by SIGTERM after step 3\n"
 
 
 # --- Training, without a command line ---

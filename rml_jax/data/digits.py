@@ -9,7 +9,6 @@ import functools
 
 import numpy as np
 from PIL import Image, ImageFilter
-from sklearn.datasets import load_digits, load_sample_images
 
 from rml_jax.errors import UserError
 
@@ -148,6 +147,8 @@ def _enlarge(scan, side):
 
 @functools.cache
 def _scans(split):
+    from sklearn.datasets import load_digits  # takes seconds, and other data sets don't need it
+
     digits = load_digits()
     part = slice(None, _TRAIN_SCANS) if split == "train" else slice(_TRAIN_SCANS, None)
     return digits.images[part], digits.target[part]
@@ -155,4 +156,6 @@ def _scans(split):
 
 @functools.cache
 def _photos():
+    from sklearn.datasets import load_sample_images
+
     return tuple(load_sample_images().images)

@@ -27,9 +27,9 @@ def train_batches(
     """Endless iterator over this process's share of the training batches (METHOD.md section 5).
 
     There is one global stream: each epoch in another order, each example augmented by random numbers that
-    depend on (seed, place in the stream). Process p of n takes every n-th example of it, from p on. So all
-    processes make the same number of steps, an epoch's examples are shared out without overlap, and n
-    processes with batches of b see exactly the examples that one process with batches of n * b sees.
+    depend on (seed, place in the stream). It is cut into batches, of which process p of n takes every n-th, from
+    p on. So all processes make the same number of steps, an epoch's examples are shared out without overlap, and
+    the batches of n processes, one after the other, are the batch that one process with n times their size has.
     Batches run across the ends of epochs: no example is dropped, and a source smaller than a batch will do.
 
     Args:
@@ -65,8 +65,9 @@ def train_batches(
         # Before the slice: grain seeds each call by the element's index, and after it that index would be the
         # process's own count, with the same scale, flip and offsets on every process.
         .random_map(to_example)
-        .slice(slice(process_index, None, process_count))
         .batch(batch_size, drop_remainder=True)
+        # Batches that belong to other processes are never made.
+        .slice(slice(process_index, None, process_count))
         .to_iter_dataset(_READ_OPTIONS)
     )
     if workers:

@@ -5,7 +5,6 @@ Masks are scored from one confusion matrix over the whole set: add up the matric
 """
 
 import numpy as np
-from sklearn.metrics import average_precision_score
 
 from rml_jax.errors import UserError
 from rml_jax.labels import IGNORE
@@ -99,6 +98,9 @@ def classification_scores(probabilities: np.ndarray, tags: np.ndarray) -> dict[s
     if probabilities.shape != tags.shape:
         raise ValueError(f"probabilities have shape {probabilities.shape}, tags {tags.shape}")
     tags = tags.astype(bool)
+    # Here, as the import takes seconds, and training needs none of it.
+    from sklearn.metrics import average_precision_score
+
     present = tags.any(axis=0)
     if not present.any():
         raise UserError("no image carries a tag in the split: expected at least one, to score the tags by")

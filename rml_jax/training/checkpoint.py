@@ -1,63 +1,151 @@
-"""Checkpoints of a run, by orbax: `DIR/checkpoints/STEP`, where STEP is the number of updates made."""
+"""Checkpoints of a run, by orbax: `DIR/checkpoints/STEP`, where STEP is the number of batches trained on.
+
+Each has three items: `state` (parameters, optimizer, random key, step), `data` (where the data iterator stands) and
+`run` (configuration, class names, versions, metrics, ..., and checksums of the state).
+"""
+
+import contextlib
+import logging
+import math
+import shutil
+import sys
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from rml_jax.errors import UserError
+from rml_jax.training.distributed import on_first_process
 from rml_jax.training.step import TrainState
 from rml_jax.trees import named_leaves, with_leaves
+
+
+class Restored(NamedTuple):
+    """A checkpoint as it was saved.
+
+    Attributes:
+      state: TrainState.
+      data: state of the data iterator.
+      run: what `Checkpoints.save` was given.
+    """
+
+    state: TrainState
+    data: Any
+    run: dict
 
 
 class Checkpoints:
     """The checkpoints of one work directory.
 
-    Each holds the train state and the state of the data iterator, so that a resumed run sees the batches that
-    come next. Saving runs in the background; `close` waits for it.
+    Saving runs in the background; `check` tells what became of it, `wait` and `close` wait for it. A checkpoint gets
+    its name when it is complete, so whatever interrupts the saving, those before it stay. One that can't be read
+    later, or whose numbers are not those that were saved, is passed over for the one before it, with a message.
 
     Args:
       workdir: pathlib.Path of the run.
       keep: number of newest checkpoints to keep; None to only read, which leaves the folder as it is.
+      keep_best: how many more to keep of those with the lowest `best_metric`.
+      best_metric: name among the metrics that `save` is given.
     """
 
-    def __init__(self, workdir, keep=None):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None)
+    def __init__(self, workdir, keep=None, keep_best=0, best_metric=""):
         self._directory = (workdir / "checkpoints").absolute()
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._writes = keep is not None
 
-    def save(self, state, iterator_state):
+        def merit(metrics):
+            value = metrics.get(best_metric, math.inf)
+            return -value if math.isfinite(value) else -math.inf
+
+        best = BestN(get_metric_fn=merit, n=keep_best, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            create=self._writes,
+            cleanup_tmp_directories=self._writes,  # what a killed run had half written
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+            best_fn=merit,
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except OSError as error:
+            raise UserError(f"{self._directory}: {error.strerror}, expected a folder to write to") from error
+
+    def steps(self):
+        """The steps of the checkpoints that there are, in order."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self):
+        """The step with the lowest best metric, None where there is no checkpoint."""
+        return self._manager.best_step()
+
+    def save(self, state, data, run, metrics):
         """Saves a train state under its own step, unless that is already saved.
 
         Args:
           state: TrainState.
-          iterator_state: JSON-like state of the data iterator.
+          data: JSON-like state of the data iterator.
+          run: JSON-like dict of whatever else belongs to the run.
+          metrics: dict of floats.
+
+        Raises:
+          UserError: if this checkpoint or the one before it can't be written.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        tree = _to_tree(state)
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_to_tree(state)), data=ocp.args.JsonSave(iterator_state)
+            state=ocp.args.StandardSave(tree),
+            data=ocp.args.JsonSave(data),
+            run=ocp.args.JsonSave({**run, "metrics": metrics, "checksums": _checksums(tree)}),
         )
-        self._manager.save(step, args=items)
+        with self._reporting():
+            self._manager.save(step, args=items, metrics=metrics)
+
+    def check(self):
+        """Raises UserError if a checkpoint could not be written in the background."""
+        with self._reporting():
+            self._manager.check_for_errors()
+
+    def wait(self):
+        """Waits until everything is saved; UserError if it could not be."""
+        with self._reporting():
+            self._manager.wait_until_finished()
 
     def restore(self, state):
-        """The newest checkpoint.
+        """The newest checkpoint that is sound. Newer ones become `damaged-STEP`, to make room for their steps.
 
         Args:
-          state: TrainState with the shapes, types and shardings wanted, arrays or jax.ShapeDtypeStruct.
+          state: TrainState with the shapes, types and shardings wanted, arrays or jax.ShapeDtypeStruct. They need not
+            be those of the devices that saved it.
 
         Returns:
-          TrainState and the data iterator's state, or None where there is no checkpoint.
+          Restored, or None where there is no checkpoint.
+
+        Raises:
+          UserError: if there are checkpoints, but none is sound.
         """
-        step = self._manager.latest_step()
-        if step is None:
+        if not self.steps():
             return None
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_tree(state))
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        return _from_tree(restored.state, state), restored.data
+
+        def read(step):
+            items = ocp.args.Composite(
+                state=ocp.args.StandardRestore(wanted),
+                data=ocp.args.JsonRestore(),
+                run=ocp.args.JsonRestore(),
+            )
+            found = self._manager.restore(step, args=items)
+            _check_sums(found.state, found.run["checksums"])
+            return Restored(_from_tree(found.state, state), found.data, found.run)
+
+        step, restored = self._newest_sound(read)
+        if self._writes:
+            self._set_aside([other for other in self.steps() if other > step])
+        return restored
 
     def restore_params(self, params):
-        """The newest checkpoint's parameters alone.
+        """The newest sound checkpoint's parameters alone.
 
         Args:
           params: nnx.State with the shapes and types wanted.
@@ -66,28 +154,127 @@ class Checkpoints:
           step (int) and the parameters.
 
         Raises:
-          UserError: if there is no checkpoint, or it holds another network's parameters.
+          UserError: if there is no sound checkpoint, or it holds another network's parameters.
         """
-        step = self._manager.latest_step()
-        if step is None:
+        if not self.steps():
             raise UserError(f"{self._directory}: no checkpoint, expected at least one from train.py")
-        folder = self._directory / str(step) / "state"
-        handler = ocp.PyTreeCheckpointHandler()
         wanted = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, named_leaves(params))}
-        # orbax itself would hand out whatever shapes it finds.
-        _check_shapes(folder, handler.metadata(folder).tree["params"], wanted["params"])
-        restored = ocp.Checkpointer(handler).restore(
-            folder,
-            args=ocp.args.PyTreeRestore(
-                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-            ),
-        )
-        return step, with_leaves(params, restored["params"])
+
+        def read(step):
+            folder = self._directory / str(step) / "state"
+            handler = ocp.PyTreeCheckpointHandler()
+            # orbax itself would hand out whatever shapes it finds.
+            _check_shapes(folder, handler.metadata(folder).tree["params"], wanted["params"])
+            restored = ocp.Checkpointer(handler).restore(
+                folder,
+                args=ocp.args.PyTreeRestore(
+                    wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                ),
+            )
+            run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+            _check_sums(restored, run["checksums"])
+            return restored["params"]
+
+        step, leaves = self._newest_sound(read)
+        return step, with_leaves(params, leaves)
 
     def close(self):
-        """Waits until everything is saved."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is saved. Whether it could be is for `wait` to tell."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+    def _newest_sound(self, read):
+        """The newest step whose `read(step)` succeeds, and what it gave."""
+        reasons = {}
+        for step in reversed(self.steps()):
+            try:
+                with _quiet_orbax():
+                    found = read(step)
+            except UserError:
+                raise
+            except Exception as error:  # Damage shows as any error of orbax, tensorstore or json.
+                reasons[step] = _reason(error)
+                continue
+            if reasons:
+                damaged = "; ".join(f"step {other} ({reason})" for other, reason in reasons.items())
+                print(f"{self._directory}: damaged {damaged}; step {step} is used instead", file=sys.stderr)
+            return step, found
+        damaged = "; ".join(f"step {other} ({reason})" for other, reason in reasons.items())
+        raise UserError(f"{self._directory}: every checkpoint is damaged: {damaged}; expected a sound one")
+
+    def _set_aside(self, steps):
+        def rename():
+            for step in steps:
+                aside = self._directory / f"damaged-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._directory / str(step)).rename(aside)
+
+        if steps:
+            on_first_process(rename)
+            self._manager.reload()
+
+    @contextlib.contextmanager
+    def _reporting(self):
+        """Turns any failure to save into a UserError that names the checkpoint that is left."""
+        try:
+            yield
+        except Exception as error:  # orbax passes on whatever its threads met.
+            steps = self.steps()
+            left = (
+                f"the last good checkpoint is that of step {steps[-1]}"
+                if steps
+                else "there is no checkpoint yet"
+            )
+            raise UserError(
+                f"{self._directory}: a checkpoint can't be saved ({_reason(error)}); {left}; "
+                "once that is mended, the same command goes on from there"
+            ) from error
+
+
+def _reason(error):
+    """One short line for an error of any library: the operating system's own word for it, if that is its cause."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"{cause.strerror}{f', {cause.filename}' if cause.filename else ''}"
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+
+
+@contextlib.contextmanager
+def _quiet_orbax():
+    """Keeps a stack trace per array of a damaged checkpoint off the terminal: orbax leaves one in each coroutine."""
+    before, asyncio_log = sys.unraisablehook, logging.getLogger("asyncio")
+    level = asyncio_log.level
+    sys.unraisablehook = lambda _: None
+    asyncio_log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        asyncio_log.setLevel(level)
+
+
+@jax.jit
+def _sums(tree):
+    def bits(leaf):
+        unsigned = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        return jnp.sum(unsigned, dtype=jnp.uint32)
+
+    # A sum modulo 2^32 of the bits does not depend on how the arrays are spread over devices.
+    return {name: sum(map(bits, jax.tree.leaves(part)), jnp.uint32(0)) for name, part in tree.items()}
+
+
+def _checksums(tree):
+    return {name: int(value) for name, value in _sums(tree).items()}
+
+
+def _check_sums(tree, expected):
+    for name, value in _checksums(tree).items():
+        if value != expected[name]:
+            raise ValueError(f"{name} has the checksum {value}, {expected[name]} when it was saved")
 
 
 def _check_shapes(folder, stored, wanted):

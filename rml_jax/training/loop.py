@@ -1,34 +1,40 @@
-"""The training loop: configuration in, checkpoints and TensorBoard files out."""
+"""The training loop: configuration in, checkpoints and logs out."""
 
+import contextlib
 import functools
+import json
+import signal
+import time
 
 import jax
-import numpy as np
 from clu import parameter_overview
 from flax import nnx
-from tensorboardX import SummaryWriter
 
-from rml_jax import build, visualize
-from rml_jax.config import check_config, config_difference, load_config, save_config
+from rml_jax import build, provenance, visualize
+from rml_jax.config import check_config
 from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source, with_class_names
-from rml_jax.errors import UserError
+from rml_jax.errors import Interrupted, UserError
 from rml_jax.evaluation.evaluator import Evaluator
+from rml_jax.evaluation.localization import localization
 from rml_jax.models.pretrained import load_weights
-from rml_jax.progress import Progress
 from rml_jax.report import pictures
 from rml_jax.training.checkpoint import Checkpoints
+from rml_jax.training.distributed import is_first, on_first_process
+from rml_jax.training.interruption import InterruptionNotice
 from rml_jax.training.optimizer import make_optimizer, warmup_poly
+from rml_jax.training.runlog import RunLog, SilentLog, Window
 from rml_jax.training.sharding import init_model, initial_state, jit_train_step, make_mesh, shard_batch
 from rml_jax.training.step import make_train_step
+from rml_jax.training.workdir import check_workdir, occupy
+from rml_jax.trees import digest
 
-# What may differ from the config of the run that is resumed: it changes nothing that is learned.
-_FREE_KEYS = ("checkpoint.", "eval.", "log.")
-_PICTURES = 6
+# Validation pictures that are shown, and those that CAMs and pseudo labels are measured on.
+_PICTURES, _MONITORED = 6, 64
 
 
 def train(config, workdir):
-    """Trains until `config.train.steps`, resuming from the newest checkpoint in the work directory.
+    """Trains until `config.train.steps`, resuming from the newest sound checkpoint in the work directory.
 
     Args:
       config: ConfigDict of a run (`rml_jax.config`).
@@ -40,87 +46,204 @@ def train(config, workdir):
     Raises:
       UserError: for what is wrong with the configuration, the data, the weights to start from or the work
         directory. Nothing is written before the configuration, the first batch and the weights are known good.
+        Later, where training can't go on; the message says where it stands.
+      Interrupted: after SIGTERM or SIGINT, once the state is saved.
     """
     config = with_class_names(config)
     check_config(config)
-    _check_workdir(config, workdir)
-    mesh = make_mesh(config.train.batch_size)
+    check_workdir(config, workdir)
+    mesh = make_mesh(config.train.batch_size, config.train.accumulate)
     source = make_source(config.data, config.data.train_split, with_masks=False)
-    batches = _open_batches(config, source)
     shown = _picture_source(config)
+    with contextlib.ExitStack() as closing:
+        try:
+            return _train(config, workdir, mesh, source, shown, closing)
+        except BaseException as error:
+            if jax.process_count() == 1:
+                raise
+            closing.pop_all()  # To close a checkpoint is to wait for the other processes, which may be dead.
+            if not isinstance(error, jax.errors.JaxRuntimeError):
+                raise
+            raise UserError(
+                f"process {jax.process_index()} of {jax.process_count()} failed or lost another one "
+                f"({str(error).splitlines()[0][:200]}): start all of them again with the same command; they go on "
+                "from the last checkpoint"
+            ) from error
+
+
+def _train(config, workdir, mesh, source, shown, closing):
+    batches = _open_batches(config, source)
+    closing.callback(batches.close)
     first_state = batches.get_state()
     next(batches)  # A data set that can't be read fails here, before anything is written.
     batches.set_state(first_state)
 
     graphdef, state, optimizer = _initial_state(config, mesh)
-    _make_workdir(config, workdir)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-    writer = SummaryWriter(str(workdir))
-    try:
-        restored = checkpoints.restore(state)
-        if restored is None:
-            print(parameter_overview.get_parameter_overview(nnx.to_pure_dict(state.params), max_lines=8))
-        else:
-            state, iterator_state = restored
-            batches.set_state(iterator_state)
-            print(f"resumed at step {int(state.step)} from {workdir}")
-        show = functools.partial(_write_pictures, writer, Evaluator(config, graphdef), shown)
-        state = _run(config, state, batches, graphdef, optimizer, mesh, checkpoints, writer, show)
-    finally:
-        checkpoints.close()
-        writer.close()
-        batches.close()
+    lock = on_first_process(lambda: occupy(config, workdir))
+    closing.enter_context(lock or contextlib.nullcontext())
+    settings = config.checkpoint
+    checkpoints = Checkpoints(workdir, settings.keep, settings.keep_best, settings.best_metric)
+    closing.callback(checkpoints.close)
+    restored = checkpoints.restore(state)
+    if restored:
+        state = restored.state
+        _check_workers(config, restored.run)
+        batches.set_state(restored.data)
+    if is_first():
+        _print_start(state, workdir, resumed=restored is not None)
+    log = RunLog(workdir, int(state.step), config.train.steps) if is_first() else SilentLog()
+    closing.callback(log.close)
+    train_step = make_train_step(graphdef, optimizer, build.step_config(config))
+    loop = _Loop(config, mesh, jit_train_step(train_step, state), batches, checkpoints, log, restored)
+    background = config.eval.background.cam
+    show = functools.partial(_write_pictures, log, Evaluator(config, graphdef), shown, background)
+    state = loop.run(state, show)
+    checkpoints.wait()
+    if is_first():
+        log.summary(int(state.step), loop.window.skipped, checkpoints, digest(_local(state.params)))
     return state
 
 
-def _run(config, state, batches, graphdef, optimizer, mesh, checkpoints, writer, show):
-    """The loop proper. Step n is the state after n updates: logs, checkpoints and pictures all mean that."""
-    train_step = jit_train_step(make_train_step(graphdef, optimizer, build.step_config(config)))
-    rate = warmup_poly(1.0, config.optimizer.warmup_steps, config.train.steps)
-    start, total = int(state.step), config.train.steps
-    progress = Progress("train", total, "steps", start=start)
-    recent = []
-    for done in range(start + 1, total + 1):
-        batch = shard_batch(next(batches), mesh)
-        state, metrics = train_step(state, batch, mutual=done > config.loss.warmup_steps)
-        recent.append(metrics)
-        if done % config.log.every == 0 or done == total or done == config.loss.warmup_steps:
-            means = _mean_metrics(recent)
-            recent = []
-            scalars = {**means, "learning_rate_factor": float(rate(done))}
-            for name, value in scalars.items():
-                writer.add_scalar(f"train/{name}", value, done)
-            if not np.isfinite(means["loss"]):
-                raise UserError(f"the loss became {means['loss']} by step {done}: expected a finite number")
-            detail = "  ".join(f"{name} {means[name]:.4f}" for name in _SHOWN_TERMS if name in means)
-            progress.update(done, detail)
-        if done % config.checkpoint.every == 0 or done == total:
-            checkpoints.save(state, batches.get_state())
-        if config.log.pictures_every and done % config.log.pictures_every == 0:
-            show(state.params, done)
-    return state
+class _Loop:
+    """The loop proper. Step n is the state after n batches: logs, checkpoints and pictures all mean that.
+
+    The host runs one step ahead of the devices: while they compute step n + 1, it reads what came out of step n.
+    """
+
+    def __init__(self, config, mesh, train_step, batches, checkpoints, log, restored):
+        self._config, self._mesh, self._train_step = config, mesh, train_step
+        self._batches, self._checkpoints, self._log = batches, checkpoints, log
+        self.window = Window(restored and restored.run["window"])
+        self._means = restored.run["metrics"] if restored else {}
+        self._rate = warmup_poly(1.0, config.optimizer.warmup_steps, config.train.steps)
+        self._facts = _facts(config)
+        self._unread = None
+
+    def run(self, state, show):
+        """Trains from the step of `state` to the last. `show(params, step)` writes pictures. Returns TrainState."""
+        config, total = self._config, self._config.train.steps
+        with InterruptionNotice() as notice:
+            for step in range(int(state.step) + 1, total + 1):
+                batch = self._next_batch(state, notice)
+                state, metrics = self._train_step(state, batch, mutual=step > config.loss.warmup_steps)
+                self._read_metrics()
+                self._unread = step, metrics
+                if step % config.log.every == 0 or step in (total, config.loss.warmup_steps):
+                    self._write_entry(step)
+                if step % config.checkpoint.every == 0 or step == total:
+                    self._save(state)
+                self._checkpoints.check()
+                if config.log.pictures_every and step % config.log.pictures_every == 0 and is_first():
+                    show(_local(state.params), step)
+                if number := notice.received(step):
+                    self._stop(state, number)
+        return state
+
+    def _next_batch(self, state, notice):
+        start = time.monotonic()
+        try:
+            batch = next(self._batches)
+        except Exception as error:  # The source's, or a worker's that was killed.
+            if jax.process_count() > 1:
+                raise
+            if number := notice.received(int(state.step)):  # Ctrl-C reaches workers, too.
+                self._stop(state, number)
+            self._save_now(state)
+            raise UserError(
+                f"no batch for step {int(state.step) + 1}: {error}; step {int(state.step)} is saved, "
+                "the same command goes on from there"
+            ) from error
+        self._log.waited(time.monotonic() - start)
+        return shard_batch(batch, self._mesh)
+
+    def _read_metrics(self):
+        """Waits for the step before."""
+        if self._unread is None:
+            return
+        step, metrics = self._unread
+        self._unread = None
+        self.window.add({name: float(value) for name, value in jax.device_get(metrics).items()})
+        if self.window.skipped_in_row >= self._config.train.max_skipped:
+            first = step - self.window.skipped_in_row + 1
+            good = [saved for saved in self._checkpoints.steps() if saved < first]
+            raise UserError(
+                f"the loss or its gradient was not finite in steps {first} to {step}, which were skipped "
+                f"(config.train.max_skipped = {self._config.train.max_skipped}); the last good checkpoint, before "
+                f"them, is {f'that of step {good[-1]}' if good else 'none'}"
+            )
+
+    def _write_entry(self, step):
+        self._read_metrics()
+        self._means = self.window.take()
+        updates = max(step - self.window.skipped, 1)
+        factor = float(self._rate(updates - 1))
+        rates = self._config.optimizer
+        scalars = self._means | {
+            "learning_rate/backbone": factor * rates.backbone_rate,
+            "learning_rate/heads": factor * rates.head_rate,
+        }
+        self._log.write(step, scalars, self.window.skipped)
+
+    def _save(self, state):
+        self._read_metrics()
+        run = {**self._facts, "window": self.window.as_json()}
+        self._checkpoints.save(state, self._batches.get_state(), run, self._means)
+
+    def _save_now(self, state):
+        self._save(state)
+        self._checkpoints.wait()
+
+    def _stop(self, state, number):
+        self._save_now(state)
+        raise Interrupted(
+            f"stopped by {signal.Signals(number).name} after step {int(state.step)}, which is saved; "
+            "the same command goes on from there",
+            number,
+        )
 
 
-_SHOWN_TERMS = ("loss", "classification", "ciml", "mfml", "apml")
-
-
-def _mean_metrics(recent):
-    values = jax.device_get(recent)
-    return {name: float(np.mean([step[name] for step in values])) for name in values[-1]}
-
-
-def _write_pictures(writer, evaluator, source, params, step):
-    """Keeps what the network makes of the first validation images; `cams` and `images` are for the report."""
-    samples = evaluator.samples(params, source, range(min(_PICTURES, len(source))))
-    rows = [pictures(sample) for sample in samples]
-    captions = [list(rows[0]), *([""] * len(row) for row in rows[1:])]
-    shown = {
-        "validation": visualize.grid([list(row.values()) for row in rows], captions),
-        "images": visualize.grid([[row["image"] for row in rows]]),
-        "cams": visualize.grid([[row["CAM"] for row in rows]]),
+def _facts(config):
+    """What a checkpoint says of its run, beside what changes with the steps."""
+    return {
+        "config": json.loads(config.to_json_best_effort()),
+        "class_names": list(config.data.class_names),
+        "workers": config.data.workers,
+        "processes": jax.process_count(),
+        "devices": jax.device_count(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
     }
-    for tag, picture in shown.items():
-        writer.add_image(tag, picture, step, dataformats="HWC")
+
+
+def _check_workers(config, run):
+    if run["workers"] != config.data.workers:
+        raise UserError(
+            f"config.data.workers is {config.data.workers}: expected {run['workers']}, with which the run began; "
+            "where its data stands can't be told to another number"
+        )
+
+
+def _print_start(state, workdir, resumed):
+    if resumed:
+        print(f"resumed at step {int(state.step)} from {workdir}")
+    else:
+        print(parameter_overview.get_parameter_overview(nnx.to_pure_dict(state.params), max_lines=8))
+
+
+def _local(params):
+    """This process's copy of parameters that every device has in full."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), params)
+
+
+def _write_pictures(log, evaluator, source, background, params, step):
+    """Keeps what the network makes of the first validation images; `cams` and `images` are for the report."""
+    samples = evaluator.samples(params, source, range(min(_MONITORED, len(source))))
+    log.validation(localization(samples, background), step)
+    rows = [pictures(sample) for sample in samples[:_PICTURES]]
+    captions = [list(rows[0]), *([""] * len(row) for row in rows[1:])]
+    log.picture("validation", visualize.grid([list(row.values()) for row in rows], captions), step)
+    log.picture("images", visualize.grid([[row["image"] for row in rows]]), step)
+    log.picture("cams", visualize.grid([[row["CAM"] for row in rows]]), step)
 
 
 def _picture_source(config):
@@ -128,32 +251,6 @@ def _picture_source(config):
     if not config.log.pictures_every:
         return None
     return make_source(config.data, config.data.val_split, with_masks=True)
-
-
-def _check_workdir(config, workdir):
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"{workdir} is a file: expected a folder or a new name for --workdir")
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    changed = {
-        key: values
-        for key, values in config_difference(load_config(path), config).items()
-        if not key.startswith(_FREE_KEYS)
-    }
-    if changed:
-        found = "; ".join(f"{key} is {new!r}, was {old!r}" for key, (old, new) in changed.items())
-        raise UserError(
-            f"{path} belongs to another run ({found}): expected the same config or another --workdir"
-        )
-
-
-def _make_workdir(config, workdir):
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        save_config(config, workdir / "config.json")
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: {error.strerror}, expected a folder to write to") from error
 
 
 def _open_batches(config, source):
@@ -178,4 +275,5 @@ def _initial_state(config, mesh):
     if config.model.init_from:
         params, report = load_weights(params, config.model.init_from)
         print(f"started from {report}")
-    return graphdef, initial_state(params, optimizer, seed, mesh), optimizer
+    state = initial_state(params, optimizer, seed, mesh, config.train.shard_optimizer)
+    return graphdef, state, optimizer

@@ -42,6 +42,8 @@ class StepConfig:
       cam_scales, cam_flip: the passes of the multi-scale CAM.
       radius: greatest distance of an affinity pair, in cells of stage 4's grid.
       stride: pixels per cell of stage 4's grid.
+      decorrelate: whether L_MFML whitens the context rather than standardising it (`losses.whiten`).
+      accumulate: parts that a batch is computed in, one after the other, for devices that can't hold it at once.
     """
 
     weights: losses.LossWeights
@@ -51,13 +53,16 @@ class StepConfig:
     cam_flip: bool
     radius: int
     stride: int
+    decorrelate: bool = False
+    accumulate: int = 1
 
 
 class TrainState(NamedTuple):
     """All that changes in training.
 
     Attributes:
-      step: int32 scalar, the number of updates made. "Step n" is the state after n updates, everywhere.
+      step: int32 scalar, the number of batches trained on. "Step n" is the state after n of them, everywhere:
+        in logs, checkpoint names and metrics. Each made one update, or none where it was skipped.
       params: nnx.State of parameters, float32.
       optimizer: optimizer state.
       key: random key, the same all along; each step folds its number into it.
@@ -83,16 +88,21 @@ def make_train_step(graphdef, optimizer, config):
       dict of float32 scalars. `mutual` is METHOD.md section 3's ramp: False trains L_cls alone and does not
       compute the other terms. It is a Python bool, one program each, rather than a traced one: XLA's CPU
       backend runs the body of a conditional 7 times slower.
+
+      A step whose loss or gradient is not finite leaves parameters and optimizer as they were and has the metric
+      `skipped` 1 rather than 0. With `config.accumulate` = n, part k holds the pictures k, k + n, ... of the
+      batch; the gradient is the mean of the parts' gradients, and so is every metric. For L_cls that is what the
+      whole batch would give, but prototypes and histograms (METHOD.md section 3) are those of each part.
     """
 
-    def train_step(state, batch, mutual):
-        affine_key, drop_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    def gradients_of(params, batch, key, mutual):
+        affine_key, drop_key = jax.random.split(key)
 
         if mutual:
             theta = sample_affine(affine_key, batch["image"].shape[0], config.affine)
             # Labels first, then the pair: left to itself, XLA's CPU backend runs both networks side by side, where
             # they compete for the caches (3.9 against 3.1 s for MiT-B1, batch 2, 320x320, 2 cores).
-            labels = make_pseudo_labels(graphdef, state.params, batch, config)
+            labels = make_pseudo_labels(graphdef, params, batch, config)
             labels, batch = jax.lax.optimization_barrier((labels, batch))
 
         def loss(params):
@@ -100,13 +110,45 @@ def make_train_step(graphdef, optimizer, config):
                 return _all_losses(graphdef, params, batch, labels, theta, drop_key, config)
             return _classification_loss(graphdef, params, batch, drop_key)
 
-        (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return {"loss": total, **terms}, gradients
+
+    def train_step(state, batch, mutual):
+        key = jax.random.fold_in(state.key, state.step)
+        metrics, gradients = _mean_over_parts(
+            lambda part, key: gradients_of(state.params, part, key, mutual), batch, key, config.accumulate
+        )
+        norm = optax.tree.norm(gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": total, **terms, "gradient_norm": optax.tree.norm(gradients)}
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        params, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (optax.apply_updates(state.params, updates), optimizer_state),
+            (state.params, state.optimizer),
+        )
+        metrics |= {"gradient_norm": norm, "skipped": 1.0 - finite}
         return TrainState(state.step + 1, params, optimizer_state, state.key), metrics
 
     return train_step
+
+
+def _mean_over_parts(compute, batch, key, count):
+    """The mean of `compute(part, key)` over the parts of a batch, which are computed one after the other.
+
+    A part takes every count-th picture: so each device finds its share of every part in its share of the batch.
+    """
+    if count == 1:
+        return compute(batch, key)
+    parts = {name: array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1) for name, array in batch.items()}
+    first = {name: array[0] for name, array in parts.items()}
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, first, key))
+
+    def add(sums, numbered_part):
+        number, part = numbered_part
+        return jax.tree.map(jnp.add, sums, compute(part, jax.random.fold_in(key, number))), None
+
+    sums, _ = jax.lax.scan(add, zeros, (jnp.arange(count), parts))
+    return jax.tree.map(lambda x: x / count, sums)
 
 
 def _classification_loss(graphdef, params, batch, key):
@@ -152,9 +194,13 @@ def pair_losses(outputs, labels, batch, theta, config):
     weights = config.weights
     classification = losses.multilabel_soft_margin(view.logits, tags)
     ciml, ciml_parts = losses.ciml(view, twin, tags, matrix, valid, weights.alpha)
-    mfml, mfml_parts = losses.mfml(view, twin, theta, valid_fine, weights.beta1)
-    apml, apml_parts = losses.apml(view, twin, pair_labels, twin_pair_labels, matrix, valid, weights.beta2)
-    total = classification + weights.ciml * ciml + weights.mfml * mfml + weights.apml * apml
+    mfml, mfml_parts = losses.mfml(view, twin, theta, valid_fine, weights.beta1, config.decorrelate)
+    apml, apml_parts = losses.apml(
+        view, twin, pair_labels, twin_pair_labels, matrix, valid, weights.beta2, weights.affinity
+    )
+    # A term without weight is measured all the same, but costs no gradient.
+    weighted = ((weights.ciml, ciml), (weights.mfml, mfml), (weights.apml, apml))
+    total = classification + sum(weight * term for weight, term in weighted if weight)
     terms = {"classification": classification, "ciml": ciml, "mfml": mfml, "apml": apml}
     real_pixels = box_mask(box, canvas, canvas)
     labelled = {

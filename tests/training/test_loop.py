@@ -2,7 +2,8 @@
 
 import io
 import json
-import shutil
+import os
+import signal
 
 import jax
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 
 from configs import digits
 from rml_jax.config import load_config
-from rml_jax.errors import UserError
+from rml_jax.errors import Interrupted, UserError
+from rml_jax.evaluation.localization import SHARES
 from rml_jax.evaluation.run import evaluate_run
 from rml_jax.models import MiTConfig
 from rml_jax.models.pretrained import save_transformers, save_weights
@@ -20,7 +22,9 @@ from rml_jax.report import score_table
 from rml_jax.report.training import read_events
 from rml_jax.training import loop
 from rml_jax.training.checkpoint import Checkpoints
+from rml_jax.training.runlog import RunLog
 from rml_jax.training.sharding import make_mesh
+from rml_jax.training.workdir import occupy
 
 
 def tiny_config():
@@ -67,14 +71,78 @@ def test_run_keeps_scalars_and_pictures_for_the_report(finished):
     assert sizes == {(3 * 128 + 2 * 4, 128)}
 
 
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(finished, tmp_path):
+def logged(workdir):
+    """All of a run's log that does not depend on the time."""
+    entries = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in entry.items() if not name.startswith("speed/")} for entry in entries
+    ]
+
+
+def test_log_has_every_loss_the_rates_and_the_time_spent_waiting(finished):
+    workdir, _ = finished
+    entries = logged(workdir)
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4]
+    assert "ciml" not in entries[1]
+    assert {"loss", "classification", "ciml", "mfml", "apml", "gradient_norm", "skipped"} <= entries[3].keys()
+    # Linear warm-up over 50 steps from 1e-6 of 1e-3: the fourth update is made at 3 / 50 of it.
+    assert entries[3]["learning_rate/backbone"] == pytest.approx(6e-5, rel=1e-3)
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 <= last["speed/waiting_for_data"] < 1
+
+
+def test_pictures_come_with_measures_of_localization(finished):
+    scalars, pictures = read_events(finished[0])
+    assert list(pictures["validation"]) == [4]
+    for name in SHARES:
+        assert list(scalars[f"validation/{name}"]) == [4]
+        assert 0 <= scalars[f"validation/{name}"][4] <= 1
+
+
+def test_run_says_first_what_it_is(finished):
+    workdir, _ = finished
+    (start,) = json.loads((workdir / "environment.json").read_text())
+    assert start["versions"]["jax"] == jax.__version__
+    assert start["processes"] == 1
+
+
+def test_run_interrupted_by_sigterm_and_resumed_equals_the_uninterrupted_one(finished, tmp_path, monkeypatch):
+    """Bit for bit: parameters, optimizer and log; over epochs' ends, with stochastic depth."""
     workdir, state = finished
-    shutil.copy(workdir / "config.json", tmp_path)
-    shutil.copytree(workdir / "checkpoints" / "2", tmp_path / "checkpoints" / "2")
-    resumed = loop.train(tiny_config(), tmp_path)
-    assert int(resumed.step) == 4
+    config = tiny_config()
+    config.checkpoint.every = 100
+    seen = []
+
+    def pull(self, number):
+        seen.append(number)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunLog, "waited", pull)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 3, which is saved") as caught:
+        loop.train(config, tmp_path)
+    assert caught.value.status == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    resumed = loop.train(config, tmp_path)
     same = jax.tree.map(np.array_equal, (state.params, state.optimizer), (resumed.params, resumed.optimizer))
     assert all(jax.tree.leaves(same))
+    assert logged(tmp_path) == logged(workdir)
+
+
+def test_second_training_in_a_workdir_is_refused(finished):
+    workdir, _ = finished
+    lock = occupy(tiny_config(), workdir)
+    with pytest.raises(UserError, match=rf"is in use by process {os.getpid()} on "):
+        loop.train(tiny_config(), workdir)
+    lock.close()
+
+
+def test_read_only_workdir_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(UserError, match="is read-only, expected a folder to write to"):
+        loop.train(tiny_config(), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_finished_run_is_not_trained_again(finished):
@@ -88,8 +156,9 @@ def test_another_config_is_refused_and_named(finished):
     workdir, _ = finished
     config = tiny_config()
     config.loss.ciml = 0.7
+    config.train.steps = 7
     before = sorted(workdir.rglob("*"))
-    with pytest.raises(UserError, match=r"loss\.ciml is 0\.7, was 0\.1"):
+    with pytest.raises(UserError, match=r"\(loss\.ciml is 0\.7, was 0\.1\): "):
         loop.train(config, workdir)
     assert sorted(workdir.rglob("*")) == before
 
@@ -157,7 +226,7 @@ def test_batch_that_devices_cannot_share_is_refused(tmp_path, monkeypatch):
 def test_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="expected a folder to write to"):
-        loop._make_workdir(tiny_config(), tmp_path / "file" / "below")
+        occupy(tiny_config(), tmp_path / "file" / "below")
 
 
 def test_empty_work_directory_cannot_be_evaluated(tmp_path):

@@ -1,5 +1,7 @@
 """The train step on a small network: what its gradient reaches, when it compiles, what it ignores."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from benchmarks.parity.networks import SMALL_BACKBONE
 from rml_jax import losses
 from rml_jax.models import RML, MiTConfig, RMLConfig
 from rml_jax.ops import AffineRange, PseudoLabelConfig, warp
@@ -150,11 +153,52 @@ def test_every_metric_is_finite_and_the_total_is_eq_16(network, train_step):
 
 def test_warm_up_reports_classification_alone(network, train_step):
     state, metrics = train_step(make_state(network[1]), make_batch(0), False)
-    assert set(metrics) == {"loss", "classification", "gradient_norm"}
+    assert set(metrics) == {"loss", "classification", "gradient_norm", "skipped"}
     assert metrics["loss"] == metrics["classification"]
     # The mutual-learning heads rest: their parameters have no gradient.
     for head in ("affinity", "fusion"):
         assert_trees(np.array_equal, state.params[head], network[1][head])
+
+
+def test_step_that_is_not_finite_changes_nothing_and_is_counted(network, train_step):
+    state = make_state(network[1])
+    batch = make_batch(0)
+    batch["tags"][0, 0] = np.nan
+    after, metrics = train_step(state, batch, False)
+    assert metrics["skipped"] == 1
+    assert not np.isfinite(metrics["loss"])
+    assert_trees(np.array_equal, after.params, state.params)
+    assert_trees(np.array_equal, after.optimizer, state.optimizer)
+    assert int(after.step) == 1, "its batch and its random numbers are used up"
+    _, metrics = train_step(after, make_batch(0), False)
+    assert metrics["skipped"] == 0
+
+
+def test_accumulated_gradient_of_the_classification_is_that_of_the_whole_batch(build):
+    """Not so of the other losses, whose prototypes and histograms are those of each part."""
+    config = RMLConfig(SMALL_BACKBONE, CLASSES, context_channels=4)
+    graphdef, params = nnx.split(build(lambda: RML(config, rngs=nnx.Rngs(0))))
+    batch = {name: np.concatenate([array, array[::-1]]) for name, array in make_batch(3).items()}
+    batch["image"][3] = 255 - batch["image"][3]
+    after = {}
+    for parts in (1, 2):
+        step = make_train_step(graphdef, optax.sgd(0.5), dataclasses.replace(CONFIG, accumulate=parts))
+        after[parts], _ = jax.jit(step, static_argnames="mutual")(make_state(params), batch, False)
+    assert_trees(lambda a, b: np.allclose(a, b, rtol=1e-4, atol=1e-6), after[1].params, after[2].params)
+    assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, after[2].params, params)))
+
+
+def test_parts_of_a_batch_take_every_nth_picture():
+    seen = []
+
+    def compute(part, key):
+        jax.debug.callback(lambda x: seen.append(x.tolist()), part["number"], ordered=True)
+        return part["number"].sum()
+
+    batch = {"number": np.arange(6.0)}
+    mean = step_module._mean_over_parts(compute, batch, jax.random.key(0), 3)
+    assert float(mean) == 5.0
+    assert seen == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_padding_does_not_reach_the_loss(network, train_step):

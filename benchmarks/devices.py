@@ -1,0 +1,90 @@
+"""Do results depend on the devices? The same few steps by the real command on several layouts of them, compared.
+
+    python -m benchmarks.devices [--json FILE] [--steps 5] [--only NAME;NAME]
+
+Devices are simulated on the CPU; processes talk over loopback. All layouts get the same batches, two steps of
+classification and then all losses. "difference" is the greatest difference of any logged loss to one device's.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from benchmarks import measure
+from benchmarks.runs import Run, entries, start_processes
+from rml_jax.config import LOSS_TERMS
+
+WARM_UP = 2
+
+
+def main():
+    parser = argparse.ArgumentParser("python -m benchmarks.devices")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--only", default=";".join(LAYOUTS))
+    chosen = parser.parse_args()
+    result = {"environment": measure.environment(), "layouts": {}}
+    for name in chosen.only.split(";"):
+        with tempfile.TemporaryDirectory() as folder:
+            found, printed = train(name, Path(folder) / "run", chosen.steps)
+        reference = result["layouts"].setdefault(REFERENCE, {"losses": found})["losses"]
+        result["layouts"][name] = {
+            "losses": found,
+            "difference": difference(found, reference),
+            "printed": [output.splitlines() for output in printed],
+        }
+        measure.write_json(result, chosen.json)
+
+
+def train(layout, workdir, steps):
+    """Trains on a layout.
+
+    Args:
+      layout: name in `LAYOUTS`.
+      workdir: pathlib.Path of the run, not there yet.
+      steps: how many.
+
+    Returns:
+      Dict step -> dict loss -> float, and what each process printed.
+
+    Raises:
+      RuntimeError: with all that was printed, if a process fails.
+    """
+    settings = {"train.steps": steps, "loss.warmup_steps": WARM_UP, "checkpoint.every": 3}
+    ended = [run.finish() for run in LAYOUTS[layout](workdir, settings)]
+    for status, output in ended:
+        if status != 0:
+            raise RuntimeError(f"{layout}: exit status {status}\n{output}")
+    losses = {
+        step: {name: entry[name] for name in LOSS_TERMS if name in entry}
+        for step, entry in entries(workdir).items()
+    }
+    return losses, [output for _, output in ended]
+
+
+def difference(found, reference):
+    """The greatest difference of a loss in any step."""
+    return max(
+        abs(value - reference[step][name]) for step, terms in found.items() for name, value in terms.items()
+    )
+
+
+def on_devices(count, **more):
+    return lambda workdir, settings: [Run(workdir, settings | more, devices=count)]
+
+
+def two_processes(workdir, settings):
+    return start_processes(workdir, settings, count=2, devices=4)
+
+
+REFERENCE = "1 device"
+LAYOUTS = {
+    REFERENCE: on_devices(1),
+    "8 devices": on_devices(8),
+    "8 devices, optimizer sharded": on_devices(8, **{"train.shard_optimizer": True}),
+    "2 processes with 4 devices each": two_processes,
+}
+
+
+if __name__ == "__main__":
+    main()

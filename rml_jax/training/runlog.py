@@ -1,0 +1,165 @@
+"""What a run says while it trains: TensorBoard scalars, metrics.jsonl, the progress line and the summary."""
+
+import json
+import math
+import sys
+import time
+
+from rml_jax import files
+from rml_jax.config import LOSS_TERMS
+from rml_jax.progress import Progress, format_seconds
+
+
+class Window:
+    """Means of the steps' metrics since the last entry of the log, and how many steps were skipped so far.
+
+    It is part of every checkpoint, so that the entries of a resumed run are those of one that was never interrupted.
+
+    Args:
+      saved: what `as_json` gave, None at a run's start.
+    """
+
+    def __init__(self, saved=None):
+        saved = saved or {"sums": {}, "counts": {}, "skipped": 0, "skipped_in_row": 0}
+        self._sums, self._counts = dict(saved["sums"]), dict(saved["counts"])
+        self.skipped, self.skipped_in_row = saved["skipped"], saved["skipped_in_row"]
+
+    def as_json(self):
+        """Everything, as a JSON-like dict."""
+        return {
+            "sums": self._sums,
+            "counts": self._counts,
+            "skipped": self.skipped,
+            "skipped_in_row": self.skipped_in_row,
+        }
+
+    def add(self, metrics):
+        """Adds a step's metrics, a dict of floats with `skipped`, 1 or 0. What is not finite counts in no mean."""
+        skipped = int(metrics["skipped"])
+        self.skipped += skipped
+        self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
+        for name, value in metrics.items():
+            if name != "skipped" and math.isfinite(value):
+                self._sums[name] = self._sums.get(name, 0.0) + float(value)
+                self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self):
+        """The means, and a new beginning."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+class RunLog:
+    """Writes the entries of a run. Step n is the state after n batches.
+
+    Args:
+      workdir: pathlib.Path of the run.
+      start: step that the run goes on from. What an interrupted run had written beyond it is taken back.
+      total: step that it goes to.
+    """
+
+    def __init__(self, workdir, start, total):
+        self._writer = _summary_writer(workdir, start)
+        path = workdir / "metrics.jsonl"
+        _forget_after(path, start)
+        self._lines = path.open("a", encoding="utf-8")
+        self._progress = Progress("train", total, "steps", start=start)
+        self._begun = self._last_time = time.monotonic()
+        self._start, self._last_step = start, start
+        self._waited = self._waited_before = 0.0
+
+    def waited(self, seconds):
+        """Counts time in which the step had no data."""
+        self._waited += seconds
+
+    def write(self, step, scalars, skipped):
+        """One entry.
+
+        Args:
+          step: which.
+          scalars: dict of floats: means of metrics, learning rates.
+          skipped: steps skipped so far.
+        """
+        now = time.monotonic()
+        seconds = max(now - self._last_time, 1e-9)
+        speed = {
+            "speed/steps_per_second": (step - self._last_step) / seconds,
+            "speed/waiting_for_data": (self._waited - self._waited_before) / seconds,
+        }
+        self._last_time, self._last_step, self._waited_before = now, step, self._waited
+        entry = {"step": step, **scalars, "skipped": skipped, **speed}
+        self._lines.write(json.dumps(entry) + "\n")
+        self._lines.flush()
+        for name, value in entry.items():
+            if name != "step":
+                self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        terms = [f"{name} {scalars[name]:.4f}" for name in LOSS_TERMS if name in scalars]
+        if speed["speed/waiting_for_data"] > 0.1:
+            terms.append(f"waits for data {speed['speed/waiting_for_data']:.0%}")
+        if skipped:
+            terms.append(f"skipped {skipped}")
+        self._progress.update(step, "  ".join(terms))
+
+    def validation(self, scalars, step):
+        """What was measured on validation pictures, a dict of floats."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(f"validation/{name}", value, step)
+
+    def picture(self, name, picture, step):
+        """A picture, uint8 [H, W, 3]."""
+        self._writer.add_image(name, picture, step, dataformats="HWC")
+
+    def summary(self, step, skipped, checkpoints, digest):
+        """Prints what the run came to.
+
+        Args:
+          step: reached.
+          skipped: steps skipped.
+          checkpoints: Checkpoints of the run.
+          digest: of its parameters.
+        """
+        seconds = time.monotonic() - self._begun
+        done = step - self._start
+        share = self._waited / max(seconds, 1e-9)
+        print(
+            f"steps {self._start} to {step} in {format_seconds(seconds)}, {done / max(seconds, 1e-9):.3g}/s, "
+            f"{share:.0%} of it waiting for data; {skipped} steps skipped in the whole run\n"
+            f"checkpoints: {', '.join(map(str, checkpoints.steps()))}; lowest loss at {checkpoints.best_step()}\n"
+            f"parameters: sha256 {digest}"
+        )
+
+    def close(self):
+        """Finishes the files."""
+        self._writer.close()
+        self._lines.close()
+
+
+class SilentLog:
+    """The log of a process that is not the first: none."""
+
+    def waited(self, seconds):
+        """See `RunLog`."""
+
+    write = validation = picture = summary = close = lambda self, *_: None
+
+
+def _summary_writer(workdir, start):
+    # tensorboardX imports torch where there is one, which takes seconds and is for torch's own tensors only.
+    hidden = sys.modules.setdefault("torch", None) is None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter(str(workdir), purge_step=start + 1 if start else None)
+
+
+def _forget_after(path, step):
+    """Drops the lines of later steps, and one that was cut off."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    files.write(path, "".join(kept))

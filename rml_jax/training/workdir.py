@@ -1,0 +1,111 @@
+"""The work directory of a run: who may train in it, and what it says about itself before the first step."""
+
+import datetime
+import fcntl
+import json
+import os
+import socket
+import sys
+
+import jax
+
+from rml_jax import files, provenance
+from rml_jax.config import config_difference, load_config, save_config
+from rml_jax.errors import UserError
+from rml_jax.training.distributed import is_first
+
+# What may differ from the config of the run that is resumed; "x." is everything below x.
+FREE_KEYS = (
+    "checkpoint.",
+    "distributed",
+    "eval.",
+    "log.",
+    "train.max_skipped",
+    "train.shard_optimizer",
+    "train.steps",
+)
+
+
+def check_workdir(config, workdir):
+    """Checks, without writing anything, that a run with this config may go on in a folder or begin there.
+
+    Args:
+      config: ConfigDict of the run.
+      workdir: pathlib.Path.
+
+    Raises:
+      UserError: if the folder can't be written to, or holds a run whose config differs in more than `FREE_KEYS`.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file: expected a folder or a new name for --workdir")
+    there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.is_dir())
+    if is_first() and not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir}: {there} is read-only, expected a folder to write to")
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    changed = {
+        key: values
+        for key, values in config_difference(load_config(path), config).items()
+        if not key.startswith(FREE_KEYS)
+    }
+    if changed:
+        found = "; ".join(f"{key} is {new!r}, was {old!r}" for key, (old, new) in changed.items())
+        raise UserError(
+            f"{path} belongs to another run ({found}): expected the same config or another --workdir"
+        )
+
+
+def occupy(config, workdir):
+    """Makes the folder, locks it, and writes config.json and environment.json.
+
+    The lock is the operating system's on the file `lock`: it ends with this process, however that ends.
+
+    Args:
+      config: ConfigDict of the run.
+      workdir: pathlib.Path.
+
+    Returns:
+      An open file; closing it gives the folder free.
+
+    Raises:
+      UserError: if another training holds the folder, or it can't be written to.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - it stays open
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another training"
+            lock.close()
+            raise UserError(f"{workdir} is in use by {holder}: expected no other training in it") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        save_config(config, workdir / "config.json")
+        _add_environment(workdir / "environment.json")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}, expected a folder to write to") from error
+    return lock
+
+
+def _add_environment(path):
+    """Appends this start of the run to the list of its starts."""
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        starts = []
+    starts.append(
+        {
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "host": socket.gethostname(),
+            "processes": jax.process_count(),
+            "devices": provenance.devices(),
+            "commit": provenance.commit(),
+            "versions": provenance.versions(),
+        }
+    )
+    files.write(path, json.dumps(starts, indent=2) + "\n")
