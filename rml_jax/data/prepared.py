@@ -3,14 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from rml_jax.data.builders.base import REPORT_FILE, read_report
 from rml_jax.data.images import decode_image, decode_mask
 from rml_jax.data.tags import tag_key
 from rml_jax.errors import UserError
-
-_AS_STORED = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
 
 
 def is_prepared(root):
@@ -80,11 +77,14 @@ class PreparedData:
 
 
 def _open_records(root, split):
+    import tensorflow_datasets as tfds  # Takes a second, which training on other data need not wait for.
+
+    as_stored = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
     try:
         builder = tfds.builder_from_directory(root)
         missing = [path for path in builder.info.splits[split].filepaths if not path.is_file()]
         if missing:
             raise UserError(f"{missing[0]}: no such file, expected the data as it was prepared")
-        return builder.as_data_source(split, decoders=_AS_STORED)
+        return builder.as_data_source(split, decoders=as_stored)
     except (OSError, tfds.core.DatasetNotFoundError) as error:
         raise UserError(f"{root}: {error}, expected what `rml_jax.data.prepare` writes") from error
