@@ -21,7 +21,7 @@ def make_config():
     config.model.variant = "mini"
     config.cam.scales, config.cam.flip = (1.0,), False
     config.pseudo_label.dilations, config.pseudo_label.iterations = (1, 2), 2
-    config.eval.canvases, config.eval.batch_size = ((32, 32), (32, 48)), 2
+    config.eval.canvases, config.eval.batch_size = ((32, 48),), 2
     config.eval.stages = ("cam", "par")
     config.eval.background = {"cam": 0.4, "affinity": 0.2, "par": 0.3}
     config.train.crop_size = 32
