@@ -33,8 +33,7 @@ def main():
         [names[label - 1] for label in labels], visualize.palette()[labels], width=picture.shape[1]
     )
     file = io.BytesIO()
-    # 256 colours are enough for the eye and a third of the bytes.
-    Image.fromarray(visualize.grid([[picture], [legend]], min_side=1)).quantize(256).save(file, "PNG")
+    Image.fromarray(visualize.grid([[picture], [legend]], min_side=1)).save(file, "PNG", optimize=True)
     files.write(chosen.out, file.getvalue())
     print(f"{chosen.out}: {len(file.getvalue()) / 1024:.0f} KiB")
 

@@ -10,10 +10,11 @@ classification alone. Not yet run here: the published weights are not to be had.
 
 from rml_jax.config import default_config
 from rml_jax.data.coco_classes import CLASS_NAMES
+from rml_jax.variants import with_variant
 
 
-def get_config():
-    """The configuration."""
+def get_config(variant="full"):
+    """The configuration of a variant (`rml_jax.variants`)."""
     config = default_config()
     config.data.name = "coco"
     config.data.source = "coco"
@@ -23,4 +24,4 @@ def get_config():
     config.loss.warmup_steps = 5000
     config.train.steps = 75_000
     config.checkpoint.every = 2500
-    return config
+    return with_variant(config, variant)

@@ -12,10 +12,11 @@ are not to be had.
 
 from rml_jax.config import default_config
 from rml_jax.data.voc import CLASS_NAMES
+from rml_jax.variants import with_variant
 
 
-def get_config():
-    """The configuration."""
+def get_config(variant="full"):
+    """The configuration of a variant (`rml_jax.variants`)."""
     config = default_config()
     config.data.name = "voc"
     config.data.source = "voc"
@@ -23,4 +24,4 @@ def get_config():
     config.data.mask_values = tuple(range(1, 21))
     config.data.train_split = "train_aug"
     config.data.val_split = "val"
-    return config
+    return with_variant(config, variant)

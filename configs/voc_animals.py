@@ -9,10 +9,11 @@ network (b0) and a 160-pixel crop: a check that the whole path works on real pho
 """
 
 from rml_jax.config import default_config
+from rml_jax.variants import with_variant
 
 
-def get_config():
-    """The configuration."""
+def get_config(variant="full"):
+    """The configuration of a variant (`rml_jax.variants`)."""
     config = default_config()
 
     config.data.name = "voc_animals"
@@ -39,4 +40,4 @@ def get_config():
     config.log.pictures_every = 400
     config.eval.canvases = ((240, 320), (320, 240), (320, 320))
     config.eval.batch_size = 4
-    return config
+    return with_variant(config, variant)

@@ -25,6 +25,7 @@ def build_model(config, seed):
         num_classes=len(config.data.class_names),
         pooling=config.model.pooling,
         context_channels=config.model.context_channels,
+        fused_stages=config.model.fused_stages,
     )
     return RML(model_config, dtype=jnp.dtype(config.model.dtype), rngs=nnx.Rngs(params=seed))
 
@@ -58,7 +59,7 @@ def pseudo_label_config(config):
 
 def step_config(config):
     """StepConfig of a run."""
-    weights = ("ciml", "mfml", "apml", "alpha", "beta1", "beta2")
+    weights = ("ciml", "mfml", "apml", "alpha", "affinity", "beta1", "beta2")
     return StepConfig(
         weights=LossWeights(**{name: config.loss[name] for name in weights}),
         affine=AffineRange(**config.affine),
@@ -67,6 +68,7 @@ def step_config(config):
         cam_flip=config.cam.flip,
         radius=config.loss.radius,
         stride=stride(config),
+        decorrelate=config.loss.decorrelate,
         accumulate=config.train.accumulate,
     )
 

@@ -69,7 +69,10 @@ def default_config():
     model.variant = "b1"
     model.drop_path = 0.1
     model.pooling = "max"
-    model.context_channels = 15
+    model.context_channels = 15  # K of the fused context R_c
+    model.fused_stages = (
+        4  # how many stages, from the last, R_c is fused from; 4 = all, 1 = without the fusion
+    )
     model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
     model.init_from = ""  # weights to start from (rml_jax.models.pretrained says which files); "" = scratch
 
@@ -95,8 +98,10 @@ def default_config():
     loss.mfml = 0.1
     loss.apml = 0.1
     loss.alpha = 0.1
+    loss.affinity = 1.0
     loss.beta1 = 1.0
     loss.beta2 = 1.0
+    loss.decorrelate = False  # whether L_MFML whitens the context rather than standardising each channel
     loss.radius = 8  # cells of stage 4's grid
     loss.warmup_steps = 2000  # steps of classification alone
 
@@ -124,7 +129,7 @@ def default_config():
 
     config.log = log = ConfigDict()
     log.every = 50  # steps between scalars
-    log.pictures_every = 1000  # steps between pictures; 0 = never
+    log.pictures_every = 1000  # steps between pictures and measures of localisation on validation; 0 = never
 
     config.eval = evaluation = ConfigDict()
     evaluation.canvases = ((384, 512), (512, 384), (512, 512))  # (height, width) that pictures are padded to
@@ -173,6 +178,7 @@ _NOT_NEGATIVE = (
     "loss.mfml",
     "loss.apml",
     "loss.alpha",
+    "loss.affinity",
     "loss.beta1",
     "loss.beta2",
     "loss.radius",
@@ -202,6 +208,7 @@ def check_config(config):
     _check_choice(config, "model.pooling", POOLINGS)
     _check_choice(config, "model.dtype", DTYPES)
     _check_choice(config, "optimizer.freeze_norms", FREEZE_NORMS)
+    _check_choice(config, "model.fused_stages", (1, 2, 3, 4))
     _check_choice(config, "checkpoint.best_metric", LOSS_TERMS)
     for key in _POSITIVE:
         _check(config, key, lambda value: value >= 1, "at least 1")
@@ -389,12 +396,12 @@ def _check_sides(config):
     expected = (
         f"sides of {smallest} pixels or more at each of cam.scales, for model.variant {config.model.variant}"
     )
-    _check(config, "train.crop_size", lambda side: is_enough((side, side)), expected)
     _check(config, "eval.canvases", lambda canvases: all(map(is_enough, canvases)), expected)
+    _check(config, "train.crop_size", lambda side: is_enough((side, side)), expected)
 
 
 def _check_choice(config, key, choices):
-    _check(config, key, lambda value: value in choices, f"one of {', '.join(choices)}")
+    _check(config, key, lambda value: value in choices, f"one of {', '.join(map(str, choices))}")
 
 
 def _check(config, key, is_good, expected):

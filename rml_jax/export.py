@@ -106,7 +106,7 @@ def _write(form, folder, config, params, step, canvases):
         weights.write_model(folder, config, params, step)
         write_sums(folder, weights.FILES)
         again = predictor_of(*weights.read_model(folder)[:2], stage="cam")
-        return functools.partial(_predict_all, again), canvases
+        return functools.partial(_predict_all, again), (largest,)
     if form == "stablehlo":
         stablehlo.write_program(folder, config, params, step)
         write_sums(folder, stablehlo.FILES)

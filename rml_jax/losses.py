@@ -14,6 +14,8 @@ from rml_jax.ops.affine import warp
 from rml_jax.ops.cam import class_activation_maps
 
 _TINY = 1e-12
+# Share of the identity in what is inverted.
+_RIDGE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,7 @@ class LossWeights:
     Attributes:
       ciml, mfml, apml: lambda_1 to lambda_3.
       alpha: weight of the prototype term in L_CIML.
+      affinity: weight of L_aff in L_APML; 1 in the paper, 0 for its ablation.
       beta1: weight of I(R_c; R'_c) in L_MFML, in nats.
       beta2: weight of L_mi in L_APML, in nats.
     """
@@ -31,6 +34,7 @@ class LossWeights:
     mfml: float = 0.1
     apml: float = 0.1
     alpha: float = 0.1
+    affinity: float = 1.0
     beta1: float = 1.0
     beta2: float = 1.0
 
@@ -196,7 +200,50 @@ def standardize(context, valid):
     return centred * jax.lax.rsqrt(variance + 1e-5)
 
 
-def mfml(view, twin, theta, valid, beta1):
+def whiten(context, valid):
+    """The context with its channels standardised over space and then made uncorrelated over the batch's pixels.
+
+    Standardised channels can still become copies, up to their sign, of the one map that is easiest to align, and
+    training goes there (docs/method.md, Collapse). Uncorrelated ones can't. By the Cholesky factor of their
+    correlation, mixed with a little of the identity.
+
+    Args:
+      context: float [B, H, W, K].
+      valid: bool [B, H, W], the pixels that count.
+
+    Returns:
+      float32 [B, H, W, K], 0 where not valid.
+    """
+    flat, correlation = _correlation(standardize(context, valid), valid)
+    ridged = (1 - _RIDGE) * correlation + _RIDGE * jnp.eye(len(correlation))
+    factor = jnp.linalg.cholesky(ridged)
+    return jax.scipy.linalg.solve_triangular(factor, flat.T, lower=True).T.reshape(context.shape)
+
+
+def effective_rank(context, valid):
+    """How many independent channels a context amounts to, 1 (all are copies) to K.
+
+    The participation ratio of the correlation's eigenvalues, (sum of them)^2 / sum of their squares.
+
+    Args:
+      context: float [B, H, W, K], standardised.
+      valid: bool [B, H, W].
+
+    Returns:
+      float32 scalar; 0 where nothing counts.
+    """
+    _, correlation = _correlation(context, valid)
+    return jnp.square(jnp.trace(correlation)) / jnp.maximum(jnp.sum(jnp.square(correlation)), _TINY)
+
+
+def _correlation(standardized, valid):
+    """The vectors of all pixels [B H W, K], those that don't count 0, and their correlation [K, K]."""
+    flat = (standardized * valid[..., None]).reshape(-1, standardized.shape[-1])
+    correlation = jnp.matmul(flat.T, flat, precision="highest") / jnp.maximum(jnp.sum(valid), 1)
+    return flat, correlation
+
+
+def mfml(view, twin, theta, valid, beta1, decorrelate=False):
     """L_MFML: mean |A(R_c) - R'_c| plus beta1 times I(R_c; R'_c), over valid pixels (Eqs. 6 to 8).
 
     The K channels' softmax is the discrete variable of the mutual information.
@@ -206,15 +253,24 @@ def mfml(view, twin, theta, valid, beta1):
       theta: float [B, 2, 3], the transform A.
       valid: bool [B, H, W] on the context's grid, the pixels of the transformed view that show the original.
       beta1: weight of the mutual information.
+      decorrelate: whether the context is whitened rather than standardised, see `whiten`.
 
     Returns:
-      float32 scalar, and a dict with its parts.
+      float32 scalar, and a dict with its parts and the context's deviation and effective rank, which show whether
+      it collapses.
     """
     # Both over the same pixels, so that a context which moves exactly with the picture is at distance 0.
-    moved, twin_context = (standardize(c, valid) for c in (warp(view.context, theta), twin.context))
+    normalize = whiten if decorrelate else standardize
+    moved, twin_context = (normalize(c, valid) for c in (warp(view.context, theta), twin.context))
     distance = masked_mean(jnp.abs(moved - twin_context), valid[..., None])
     information = mutual_information(jax.nn.softmax(moved), jax.nn.softmax(twin_context), valid)
-    return distance + beta1 * information, {"alignment": distance, "information_context": information}
+    parts = {
+        "alignment": distance,
+        "information_context": information,
+        "context_deviation": jnp.mean(jnp.std(twin.context, axis=(1, 2))),
+        "context_rank": effective_rank(standardize(twin.context, valid), valid),
+    }
+    return distance + beta1 * information, parts
 
 
 # --- L_APML: Eqs. 9 to 14 ---
@@ -233,7 +289,7 @@ def affinity_loss(affinity, labels):
     return 0.5 * (masked_mean(1 - affinity, labels == 1) + masked_mean(affinity, labels == 0))
 
 
-def apml(view, twin, labels, twin_labels, matrix, valid, beta2):
+def apml(view, twin, labels, twin_labels, matrix, valid, beta2, contrast_weight=1.0):
     """L_APML: affinity learned from pseudo labels, and its mutual information (Eqs. 9 to 14).
 
     L_mi = -(I(y; R_a) + I(y'; R'_a) - 2 I(R_a; R'_a)): METHOD.md section 3 derives it from Eqs. 9 to 11, since
@@ -246,6 +302,7 @@ def apml(view, twin, labels, twin_labels, matrix, valid, beta2):
       matrix: float [B, N, N], A on the cells.
       valid: bool [B, h, w], N = h * w.
       beta2: weight of the mutual information.
+      contrast_weight: weight of L_aff; 1 in the paper.
 
     Returns:
       float32 scalar, and a dict with its parts.
@@ -263,7 +320,7 @@ def apml(view, twin, labels, twin_labels, matrix, valid, beta2):
         "information_affinity_label": with_label,
         "information_affinity_pair": shared,
     }
-    return contrast + beta2 * information, parts
+    return contrast_weight * contrast + beta2 * information, parts
 
 
 def _label_information(affinity, labels):

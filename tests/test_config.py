@@ -15,10 +15,17 @@ from rml_jax.config import check_config, config_difference, default_config, flat
 from rml_jax.errors import UserError
 from rml_jax.models import MiTConfig, MixTransformer
 from rml_jax.models.mit import VARIANTS
+from rml_jax.variants import CHANGES
 
 FOLDER = Path(rml_jax.__file__).parents[1] / "configs"
 FILES = sorted(path.name for path in FOLDER.glob("*.py"))
 CASES = [*FILES, "digits.py:baseline"]
+# The rows of the paper's ablations.
+VARIANT_CASES = [
+    f"{file}:{variant}"
+    for file in ("digits.py", "digits_small.py", "voc_animals.py", "voc.py", "coco.py")
+    for variant in CHANGES
+]
 
 
 def config_of(name):
@@ -47,9 +54,20 @@ def test_there_are_configs():
     assert {"digits.py", "voc_animals.py"} <= set(FILES)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *VARIANT_CASES])
 def test_config_passes_the_checks(name):
     check_config(config_of(name))
+
+
+def test_an_unknown_variant_is_named():
+    assert "'half'" in error_of(config_of, "voc.py:half")
+
+
+def test_the_baseline_is_classification_alone():
+    for file in ("digits.py", "coco.py"):
+        config = config_of(f"{file}:baseline")
+        assert config.loss.ciml == config.loss.mfml == config.loss.apml == 0
+        assert config.loss.warmup_steps == config.train.steps
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -374,12 +374,13 @@ def apml_case(seed=0):
     return logits + logits.T, twin_logits + twin_logits.T, labels, twin_labels, matrix, valid
 
 
-def run_apml(logits, twin_logits, labels, twin_labels, matrix, valid, beta2):
+def run_apml(logits, twin_logits, labels, twin_labels, matrix, valid, beta2, contrast_weight=1.0):
     view, twin = (
         SimpleNamespace(affinity_logits=jnp.asarray(a, jnp.float32)[None]) for a in (logits, twin_logits)
     )
     labels, twin_labels, matrix = (jnp.asarray(a)[None] for a in (labels, twin_labels, matrix))
-    return apml(view, twin, labels, twin_labels, matrix, jnp.asarray(valid).reshape(1, 2, 2), beta2)
+    valid = jnp.asarray(valid).reshape(1, 2, 2)
+    return apml(view, twin, labels, twin_labels, matrix, valid, beta2, contrast_weight)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -392,6 +393,14 @@ def test_apml_equals_loops(seed):
     assert parts["information_affinity_label"] == pytest.approx(with_label, abs=1e-5)
     assert parts["information_affinity_pair"] == pytest.approx(shared, abs=1e-5)
     assert result == pytest.approx(loss, abs=1e-5)
+
+
+def test_apml_without_the_affinity_loss_is_the_information_alone():
+    case = apml_case()
+    loss, parts = run_apml(*case, 0.7, contrast_weight=0.0)
+    information = parts["information_affinity_label"] - 2 * parts["information_affinity_pair"]
+    assert parts["affinity"] > 0.01
+    assert loss == pytest.approx(float(-0.7 * information), abs=1e-6)
 
 
 def test_apml_rewards_information_on_the_labels_and_punishes_shared_information():

@@ -29,11 +29,11 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
-def test_wheel_holds_every_module_and_configuration_and_nothing_else(wheel):
+def test_wheel_holds_the_package_and_the_configurations_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "rml_jax").rglob("*.py")}
+    files = [path for path in (ROOT / "rml_jax").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     configs = {f"rml_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
-    assert names == modules | configs
+    assert names == {str(path.relative_to(ROOT)) for path in files} | configs
 
 
 def test_wheel_has_licence_notice_command_and_dependencies(wheel):

@@ -15,7 +15,7 @@ _AS_STORED = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecod
 
 def is_prepared(root):
     """Whether a folder is one that `rml_jax.data.prepare` made."""
-    return Path(root, REPORT_FILE).is_file()
+    return bool(root) and all(Path(root, name).is_file() for name in (REPORT_FILE, "dataset_info.json"))
 
 
 class PreparedData:

@@ -37,7 +37,8 @@ class OutputFolder:
     def __init__(self, root, class_names, mask_values, *, with_cams, with_rle):
         self._root, self._with_cams, self._with_rle = root, with_cams, with_rle
         self._numbers = file_numbers(mask_values)
-        self._names = {int(self._numbers[c]): name for c, name in enumerate(class_names, 1)}
+        self._number_of = {name: int(self._numbers[c]) for c, name in enumerate(class_names, 1)}
+        self._names = {number: name for name, number in self._number_of.items()}
         self._pictures, self._failed, self._codes = [], [], []
 
     def save(self, name, path, image, prediction):
@@ -57,8 +58,7 @@ class OutputFolder:
         _write(self._root / "overlays" / f"{name}.jpg", _jpeg(self._with_legend(overlay, found)))
         if self._with_cams:
             for tag, cam in zip(prediction.tags, np.moveaxis(prediction.cams, -1, 0), strict=True):
-                number = self._number(tag)
-                file = f"{number}_{re.sub(_UNUSUAL, '_', tag)}.jpg"
+                file = f"{self._number_of[tag]}_{re.sub(_UNUSUAL, '_', tag)}.jpg"
                 heat = _in_strips(visualize.heat_map, image, cam)
                 _write(self._root / "cams" / name / file, _jpeg(heat))
         if self._with_rle:
@@ -85,15 +85,15 @@ class OutputFolder:
 
     def finish(self, settings):
         """Writes predictions.json, headed by a dict of settings, and coco.json."""
-        numbers = {name: number for number, name in self._names.items()}
-        record = {**settings, "numbers": {"background": 0, **numbers}, "pictures": self._pictures}
-        record["failed"] = self._failed
+        record = {
+            **settings,
+            "numbers": {"background": 0, **self._number_of},
+            "pictures": self._pictures,
+            "failed": self._failed,
+        }
         _write(self._root / "predictions.json", (json.dumps(record, indent=1) + "\n").encode())
         if self._with_rle:
             _write(self._root / "coco.json", (json.dumps(self._codes) + "\n").encode())
-
-    def _number(self, tag):
-        return next(number for number, name in self._names.items() if name == tag)
 
     def _with_legend(self, picture, numbers):
         if not numbers:

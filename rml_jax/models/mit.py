@@ -179,7 +179,11 @@ def _linear(features_in, features_out, *, dtype, rngs):
 
 
 def _conv(features_in, features_out, kernel, stride, padding, *, dtype, rngs):
-    """Convolution with the original's initialisation: normal, deviation sqrt(2 / (k * k * features_out))."""
+    """Convolution with the original's initialisation: normal, deviation sqrt(2 / (k * k * features_out)).
+
+    Other than there, the bias is not 0: a patch of a view's or crop's filling is all 0, and LayerNorm's slope at a
+    vector of zeros is 1 / sqrt(epsilon). Two in a row made the gradient of such patches 1e5 times too large.
+    """
     return nnx.Conv(
         features_in,
         features_out,
@@ -187,6 +191,7 @@ def _conv(features_in, features_out, kernel, stride, padding, *, dtype, rngs):
         strides=(stride, stride),
         padding=((padding, padding), (padding, padding)),
         kernel_init=nnx.initializers.normal(math.sqrt(2.0 / (kernel * kernel * features_out))),
+        bias_init=nnx.initializers.truncated_normal(0.02),
         dtype=dtype,
         rngs=rngs,
     )

@@ -399,7 +399,7 @@ def convert(source, target, to):
             target.parent.mkdir(parents=True, exist_ok=True)
             save_weights(weights, target)
     except OSError as error:
-        raise UserError(f"{target}: {error}, expected a place to write to") from error
+        raise UserError(f"{target}: {error.strerror or error}, expected a place to write to") from error
     return LoadReport(str(source), converted.layout, tuple(weights), left_out, {})
 
 

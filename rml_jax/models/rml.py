@@ -28,12 +28,14 @@ class RMLConfig:
       num_classes: foreground classes C; the background has no score of its own.
       pooling: "max" (the released code's default) or "average", over stage 4's grid.
       context_channels: K, channels of the fused multi-scale context (Eq. 5).
+      fused_stages: how many stages, counted from the last, are fused; 1 is the paper's "without fusion module".
     """
 
     backbone: MiTConfig
     num_classes: int
     pooling: str = "max"
     context_channels: int = 15
+    fused_stages: int = 4
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:
@@ -76,7 +78,10 @@ class RML(nnx.Module):
             features, config.num_classes, use_bias=False, kernel_init=small, rngs=rngs
         )
         self.affinity = nnx.Linear(2 * backbone.heads[-1], 1, rngs=rngs)
-        self.fusion = nnx.Linear(sum(backbone.channels), config.context_channels, rngs=rngs)
+        self.fusion = nnx.Linear(
+            sum(backbone.channels[-config.fused_stages :]), config.context_channels, rngs=rngs
+        )
+        self.fused_stages = config.fused_stages
         self.pooling = config.pooling
         self.stride = backbone.stride
 
@@ -123,14 +128,14 @@ class RML(nnx.Module):
         return mixed + mixed.swapaxes(-1, -2) + self.affinity.bias[...]
 
     def _fuse(self, stages):
-        """Eq. 5: all stages on stage 1's grid, concatenated, 1x1 convolution to K channels.
+        """Eq. 5: the stages on stage 1's grid, concatenated, 1x1 convolution to K channels.
 
         A 1x1 convolution commutes with the resize, so each stage is projected to K channels on its own grid and
         only those are enlarged: the same result for a fraction of the work.
         """
         grid = stages[0].shape[1:3]
         context, first = self.fusion.bias[...], 0
-        for stage in stages:
+        for stage in stages[-self.fused_stages :]:
             channels = stage.shape[-1]
             projected = stage @ self.fusion.kernel[...][first : first + channels]
             context = context + resize_bilinear(projected, grid)

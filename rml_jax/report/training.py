@@ -11,6 +11,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from tensorboardX.proto.event_pb2 import Event
 
+from rml_jax.evaluation.localization import SHARES
+
 # A panel of the curves and what it shows; a run without mutual learning has only some of them.
 _PANELS = {
     "loss": ("loss", "classification"),
@@ -18,6 +20,8 @@ _PANELS = {
     "parts of ciml and mfml": ("equivariance", "prototype_similarity", "alignment", "information_context"),
     "parts of apml": ("affinity", "information_affinity_label", "information_affinity_pair"),
     "share of pixels with a pseudo label": ("labelled_foreground", "labelled_background"),
+    "effective rank of the context": ("context_rank",),
+    "on validation images": tuple(f"validation/{name}" for name in SHARES),
     "gradient norm": ("gradient_norm",),
 }
 _POINTS = 300  # most points of a curve: more, and neighbours are averaged
@@ -60,6 +64,11 @@ def _events(data):
         begin = end + 4
 
 
+def tag_of(name):
+    """The TensorBoard tag of a metric of the train step, or of a name that is one."""
+    return name if "/" in name else f"train/{name}"
+
+
 def _in_order(values):
     return {tag: dict(sorted(steps.items())) for tag, steps in values.items()}
 
@@ -74,9 +83,7 @@ def curves(scalars: Mapping[str, Mapping[int, float]], mutual_from: int | None =
     Returns:
       The texts of `<svg>` elements.
     """
-    panels = {
-        title: [name for name in names if f"train/{name}" in scalars] for title, names in _PANELS.items()
-    }
+    panels = {title: [name for name in names if tag_of(name) in scalars] for title, names in _PANELS.items()}
     return [_panel(title, names, scalars, mutual_from) for title, names in panels.items() if names]
 
 
@@ -86,7 +93,8 @@ def _panel(title, names, scalars, mutual_from):
         figure = Figure(figsize=(5.5, 2.8), layout="constrained")
         axes = figure.add_subplot()
         for name in names:
-            axes.plot(*_thinned(scalars[f"train/{name}"]), label=name.replace("_", " "), linewidth=1.5)
+            label = name.rpartition("/")[2].replace("_", " ")
+            axes.plot(*_thinned(scalars[tag_of(name)]), label=label, linewidth=1.5)
         if mutual_from is not None:
             axes.axvline(mutual_from, color=_INK, linestyle=":", linewidth=1)
         axes.set_title(title, loc="left", fontsize=11)

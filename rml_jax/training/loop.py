@@ -16,6 +16,7 @@ from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.errors import Interrupted, UserError
 from rml_jax.evaluation.evaluator import Evaluator
+from rml_jax.evaluation.localization import localization
 from rml_jax.models.pretrained import load_weights
 from rml_jax.report import pictures
 from rml_jax.training.checkpoint import Checkpoints
@@ -28,7 +29,8 @@ from rml_jax.training.step import make_train_step
 from rml_jax.training.workdir import check_workdir, occupy
 from rml_jax.trees import digest
 
-_PICTURES = 6
+# Validation pictures that are shown, and those that CAMs and pseudo labels are measured on.
+_PICTURES, _MONITORED = 6, 64
 
 
 def train(config, workdir):
@@ -93,7 +95,9 @@ def _train(config, workdir, mesh, source, shown, closing):
     closing.callback(log.close)
     train_step = make_train_step(graphdef, optimizer, build.step_config(config))
     loop = _Loop(config, mesh, jit_train_step(train_step, state), batches, checkpoints, log, restored)
-    state = loop.run(state, functools.partial(_write_pictures, log, Evaluator(config, graphdef), shown))
+    background = config.eval.background.cam
+    show = functools.partial(_write_pictures, log, Evaluator(config, graphdef), shown, background)
+    state = loop.run(state, show)
     checkpoints.wait()
     if is_first():
         log.summary(int(state.step), loop.window.skipped, checkpoints, digest(_local(state.params)))
@@ -231,10 +235,11 @@ def _local(params):
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), params)
 
 
-def _write_pictures(log, evaluator, source, params, step):
+def _write_pictures(log, evaluator, source, background, params, step):
     """Keeps what the network makes of the first validation images; `cams` and `images` are for the report."""
-    samples = evaluator.samples(params, source, range(min(_PICTURES, len(source))))
-    rows = [pictures(sample) for sample in samples]
+    samples = evaluator.samples(params, source, range(min(_MONITORED, len(source))))
+    log.validation(localization(samples, background), step)
+    rows = [pictures(sample) for sample in samples[:_PICTURES]]
     captions = [list(rows[0]), *([""] * len(row) for row in rows[1:])]
     log.picture("validation", visualize.grid([list(row.values()) for row in rows], captions), step)
     log.picture("images", visualize.grid([[row["image"] for row in rows]]), step)

@@ -101,6 +101,11 @@ class RunLog:
             terms.append(f"skipped {skipped}")
         self._progress.update(step, "  ".join(terms))
 
+    def validation(self, scalars, step):
+        """What was measured on validation pictures, a dict of floats."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(f"validation/{name}", value, step)
+
     def picture(self, name, picture, step):
         """A picture, uint8 [H, W, 3]."""
         self._writer.add_image(name, picture, step, dataformats="HWC")
@@ -136,7 +141,7 @@ class SilentLog:
     def waited(self, seconds):
         """See `RunLog`."""
 
-    write = picture = summary = close = lambda self, *_: None
+    write = validation = picture = summary = close = lambda self, *_: None
 
 
 def _summary_writer(workdir, start):

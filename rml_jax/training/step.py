@@ -42,6 +42,7 @@ class StepConfig:
       cam_scales, cam_flip: the passes of the multi-scale CAM.
       radius: greatest distance of an affinity pair, in cells of stage 4's grid.
       stride: pixels per cell of stage 4's grid.
+      decorrelate: whether L_MFML whitens the context rather than standardising it (`losses.whiten`).
       accumulate: parts that a batch is computed in, one after the other, for devices that can't hold it at once.
     """
 
@@ -52,6 +53,7 @@ class StepConfig:
     cam_flip: bool
     radius: int
     stride: int
+    decorrelate: bool = False
     accumulate: int = 1
 
 
@@ -192,9 +194,13 @@ def pair_losses(outputs, labels, batch, theta, config):
     weights = config.weights
     classification = losses.multilabel_soft_margin(view.logits, tags)
     ciml, ciml_parts = losses.ciml(view, twin, tags, matrix, valid, weights.alpha)
-    mfml, mfml_parts = losses.mfml(view, twin, theta, valid_fine, weights.beta1)
-    apml, apml_parts = losses.apml(view, twin, pair_labels, twin_pair_labels, matrix, valid, weights.beta2)
-    total = classification + weights.ciml * ciml + weights.mfml * mfml + weights.apml * apml
+    mfml, mfml_parts = losses.mfml(view, twin, theta, valid_fine, weights.beta1, config.decorrelate)
+    apml, apml_parts = losses.apml(
+        view, twin, pair_labels, twin_pair_labels, matrix, valid, weights.beta2, weights.affinity
+    )
+    # A term without weight is measured all the same, but costs no gradient.
+    weighted = ((weights.ciml, ciml), (weights.mfml, mfml), (weights.apml, apml))
+    total = classification + sum(weight * term for weight, term in weighted if weight)
     terms = {"classification": classification, "ciml": ciml, "mfml": mfml, "apml": apml}
     real_pixels = box_mask(box, canvas, canvas)
     labelled = {

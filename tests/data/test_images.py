@@ -42,7 +42,7 @@ def refusal(data, decode=decode_image, *arguments):
     st.booleans(),
     st.integers(0, 99),
 )
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_fast_jpeg_decoder_gives_pillows_pixels(height, width, quality, subsampling, progressive, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
     options = {"quality": quality, "subsampling": subsampling, "progressive": progressive}
@@ -123,6 +123,13 @@ def test_truncated_files_are_refused(kind, keep):
     message = refusal(encode(photo(), kind)[:keep])
     assert message.endswith("expected a whole JPEG or PNG picture")
     assert ("an empty file" in message) == (keep == 0)
+
+
+def test_whatever_pillow_raises_names_the_file():
+    """Broken headers give exceptions of many kinds, this one NotImplementedError."""
+    data = bytearray(encode(photo(), "DDS"))
+    data[80:84] = bytes(4)  # The flags of its pixel format.
+    assert "expected a whole JPEG or PNG picture" in refusal(bytes(data))
 
 
 def test_text_is_no_picture():

@@ -87,6 +87,14 @@ def test_prepared_data_goes_before_a_folder(prepared, kind):
     assert source[3]["mask"].max() == 2
 
 
+def test_folders_with_a_report_of_their_own_are_no_prepared_data(make_voc_folder, monkeypatch):
+    files = make_voc_folder()
+    monkeypatch.chdir(files.root)
+    (files.root / "report.json").write_text("{}")
+    assert len(make_source(voc_config(files), "train", with_masks=False)) == 5
+    assert len(make_source(data_config(), "train", with_masks=False)) == 5
+
+
 def test_prepared_data_has_its_classes(prepared):
     config = ConfigDict({"data": data_config(source="folder", root=prepared)})
     assert with_class_names(config).data.class_names[::19] == ("aeroplane", "tvmonitor")

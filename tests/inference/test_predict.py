@@ -95,7 +95,7 @@ def test_overlay_has_a_legend_below(predicted, noise):
     assert pixels.shape[0] > 32
     mask = np.asarray(Image.open(predicted / "masks" / "a.png"))
     background = pixels[:32, :40][mask == 0].ravel()
-    assert np.corrcoef(background, noise(32, 40, 1)[mask == 0].ravel())[0, 1] > 0.6, "but for JPEG's losses"
+    assert np.corrcoef(background, noise(32, 40, 1)[mask == 0].ravel())[0, 1] > 0.4, "but for JPEG's losses"
 
 
 def test_nothing_is_overwritten(predicted, photos, model_folder, capsys):

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -293,6 +294,26 @@ def test_attention_with_reduction_equals_numpy(tiny):
 
 
 # --- Stochastic depth ---
+
+
+def test_blank_patches_have_gradients_like_others():
+    # LayerNorm's slope is 1 / sqrt(epsilon) at a vector of zeros, which a blank patch gives where the bias is 0.
+    stage = mit.Stage(TINY, 0, 3, (0.0,), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    picture = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
+    half_blank = picture.copy()
+    half_blank[:, :, 8:] = 0
+    weight = np.random.default_rng(1).normal(size=(1, 8, 8, 4))
+
+    graph, params = nnx.split(stage)
+
+    @jax.jit
+    def norm(params, picture):
+        gradients = jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(picture, [None])[0] * weight))(params)
+        return optax.tree.norm(gradients)
+
+    assert norm(params, half_blank) < 10 * norm(params, picture)
+    params["embedding"]["bias"][...] = jnp.zeros(4)
+    assert norm(params, half_blank) > 1000 * norm(params, picture)
 
 
 def test_drop_path_without_key_or_rate_changes_nothing():

@@ -744,9 +744,7 @@ def test_command_on_a_bad_target(afa_file, tmp_path, capsys):
     assert "--to" in refused(capsys, tmp_path, afa_file, file, "--to=tensorflow")
 
 
-def test_target_that_safetensors_cannot_write(afa_file, tmp_path, capsys, monkeypatch):
-    """A full disk, for example."""
-
+def test_target_on_a_full_disk(afa_file, tmp_path, capsys, monkeypatch):
     def fail(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 

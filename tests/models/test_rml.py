@@ -115,6 +115,17 @@ def test_fusion_is_a_1x1_convolution_of_all_stages_on_the_first_grid(model, resu
     np.testing.assert_allclose(results[0].context, expected, atol=1e-4)
 
 
+def test_without_the_fusion_the_context_is_made_of_the_last_stage(model, images, results):
+    # Only the fusion has numbers here; the stages are those of the network above.
+    fusion = np.random.default_rng(2).normal(size=(16, 5)).astype(np.float32)
+    alone = nnx.eval_shape(lambda: RML(dataclasses.replace(CONFIG, fused_stages=1), rngs=nnx.Rngs(0)))
+    assert alone.fusion.kernel.shape == fusion.shape
+    alone.fusion.kernel, alone.fusion.bias = nnx.Param(jnp.asarray(fusion)), nnx.Param(jnp.ones(5))
+    stages = results[2][0]
+    expected = references.resize_bilinear(np.asarray(stages[-1]), (8, 12)) @ fusion + 1
+    np.testing.assert_allclose(alone._fuse(stages), expected, atol=1e-4)
+
+
 def test_only_the_backbone_computes_in_bfloat16(images):
     graph, state = nnx.split(nnx.eval_shape(lambda: RML(CONFIG, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))))
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}

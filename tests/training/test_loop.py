@@ -1,5 +1,6 @@
 """The training loop end to end on tiny pictures: what a run leaves behind, how it resumes, what it refuses."""
 
+import io
 import json
 import os
 import signal
@@ -8,14 +9,17 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from configs import digits
 from rml_jax.config import load_config
 from rml_jax.errors import Interrupted, UserError
+from rml_jax.evaluation.localization import SHARES
 from rml_jax.evaluation.run import evaluate_run
 from rml_jax.models import MiTConfig
 from rml_jax.models.pretrained import save_transformers, save_weights
 from rml_jax.report import score_table
+from rml_jax.report.training import read_events
 from rml_jax.training import loop
 from rml_jax.training.checkpoint import Checkpoints
 from rml_jax.training.runlog import RunLog
@@ -52,6 +56,21 @@ def test_run_leaves_config_checkpoints_and_tensorboard_files(finished):
     assert list(workdir.glob("events.out.tfevents.*"))
 
 
+def test_run_keeps_scalars_and_pictures_for_the_report(finished):
+    workdir, _ = finished
+    scalars, pictures = read_events(workdir)
+    assert list(scalars["train/loss"]) == [1, 2, 3, 4]
+    assert list(scalars["train/ciml"]) == [3, 4]
+    assert sorted((tag, *steps) for tag, steps in pictures.items()) == [
+        ("cams", 4),
+        ("images", 4),
+        ("validation", 4),
+    ]
+    # Three scenes, each 32 pixels enlarged to 128, with gaps of 4.
+    sizes = {Image.open(io.BytesIO(pictures[tag][4])).size for tag in ("cams", "images")}
+    assert sizes == {(3 * 128 + 2 * 4, 128)}
+
+
 def logged(workdir):
     """All of a run's log that does not depend on the time."""
     entries = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -70,6 +89,14 @@ def test_log_has_every_loss_the_rates_and_the_time_spent_waiting(finished):
     assert entries[3]["learning_rate/backbone"] == pytest.approx(6e-5, rel=1e-3)
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 <= last["speed/waiting_for_data"] < 1
+
+
+def test_pictures_come_with_measures_of_localization(finished):
+    scalars, pictures = read_events(finished[0])
+    assert list(pictures["validation"]) == [4]
+    for name in SHARES:
+        assert list(scalars[f"validation/{name}"]) == [4]
+        assert 0 <= scalars[f"validation/{name}"][4] <= 1
 
 
 def test_run_says_first_what_it_is(finished):

@@ -6,6 +6,7 @@ features.json, and report.json. Until everything is done, finished shards lie in
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -63,6 +64,16 @@ class Plan:
     sources: list[str]
 
 
+@dataclasses.dataclass
+class _Shard:
+    """A part of a split: where its file is until everything is done, its images, and what became of them or None."""
+
+    split: str
+    path: Path
+    planned: list[Planned]
+    record: dict | None
+
+
 class PreparedBuilder(FileReaderBuilder):
     """Base class. An example is `id`, `image` (the file's bytes, whatever picture format), `mask` (PNG) and `tags`.
 
@@ -113,45 +124,42 @@ class PreparedBuilder(FileReaderBuilder):
         plan = self.plan(dl_manager)
         partial = Path(self.data_dir).parent / f"{self.version}.partial"
         _open_partial(partial, self._fingerprint(plan))
-        shards = [
-            (split, partial / os.path.basename(self._shard_path(split, number, count)), part)
-            for split, planned in plan.splits.items()
-            for count in [max(1, -(-len(planned) // SHARD_IMAGES))]
-            for number in range(count)
-            for part in [planned[number * SHARD_IMAGES : (number + 1) * SHARD_IMAGES]]
-        ]
-        records = {path: _finished_record(path) for _, path, _ in shards}
-        done = sum(len(part) for _, path, part in shards if records[path])
-        progress = Progress(self.name, sum(map(len, plan.splits.values())), "images", start=done)
-        for _, path, part in shards:
-            if records[path] is None:
-                records[path] = self._write_shard(
-                    path, part, lambda n, before=done: progress.update(before + n)
-                )
-                done += len(part)
-        self._check_rejected(records, partial)
-        report = self._make_report(plan, [(split, path, records[path]) for split, path, _ in shards])
-        infos = []
-        for split in plan.splits:
-            paths = [path for name, path, _ in shards if name == split]
-            for path in paths:
-                os.replace(path, Path(self.data_dir, path.name))
-            infos.append(
-                tfds.core.SplitInfo(
-                    name=split,
-                    shard_lengths=[records[path]["images"] for path in paths],
-                    num_bytes=report["splits"][split]["bytes"],
-                    filename_template=self._get_filename_template(split_name=split),
-                )
-            )
-        self.info.set_splits(tfds.core.SplitDict(infos))
-        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-        Path(self.data_dir, REPORT_FILE).write_text(text, encoding="utf-8")
+        shards = [shard for split in plan.splits for shard in self._shards(plan, split, partial)]
+        self._write_shards(shards)
+        self._check_rejected(shards, partial)
+        report = self._make_report(plan, shards)
+        (partial / REPORT_FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        for path in (partial / REPORT_FILE, *(shard.path for shard in shards)):
+            path.replace(Path(self.data_dir, path.name))
+        self.info.set_splits(tfds.core.SplitDict([self._split_info(split, shards) for split in plan.splits]))
         shutil.rmtree(partial)
 
-    def _shard_path(self, split, number, count):
-        template = self._get_filename_template(split_name=split)
-        return template.sharded_filepath(shard_index=number, num_shards=count)
+    def _shards(self, plan, split, partial):
+        """The shards of a split, with the records of those that are finished."""
+        planned, template = plan.splits[split], self._get_filename_template(split_name=split)
+        parts = [planned[start : start + SHARD_IMAGES] for start in range(0, len(planned), SHARD_IMAGES)]
+        for number, part in enumerate(parts):
+            name = template.sharded_filepath(shard_index=number, num_shards=len(parts)).name
+            yield _Shard(split, partial / name, part, _finished_record(partial / name))
+
+    def _write_shards(self, shards):
+        """Writes the shards that aren't finished and sets their records."""
+        done = sum(len(shard.planned) for shard in shards if shard.record)
+        progress = Progress(self.name, sum(len(shard.planned) for shard in shards), "images", start=done)
+        for shard in shards:
+            if not shard.record:
+                update = functools.partial(lambda before, n: progress.update(before + n), done)
+                shard.record = self._write_shard(shard.path, shard.planned, update)
+                done += len(shard.planned)
+
+    def _split_info(self, split, shards):
+        shards = [shard for shard in shards if shard.split == split]
+        return tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[shard.record["images"] for shard in shards],
+            num_bytes=sum(Path(self.data_dir, shard.path.name).stat().st_size for shard in shards),
+            filename_template=self._get_filename_template(split_name=split),
+        )
 
     def _fingerprint(self, plan):
         """Text that two runs share only if the shards of one serve the other."""
@@ -204,15 +212,15 @@ class PreparedBuilder(FileReaderBuilder):
             return error
         return data, numbers, mask, image.shape[:2]
 
-    def _check_rejected(self, records, partial):
+    def _check_rejected(self, shards, partial):
         """Raises UserError if too many images are bad; their shards are then made again next time."""
-        rejected = [reason for record in records.values() for reason in record["rejected"].values()]
-        listed = len(rejected) + sum(record["images"] for record in records.values())
+        rejected = [reason for shard in shards for reason in shard.record["rejected"].values()]
+        listed = sum(len(shard.planned) for shard in shards)
         if len(rejected) <= self._max_bad * listed:
             return
-        for path, record in records.items():
-            if record["rejected"]:
-                path.unlink()
+        for shard in shards:
+            if shard.record["rejected"]:
+                shard.path.unlink()
         (partial / "rejected.txt").write_text("\n".join(rejected) + "\n", encoding="utf-8")
         raise UserError(
             f"{len(rejected)} of {listed} images are bad, expected at most {self._max_bad:.2%} (--max_bad); "
@@ -223,7 +231,7 @@ class PreparedBuilder(FileReaderBuilder):
         """The content of report.json; its keys are what `report_lines` prints."""
         splits = {}
         for split, planned in plan.splits.items():
-            records = [record for name, _, record in shards if name == split]
+            records = [shard.record for shard in shards if shard.split == split]
             sizes = np.array([size for record in records for size in record["sizes"]]).reshape(-1, 2)
             if not len(sizes):
                 raise UserError(f"{split}: no image is left of {len(planned)}")
@@ -234,7 +242,7 @@ class PreparedBuilder(FileReaderBuilder):
                 "listed": len(planned),
                 "list": plan.notes[split],
                 "without_mask": sum(record["without_mask"] for record in records),
-                "bytes": sum(path.stat().st_size for name, path, _ in shards if name == split),
+                "bytes": sum(shard.path.stat().st_size for shard in shards if shard.split == split),
                 "height": _spread(sizes[:, 0]),
                 "width": _spread(sizes[:, 1]),
                 "images_per_class": dict(zip(self.class_names, classes, strict=True)),
