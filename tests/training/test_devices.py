@@ -95,8 +95,8 @@ def test_one_and_eight_devices_with_a_sharded_optimizer_give_the_same_losses():
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [name for name in devices.LAYOUTS if name != devices.REFERENCE])
 def test_layouts_of_devices_by_the_real_command_give_the_same_losses(tmp_path, layout):
-    reference, _ = devices.train(devices.REFERENCE, tmp_path / "reference", 5)
-    found, _ = devices.train(layout, tmp_path / "run", 5)
+    reference, _ = devices.train(devices.REFERENCE, tmp_path / "reference", steps=5, warm_up=2)
+    found, _ = devices.train(layout, tmp_path / "run", steps=5, warm_up=2)
     assert found.keys() == {1, 2, 3, 4, 5}
     assert devices.difference(found, reference) < 1e-5
 
