@@ -2,8 +2,9 @@
 
     python -m benchmarks.devices [--json FILE] [--steps 5] [--warm-up 2] [--only NAME;NAME]
 
-Devices are simulated on the CPU; processes talk over loopback. All layouts get the same batches, for `--warm-up` steps
-of classification and then all losses. "difference" is the greatest difference of any logged loss to one device's.
+Devices are simulated on the CPU; processes talk over loopback. All layouts get the same batches, for `--warm-up`
+steps of classification and then all losses. "difference" is the greatest difference of any logged loss to one
+device's.
 """
 
 import argparse

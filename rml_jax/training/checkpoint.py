@@ -245,7 +245,7 @@ def _reason(error):
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # tensorstore has it somewhere in a long text
         if os.strerror(number) in str(error):
             return os.strerror(number)
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
 @contextlib.contextmanager
