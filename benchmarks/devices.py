@@ -21,18 +21,15 @@ def main():
     parser.add_argument("--json", type=Path)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm-up", type=int, default=2)
-    parser.add_argument("--only", default=";".join(LAYOUTS))
+    parser.add_argument("--only", default=";".join(LAYOUTS), help="beside one device")
     chosen = parser.parse_args()
     result = {"environment": measure.environment(), "layouts": {}}
-    for name in chosen.only.split(";"):
+    for name in dict.fromkeys([REFERENCE, *chosen.only.split(";")]):
         with tempfile.TemporaryDirectory() as folder:
             found, printed = train(name, Path(folder) / "run", chosen.steps, chosen.warm_up)
-        reference = result["layouts"].setdefault(REFERENCE, {"losses": found})["losses"]
-        result["layouts"][name] = {
-            "losses": found,
-            "difference": difference(found, reference),
-            "printed": [output.splitlines() for output in printed],
-        }
+        result["layouts"][name] = {"losses": found, "printed": [output.splitlines() for output in printed]}
+        reference = result["layouts"][REFERENCE]["losses"]
+        result["layouts"][name]["difference"] = difference(found, reference)
         measure.write_json(result, chosen.json)
 
 
