@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from benchmarks import measure
@@ -107,13 +108,16 @@ def kill(trial):
             run.wait_until(lambda saved=saved: saved_steps(workdir) != saved)
             run.wait_until(lambda: False, draw.uniform(0, 1))
         else:
+            # What the last kill had left half written is cleared away before the log is opened.
+            log, began = workdir / "metrics.jsonl", time.time()
+            run.wait_until(lambda log=log, began=began: log.exists() and log.stat().st_mtime > began)
             run.wait_until(saving)
             run.wait_until(lambda: False, draw.uniform(0, 0.05))
         if run.process.poll() is not None:
             break  # It came to its end; there is nothing left to kill.
         run.process.kill()
         output = run.finish()[1]
-        if start:
+        if start and (resumed_step(output) or not saved):
             lost.append(start - resumed_step(output))
         reached = last_step(workdir)
         kills += 1
