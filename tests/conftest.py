@@ -7,9 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from benchmarks.parity.networks import random_network
+
+# No deadlines: the first example often compiles, and a busy machine is no mistake.
+settings.register_profile("rml_jax", deadline=None)
+settings.load_profile("rml_jax")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,7 +132,7 @@ def scores(values):
 WEIGHTS = hnp.arrays(np.float32, (6,), elements=st.sampled_from([0.0, 0.25, 1.0]))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(scores(4), scores(3), WEIGHTS)
 def test_information_is_symmetric_and_bounded(first, second, weight):
     first, second = (np.asarray(jax.nn.softmax(scores)) for scores in (first, second))
@@ -142,7 +142,7 @@ def test_information_is_symmetric_and_bounded(first, second, weight):
     assert there == pytest.approx(references.mutual_information(first, second, weight), abs=2e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(hnp.arrays(np.int64, 12, elements=st.integers(0, 3)))
 def test_information_of_labels_about_themselves_is_their_entropy_and_about_a_constant_0(labels):
     values = np.eye(4)[labels]

@@ -29,8 +29,8 @@ def test_examples_are_short_and_give_what_they_say():
     par, crf, transformer, losses = map(run, PIECES)
     assert par["refined"].shape == (1, 96, 96, 2)
     assert crf["mask"].shape == (96, 96)
-    assert [stage.shape[1] for stage in transformer["features"]] == [16, 8, 4, 4]
-    assert transformer["attention"].shape == (1, 16, 16, 16)
+    assert [stage.shape[1] for stage in transformer["features"]] == [32, 16, 16, 16]
+    assert transformer["attention"].shape == (1, 8, 256, 256)
     assert 0 <= losses["information"] < 0.5
     assert losses["loss"] == pytest.approx(0.25), (
         "all pairs are positive, R_a = 0.5, and the negative half is empty"

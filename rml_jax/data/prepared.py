@@ -1,21 +1,33 @@
 """Reads what `rml_jax.data.prepare` wrote: array_record files, any example at any time."""
 
+import json
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from rml_jax.data.builders.base import REPORT_FILE, read_report
 from rml_jax.data.images import decode_image, decode_mask
 from rml_jax.data.tags import tag_key
 from rml_jax.errors import UserError
 
-_AS_STORED = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
+REPORT_FILE = "report.json"
 
 
 def is_prepared(root):
     """Whether a folder is one that `rml_jax.data.prepare` made."""
     return bool(root) and all(Path(root, name).is_file() for name in (REPORT_FILE, "dataset_info.json"))
+
+
+def read_report(folder):
+    """The content of report.json in a folder of prepared data.
+
+    Raises:
+      UserError: if there is none.
+    """
+    path = Path(folder, REPORT_FILE)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}, expected what `rml_jax.data.prepare` writes") from error
 
 
 class PreparedData:
@@ -80,11 +92,14 @@ class PreparedData:
 
 
 def _open_records(root, split):
+    import tensorflow_datasets as tfds  # Takes a second, which training on other data need not wait for.
+
+    as_stored = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
     try:
         builder = tfds.builder_from_directory(root)
         missing = [path for path in builder.info.splits[split].filepaths if not path.is_file()]
         if missing:
             raise UserError(f"{missing[0]}: no such file, expected the data as it was prepared")
-        return builder.as_data_source(split, decoders=_AS_STORED)
+        return builder.as_data_source(split, decoders=as_stored)
     except (OSError, tfds.core.DatasetNotFoundError) as error:
         raise UserError(f"{root}: {error}, expected what `rml_jax.data.prepare` writes") from error

@@ -2,11 +2,10 @@
 
 import sys
 
-from rml_jax.data.builders.base import read_report
 from rml_jax.data.coco import CocoFolder
 from rml_jax.data.digits import DigitScenes
 from rml_jax.data.folder import PhotoFolder, folder_classes
-from rml_jax.data.prepared import PreparedData, is_prepared
+from rml_jax.data.prepared import PreparedData, is_prepared, read_report
 from rml_jax.data.voc import IMAGE_FOLDER, VocFolder
 from rml_jax.errors import UserError
 

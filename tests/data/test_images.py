@@ -42,7 +42,7 @@ def refusal(data, decode=decode_image, *arguments):
     st.booleans(),
     st.integers(0, 99),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_fast_jpeg_decoder_gives_pillows_pixels(height, width, quality, subsampling, progressive, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
     options = {"quality": quality, "subsampling": subsampling, "progressive": progressive}

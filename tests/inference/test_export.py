@@ -148,7 +148,7 @@ def test_a_changed_program_is_refused(stablehlo, tmp_path):
 
 
 def test_onnx(model_folder, noise, tmp_path):
-    """Any number of pictures in onnxruntime; needs the extra `onnx`, see docs/inference.md."""
+    """Any number of pictures in onnxruntime; needs jax2onnx, see docs/inference.md."""
     pytest.importorskip("jax2onnx")
     from rml_jax.inference.export.onnx import read_program
 
@@ -162,7 +162,7 @@ def test_onnx(model_folder, noise, tmp_path):
             np.testing.assert_allclose(cams, live(image, tags=CLASSES).cams, atol=1e-4)
 
 
-def test_onnx_without_its_extra(model_folder, tmp_path, monkeypatch):
+def test_onnx_without_jax2onnx(model_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(UserError, match=r"needs jax2onnx and onnxruntime .*docs/inference\.md"):
         command.export(model_folder, tmp_path / "onnx", "onnx")

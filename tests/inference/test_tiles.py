@@ -35,7 +35,7 @@ def blend(maps, tile, change=lambda top, left, part: part):
     return result
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(8, 70), st.integers(8, 70), st.integers(8, 30), st.integers(8, 30))
 def test_tiles_of_one_map_give_that_map(height, width, tile_height, tile_width):
     maps = np.random.default_rng(0).random((height, width, 2), np.float32)

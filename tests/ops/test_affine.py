@@ -251,7 +251,7 @@ TRANSFORMS = st.builds(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(TRANSFORMS)
 def test_there_and_back_again_returns_the_interior(theta):
     y, x = np.meshgrid(np.linspace(0, 2, 24), np.linspace(0, 2, 24), indexing="ij")
@@ -263,7 +263,7 @@ def test_there_and_back_again_returns_the_interior(theta):
     np.testing.assert_allclose(back[kept], smooth[0][kept], atol=0.03)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(TRANSFORMS, st.integers(0, 2**32 - 1))
 def test_warp_commutes_with_affine_maps_of_the_channels_where_valid(theta, seed):
     rng = np.random.default_rng(seed)

@@ -55,7 +55,7 @@ def test_published_dilations_and_ten_iterations_are_the_defaults(noisy):
 SIZES = st.sampled_from([(1, 11), (7, 9), (30, 26)])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(SIZES, st.sampled_from([1, 8, 255]), st.integers(0, 2**32 - 1))
 def test_weights_are_48_and_sum_to_1_01(size, greatest, seed):
     images = np.random.default_rng(seed).integers(0, greatest + 1, (2, *size, 3))
@@ -65,7 +65,7 @@ def test_weights_are_48_and_sum_to_1_01(size, greatest, seed):
     np.testing.assert_allclose(weights.sum(axis=0), np.full((2, *size), 1.01), rtol=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(SIZES, st.sampled_from([1, 8, 255]), st.floats(-1, 1, width=32), st.integers(0, 2**32 - 1))
 def test_constant_mask_stays_constant_and_grows_by_1_01_each_time(size, greatest, value, seed):
     images = np.random.default_rng(seed).integers(0, greatest + 1, (2, *size, 3))

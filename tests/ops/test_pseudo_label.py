@@ -138,7 +138,7 @@ def unrefined(cams, tags, box):
 TAGS = st.lists(st.integers(0, CLASSES - 1), max_size=4, unique=True)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data(), seed=st.integers(0, 1000))
 def test_equals_numpy(data, seed):
     cams = np.random.default_rng(seed).random((2, HEIGHT, WIDTH, CLASSES)).astype(np.float32)

@@ -22,11 +22,11 @@ from PIL import Image
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from rml_jax.data.images import check_same_size, decode_image
+from rml_jax.data.prepared import REPORT_FILE, read_report
 from rml_jax.errors import UserError
 from rml_jax.labels import IGNORE
 from rml_jax.progress import Progress
 
-REPORT_FILE = "report.json"
 SHARD_IMAGES = 512  # What a stopped run loses at most.
 # Images that are read ahead of the writer: as many as this lie in memory as files.
 _BLOCK = 32
@@ -265,19 +265,6 @@ class PreparedBuilder(FileReaderBuilder):
 
     def _log_download_done(self):
         """The report says it."""
-
-
-def read_report(folder):
-    """The content of report.json in a folder of prepared data.
-
-    Raises:
-      UserError: if there is none.
-    """
-    path = Path(folder, REPORT_FILE)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}, expected what `rml_jax.data.prepare` writes") from error
 
 
 def report_lines(report):

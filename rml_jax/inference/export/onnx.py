@@ -1,4 +1,4 @@
-"""A program for ONNX runtimes, by jax2onnx, which is an extra: pip install 'rml_jax[onnx]'."""
+"""A program for ONNX runtimes, by jax2onnx, which needs an environment of its own (docs/inference.md)."""
 
 import json
 
