@@ -1,9 +1,10 @@
 """Do results depend on the devices? The same few steps by the real command on several layouts of them, compared.
 
-    python -m benchmarks.devices [--json FILE] [--steps 5] [--only NAME;NAME]
+    python -m benchmarks.devices [--json FILE] [--steps 5] [--warm-up 2] [--only NAME;NAME]
 
-Devices are simulated on the CPU; processes talk over loopback. All layouts get the same batches, two steps of
-classification and then all losses. "difference" is the greatest difference of any logged loss to one device's.
+Devices are simulated on the CPU; processes talk over loopback. All layouts get the same batches, for `--warm-up`
+steps of classification and then all losses. "difference" is the greatest difference of any logged loss to one
+device's.
 """
 
 import argparse
@@ -14,35 +15,32 @@ from benchmarks import measure
 from benchmarks.runs import Run, entries, start_processes
 from rml_jax.config import LOSS_TERMS
 
-WARM_UP = 2
-
 
 def main():
     parser = argparse.ArgumentParser("python -m benchmarks.devices")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--only", default=";".join(LAYOUTS))
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--only", default=";".join(LAYOUTS), help="beside one device")
     chosen = parser.parse_args()
     result = {"environment": measure.environment(), "layouts": {}}
-    for name in chosen.only.split(";"):
+    for name in dict.fromkeys([REFERENCE, *chosen.only.split(";")]):
         with tempfile.TemporaryDirectory() as folder:
-            found, printed = train(name, Path(folder) / "run", chosen.steps)
-        reference = result["layouts"].setdefault(REFERENCE, {"losses": found})["losses"]
-        result["layouts"][name] = {
-            "losses": found,
-            "difference": difference(found, reference),
-            "printed": [output.splitlines() for output in printed],
-        }
+            found, printed = train(name, Path(folder) / "run", chosen.steps, chosen.warm_up)
+        result["layouts"][name] = {"losses": found, "printed": [output.splitlines() for output in printed]}
+        reference = result["layouts"][REFERENCE]["losses"]
+        result["layouts"][name]["difference"] = difference(found, reference)
         measure.write_json(result, chosen.json)
 
 
-def train(layout, workdir, steps):
+def train(layout, workdir, steps, warm_up):
     """Trains on a layout.
 
     Args:
       layout: name in `LAYOUTS`.
       workdir: pathlib.Path of the run, not there yet.
       steps: how many.
+      warm_up: how many of them are of classification alone.
 
     Returns:
       Dict step -> dict loss -> float, and what each process printed.
@@ -50,7 +48,7 @@ def train(layout, workdir, steps):
     Raises:
       RuntimeError: with all that was printed, if a process fails.
     """
-    settings = {"train.steps": steps, "loss.warmup_steps": WARM_UP, "checkpoint.every": 3}
+    settings = {"train.steps": steps, "loss.warmup_steps": warm_up, "checkpoint.every": 3}
     ended = [run.finish() for run in LAYOUTS[layout](workdir, settings)]
     for status, output in ended:
         if status != 0:

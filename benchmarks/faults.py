@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from benchmarks import measure
@@ -95,27 +96,33 @@ class Trial:
 
 def kill(trial):
     """kill -9 at random moments of one run, every second one of them while a checkpoint is being written."""
-    settings = {"train.steps": 150, "loss.warmup_steps": 20}
+    settings = {"train.steps": 100, "loss.warmup_steps": 20}
     workdir, draw = trial.workdir("kill"), random.Random(0)
     lost, kills, reached, output = [], 0, 0, ""
     saving = lambda: any((workdir / "checkpoints").glob("*tmp*"))  # noqa: E731
     while kills < trial.kills:
-        start = reached
+        start, saved = reached, saved_steps(workdir)
         run = Run(workdir, settings)
-        # Not before the first step: else a slow machine would never get on.
-        run.wait_until(lambda start=start: last_step(workdir) not in (0, start))
-        caught = kills % 2 == 0 and run.wait_until(saving)
-        run.wait_until(lambda: False, draw.uniform(0, 0.05 if caught else 1.0))
+        if kills % 2:
+            # Not before there is something new: else the run would never get on.
+            run.wait_until(lambda saved=saved: saved_steps(workdir) != saved)
+            run.wait_until(lambda: False, draw.uniform(0, 1))
+        else:
+            # What the last kill had left half written is cleared away before the log is opened.
+            log, began = workdir / "metrics.jsonl", time.time()
+            run.wait_until(lambda log=log, began=began: log.exists() and log.stat().st_mtime > began)
+            run.wait_until(saving)
+            run.wait_until(lambda: False, draw.uniform(0, 0.05))
         if run.process.poll() is not None:
             break  # It came to its end; there is nothing left to kill.
         run.process.kill()
         output = run.finish()[1]
-        if start:
+        if start and (resumed_step(output) or not saved):
             lost.append(start - resumed_step(output))
         reached = last_step(workdir)
         kills += 1
         print(
-            f"  killed at step {reached}{', saving' if caught else ''}; saved {saved_steps(workdir)}",
+            f"  killed at step {reached}{'' if kills % 2 == 0 else ', saving'}; saved {saved_steps(workdir)}",
             flush=True,
         )
     status, output = run.finish() if run.process.poll() is None else Run(workdir, settings).finish()

@@ -5,8 +5,10 @@ Each has three items: `state` (parameters, optimizer, random key, step), `data` 
 """
 
 import contextlib
+import errno
 import logging
 import math
+import os
 import shutil
 import sys
 from typing import Any, NamedTuple
@@ -240,7 +242,10 @@ def _reason(error):
         if isinstance(cause, OSError) and cause.strerror:
             return f"{cause.strerror}{f', {cause.filename}' if cause.filename else ''}"
         cause = cause.__cause__ or cause.__context__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # tensorstore has it somewhere in a long text
+        if os.strerror(number) in str(error):
+            return os.strerror(number)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
 @contextlib.contextmanager
