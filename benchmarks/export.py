@@ -2,9 +2,10 @@
 
     python -m benchmarks.export [--json FILE] [--variant b0] [--size 320,320] [--scales 1] [--repeats 20]
 
-The work is the same for all: one picture, uint8 in, class logits, CAMs and a mask out (stage `cam`), weights at
-random. `jax` is the fixed-size function of this package, jitted; `stablehlo` the exported program for any size,
-which pads inside. They take turns. Without jax2onnx and onnxruntime (docs/inference.md) the ONNX row is left out.
+All do the same: one picture, uint8 in, class logits, CAMs and a mask out (stage `cam`), weights at random. `jax` is
+the fixed-size function of this package, jitted, and what the ONNX file was made of; `stablehlo` the exported program
+for any size, which pads inside. The fixed-size function passes the picture once more, unmirrored, for the logits.
+They take turns. Without jax2onnx and onnxruntime (docs/inference.md) the ONNX row is left out.
 """
 
 import argparse

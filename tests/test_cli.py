@@ -47,7 +47,7 @@ def error_of(folder, script, *arguments):
     [
         ([f"--config={DIGITS}", "--workdir=run", "--config.train.stepz=4"], ["train.stepz", "train.steps"]),
         (["--config=nothing.py", "--workdir=run"], ["nothing.py"]),
-        ([f"--config={DIGITS}:fool", "--workdir=run"], ["digits.py", "'fool'", "full, baseline"]),
+        ([f"--config={DIGITS}:fool", "--workdir=run"], ["'fool'", "full, baseline"]),
         (
             [f"--config={DIGITS}", "--workdir=run", "--config.train.steps=many"],
             ["config.train.steps", "many"],

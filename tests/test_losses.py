@@ -55,6 +55,7 @@ def test_published_weights_are_the_defaults():
         "mfml": 0.1,
         "apml": 0.1,
         "alpha": 0.1,
+        "affinity": 1.0,
         "beta1": 1.0,
         "beta2": 1.0,
     }

@@ -285,7 +285,9 @@ def drop_path(x, rate, key):
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+    # A product, not a selection: with a batch split over devices, XLA's CPU backend (jax 0.10.2) gives a wrong
+    # gradient of the latter under vmap (tests/training/test_devices.py).
+    return x * (keep / (1.0 - rate)).astype(x.dtype)
 
 
 class Block(nnx.Module):

@@ -74,6 +74,7 @@ def test_weights_of_a_peer_are_scored(scored):
     files = {
         "metrics.json",
         "report.html",
+        "report.json",
         "per_class.md",
         "confusion.png",
         "sweep.json",

@@ -75,10 +75,6 @@ def main():
 
 
 @pytest.mark.slow  # compiles two programs with all losses
-@pytest.mark.xfail(
-    reason="with random parameters, gradients of all losses differ between 1 and 8 simulated devices "
-    "(norm 3.48 against 3.60 where the losses agree to 1e-6), which shows from the third step on"
-)
 def test_one_and_eight_devices_with_a_sharded_optimizer_give_the_same_losses():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -92,9 +88,10 @@ def test_one_and_eight_devices_with_a_sharded_optimizer_give_the_same_losses():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     for one, eight in zip(found["alone"], found["together"], strict=True):
-        for name in ("loss", "classification", "ciml", "mfml", "apml"):
+        for name in ("loss", "classification", "ciml", "mfml", "apml", "gradient_norm"):
             assert eight[name] == pytest.approx(one[name], abs=1e-5), name
-    assert 1 / 8 <= found["share"] < 0.2, "each device holds about an eighth of the optimizer's state"
+    # An eighth of most arrays; some of so small a network have no axis that eight devices can share.
+    assert 1 / 8 <= found["share"] < 0.4
 
 
 @pytest.mark.slow
