@@ -24,7 +24,7 @@ _HEAD = """# Parity with independent references
 Written by `{command}`.
 
 Every component, what it was measured against, and the largest difference that was found. The same measurements are
-tests (`make test`; MiT-b3 to b5: `make test-slow`).
+tests (`make test`; MiT-b2 to b5: `make test-slow`).
 
 Differences are relative unless the component says otherwise: the largest absolute difference of an array over the
 largest absolute value of the reference, the worst of all arrays and cases of the row. All parameters are random, with
@@ -39,7 +39,7 @@ norms and biases away from 1 and 0.
 def main():
     parser = argparse.ArgumentParser("python -m benchmarks.parity", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="Markdown file to write; printed in any case")
-    parser.add_argument("--fast", action="store_true", help="without the slow checks (MiT-b3 to b5)")
+    parser.add_argument("--fast", action="store_true", help="without the slow checks (MiT-b2 to b5)")
     chosen = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     checks = [check for check in CHECKS if not (chosen.fast and check.slow)]

@@ -164,7 +164,7 @@ def _by_module(leaves):
 def _checks():
     yield Check("mit-epsilons", measure_small_variance)
     for variant in ("b0", "b1", "b2", "b3", "b4", "b5"):
-        slow = variant > "b2"
+        slow = variant > "b1"
         for strides in (OURS, SEGFORMERS):
             name = f"mit-{variant}-outputs-stride-{strides[-1]}"
             yield Check(name, functools.partial(_measure_outputs, variant, strides), slow)

@@ -174,6 +174,7 @@ def test_step_that_is_not_finite_changes_nothing_and_is_counted(network, train_s
     assert metrics["skipped"] == 0
 
 
+@pytest.mark.slow  # half a minute
 def test_accumulated_gradient_of_the_classification_is_that_of_the_whole_batch(build):
     """Not so of the other losses, whose prototypes and histograms are those of each part."""
     backbone = dataclasses.replace(
@@ -213,6 +214,7 @@ def test_padding_does_not_reach_the_loss(network, train_step):
     assert_trees(np.array_equal, first.params, second.params)
 
 
+@pytest.mark.slow  # a minute on a CPU
 def test_bfloat16_activations_leave_parameters_and_losses_in_float32(network, train_step):
     _, params = network
     config = RMLConfig(MiTConfig.variant("mini", drop_path=0.1), CLASSES)
