@@ -7,6 +7,7 @@ share of L_cls's norm with the run's weight, and the cosine between the two.
 """
 
 import argparse
+import contextlib
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from flax import nnx
 from rml_jax import build
 from rml_jax.compilation_cache import use_compilation_cache
 from rml_jax.config import load_config
-from rml_jax.data.pipeline import train_batches
+from rml_jax.data.pipeline import configured_batches
 from rml_jax.data.sources import make_source
 from rml_jax.ops import normalize, sample_affine, warp
 from rml_jax.training.checkpoint import Checkpoints
@@ -105,21 +106,11 @@ def table(config, products):
 
 def _batches(config, count):
     source = make_source(config.data, config.data.train_split, with_masks=False)
-    batches = train_batches(
-        source,
-        batch_size=config.train.batch_size,
-        crop_size=config.train.crop_size,
-        scale=config.augment.scale,
-        flip=config.augment.flip,
-        seed=config.train.seed + 1,
-        workers=0,
-        process_index=0,
-        process_count=1,
-    )
-    try:
+    config = config.copy_and_resolve_references()
+    config.train.seed += 1  # other batches than the run's
+    config.data.workers = 0
+    with contextlib.closing(configured_batches(config, source)) as batches:
         yield from (next(batches) for _ in range(count))
-    finally:
-        batches.close()
 
 
 if __name__ == "__main__":

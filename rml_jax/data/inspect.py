@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from rml_jax import cli, files, visualize
 from rml_jax.config import check_config
-from rml_jax.data.pipeline import train_batches
+from rml_jax.data.pipeline import configured_batches
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.errors import UserError
 from rml_jax.ops.affine import AffineRange, box_mask, sample_affine, validity, warp
@@ -54,16 +54,7 @@ def inspect(config, path, pairs, seconds=_SECONDS):
     config = with_class_names(config)
     check_config(config)
     source = make_source(config.data, config.data.train_split, with_masks=False)
-    batches = train_batches(
-        source,
-        batch_size=config.train.batch_size,
-        crop_size=config.train.crop_size,
-        scale=config.augment.scale,
-        flip=config.augment.flip,
-        seed=config.train.seed,
-        workers=config.data.workers,
-    )
-    with contextlib.closing(batches):
+    with contextlib.closing(configured_batches(config, source)) as batches:
         rows = []
         for step in range(-(-pairs // config.train.batch_size)):
             rows += _rows(next(batches), _transform(config, step), source.class_names)

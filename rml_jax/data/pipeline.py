@@ -75,6 +75,32 @@ def train_batches(
     return iter(stream)
 
 
+def configured_batches(config, source, process_index=0, process_count=1):
+    """`train_batches` as a run's configuration has them.
+
+    Args:
+      config: ConfigDict of a run; `train.batch_size` is over all processes.
+      source, process_index, process_count: see `train_batches`.
+
+    Returns:
+      See `train_batches`.
+
+    Raises:
+      UserError: see `train_batches`.
+    """
+    return train_batches(
+        source,
+        batch_size=config.train.batch_size // process_count,
+        crop_size=config.train.crop_size,
+        scale=config.augment.scale,
+        flip=config.augment.flip,
+        seed=config.train.seed,
+        workers=config.data.workers,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
 def _to_example(item, rng, *, crop_size, scale, flip):
     view = augment(item["image"], rng, crop_size=crop_size, scale=scale, flip=flip)
     return {**view, "tags": item["tags"]}

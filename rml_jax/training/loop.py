@@ -12,7 +12,7 @@ from flax import nnx
 
 from rml_jax import build, provenance, visualize
 from rml_jax.config import check_config
-from rml_jax.data.pipeline import train_batches
+from rml_jax.data.pipeline import configured_batches
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.errors import Interrupted, UserError
 from rml_jax.evaluation.evaluator import Evaluator
@@ -72,7 +72,7 @@ def train(config, workdir):
 
 
 def _train(config, workdir, mesh, source, shown, closing):
-    batches = _open_batches(config, source)
+    batches = configured_batches(config, source, jax.process_index(), jax.process_count())
     closing.callback(batches.close)
     first_state = batches.get_state()
     next(batches)  # A data set that can't be read fails here, before anything is written.
@@ -251,20 +251,6 @@ def _picture_source(config):
     if not config.log.pictures_every:
         return None
     return make_source(config.data, config.data.val_split, with_masks=True)
-
-
-def _open_batches(config, source):
-    return train_batches(
-        source,
-        batch_size=config.train.batch_size // jax.process_count(),
-        crop_size=config.train.crop_size,
-        scale=config.augment.scale,
-        flip=config.augment.flip,
-        seed=config.train.seed,
-        workers=config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
 
 
 def _initial_state(config, mesh):

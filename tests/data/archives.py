@@ -75,10 +75,10 @@ def coco_files():
                 for number, name in names.items()
             ],
             "annotations": [
-                _thing(1, 13, _packed(slice(4, 8), slice(4, 8)), 16),
-                _thing(1, 1, _polygon(2, 2, 12, 12), 100),
-                _thing(1, 90, {"counts": [0, SIZE[0] * SIZE[1]], "size": SIZE}, SIZE[0] * SIZE[1], iscrowd=1),
-                _thing(3, 18, _polygon(0, 0, 20, 10) + _polygon(0, 20, 20, 30), 400),
+                thing(1, 13, _packed(slice(4, 8), slice(4, 8)), 16),
+                thing(1, 1, polygon(2, 2, 12, 12), 100),
+                thing(1, 90, {"counts": [0, SIZE[0] * SIZE[1]], "size": SIZE}, SIZE[0] * SIZE[1], iscrowd=1),
+                thing(3, 18, polygon(0, 0, 20, 10) + polygon(0, 20, 20, 30), 400),
             ],
         }
         files[f"annotations/instances_{split}.json"] = json.dumps(content).encode()
@@ -154,7 +154,7 @@ def _mat(mask):
     return file.getvalue()
 
 
-def _polygon(top, left, bottom, right):
+def polygon(top, left, bottom, right):
     return [[left, top, right, top, right, bottom, left, bottom]]
 
 
@@ -164,7 +164,7 @@ def _packed(rows, columns):
     return {"counts": coco_mask.encode(mask)["counts"].decode(), "size": SIZE}
 
 
-def _thing(image_id, category_id, segmentation, area, iscrowd=0):
+def thing(image_id, category_id, segmentation, area, iscrowd=0):
     return {
         "image_id": image_id,
         "category_id": category_id,

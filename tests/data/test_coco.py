@@ -9,6 +9,7 @@ from pycocotools import mask as coco_mask
 
 from rml_jax.data.coco import CocoFolder
 from rml_jax.errors import UserError
+from tests.data.archives import polygon, thing
 
 SIZE = (20, 30)  # height, width
 
@@ -17,10 +18,6 @@ def rectangle(top, left, bottom, right):
     mask = np.zeros(SIZE, np.uint8)
     mask[top:bottom, left:right] = 1
     return mask
-
-
-def polygon(top, left, bottom, right):
-    return [[left, top, right, top, right, bottom, left, bottom]]
 
 
 def plain_lengths(mask):
@@ -36,16 +33,6 @@ def plain_lengths(mask):
 def packed_lengths(mask):
     packed = coco_mask.encode(np.asfortranarray(mask))
     return {"counts": packed["counts"].decode(), "size": list(SIZE)}
-
-
-def thing(image_id, category_id, segmentation, area, iscrowd=0):
-    return {
-        "image_id": image_id,
-        "category_id": category_id,
-        "segmentation": segmentation,
-        "area": area,
-        "iscrowd": iscrowd,
-    }
 
 
 @pytest.fixture

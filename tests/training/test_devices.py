@@ -15,24 +15,14 @@ from jax.sharding import AxisType, Mesh
 
 from benchmarks import devices
 from benchmarks.parity.networks import SMALL_BACKBONE, random_network
-from rml_jax import losses
 from rml_jax.errors import UserError
 from rml_jax.models import RML, RMLConfig
-from rml_jax.ops import AffineRange, PseudoLabelConfig
 from rml_jax.training import sharding
 from rml_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rml_jax.training.step import StepConfig, make_train_step
+from rml_jax.training.step import make_train_step
+from tests.training.settings import CONFIG
 
 BATCH, SIZE, CLASSES = 8, 16, 3
-CONFIG = StepConfig(
-    weights=losses.LossWeights(),
-    affine=AffineRange(),
-    pseudo_label=PseudoLabelConfig(high=0.4, low=0.3, slots=2, dilations=(1, 2), iterations=2),
-    cam_scales=(1.0,),
-    cam_flip=False,
-    radius=3,
-    stride=4,
-)
 OPTIMIZER = OptimizerConfig(1e-3, 1e-3, weight_decay=0.1, warmup_steps=1, total_steps=20, freeze_norms=False)
 
 

@@ -12,22 +12,14 @@ from flax import nnx
 from benchmarks.parity.networks import SMALL_BACKBONE
 from rml_jax import losses
 from rml_jax.models import RML, MiTConfig, RMLConfig
-from rml_jax.ops import AffineRange, PseudoLabelConfig, warp
+from rml_jax.ops import warp
 from rml_jax.ops.affine import validity, warp_matrix
 from rml_jax.ops.normalize import IMAGENET_DEVIATION, IMAGENET_MEAN, normalize
 from rml_jax.training import step as step_module
-from rml_jax.training.step import StepConfig, TrainState, make_train_step
+from rml_jax.training.step import TrainState, make_train_step
+from tests.training.settings import CONFIG
 
 BATCH, SIZE, CLASSES = 2, 32, 3
-CONFIG = StepConfig(
-    weights=losses.LossWeights(),
-    affine=AffineRange(),
-    pseudo_label=PseudoLabelConfig(high=0.4, low=0.3, slots=2, dilations=(1, 2), iterations=2),
-    cam_scales=(1.0,),
-    cam_flip=False,
-    radius=3,
-    stride=4,
-)
 
 
 @pytest.fixture(scope="module")
