@@ -133,7 +133,7 @@ def _segment(graphdef, params, images, sizes, tags, stage):
 
     def classify(scaled):
         logits, maps = model.classify(scaled)
-        return logits, gather_classes(maps, jnp.tile(classes, (len(scaled) // len(classes), 1)))
+        return logits, gather_classes(maps, jnp.repeat(classes, len(scaled) // len(classes), axis=0))
 
     box = jnp.concatenate([jnp.zeros_like(sizes), sizes], axis=-1)
     cams = multi_scale_cam(

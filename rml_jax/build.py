@@ -70,17 +70,22 @@ def step_config(config):
         stride=stride(config),
         decorrelate=config.loss.decorrelate,
         accumulate=config.train.accumulate,
+        freeze_norms=_freezes_norms(config),
     )
 
 
 def optimizer_config(config):
     """OptimizerConfig of a run."""
-    choice = config.optimizer.freeze_norms
     return OptimizerConfig(
         backbone_rate=config.optimizer.backbone_rate,
         head_rate=config.optimizer.head_rate,
         weight_decay=config.optimizer.weight_decay,
         warmup_steps=config.optimizer.warmup_steps,
         total_steps=config.train.steps,
-        freeze_norms=choice == "always" or (choice == "pretrained" and bool(config.model.init_from)),
+        freeze_norms=_freezes_norms(config),
     )
+
+
+def _freezes_norms(config):
+    choice = config.optimizer.freeze_norms
+    return choice == "always" or (choice == "pretrained" and bool(config.model.init_from))

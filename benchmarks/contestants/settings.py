@@ -27,6 +27,7 @@ def step_config():
         cam_flip=True,
         radius=8,
         stride=16,
+        freeze_norms=True,
     )
 
 

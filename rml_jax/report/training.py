@@ -22,7 +22,7 @@ _PANELS = {
     "share of pixels with a pseudo label": ("labelled_foreground", "labelled_background"),
     "effective rank of the context": ("context_rank",),
     "on validation images": tuple(f"validation/{name}" for name in SHARES),
-    "gradient norm": ("gradient_norm",),
+    "gradient norm": ("gradient_norm", "gradient_norm/backbone", "gradient_norm/heads"),
 }
 _POINTS = 300  # most points of a curve: more, and neighbours are averaged
 _INK = "#123456"  # replaced by the page's own text colour, light or dark

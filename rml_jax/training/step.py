@@ -29,6 +29,7 @@ from rml_jax.ops.pseudo_label import (
     tagged_slots,
 )
 from rml_jax.ops.resize import resize_nearest
+from rml_jax.training.optimizer import parameter_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,7 @@ class StepConfig:
       stride: pixels per cell of stage 4's grid.
       decorrelate: whether L_MFML whitens the context rather than standardising it (`losses.whiten`).
       accumulate: parts that a batch is computed in, one after the other, for devices that can't hold it at once.
+      freeze_norms: whether the backbone's LayerNorm parameters are frozen, so that they need no gradient.
     """
 
     weights: losses.LossWeights
@@ -55,6 +57,7 @@ class StepConfig:
     stride: int
     decorrelate: bool = False
     accumulate: int = 1
+    freeze_norms: bool = False
 
 
 class TrainState(NamedTuple):
@@ -93,6 +96,9 @@ def make_train_step(graphdef, optimizer, config):
       `skipped` 1 rather than 0. With `config.accumulate` = n, part k holds the pictures k, k + n, ... of the
       batch; the gradient is the mean of the parts' gradients, and so is every metric. For L_cls that is what the
       whole batch would give, but prototypes and histograms (METHOD.md section 3) are those of each part.
+
+      `gradient_norm` is over the parameters that are trained; `gradient_norm/GROUP` over those of one of the
+      optimizer's groups.
     """
 
     def gradients_of(params, batch, key, mutual):
@@ -106,6 +112,7 @@ def make_train_step(graphdef, optimizer, config):
             labels, batch = jax.lax.optimization_barrier((labels, batch))
 
         def loss(params):
+            params = _stop_frozen(params, config.freeze_norms)
             if mutual:
                 return _all_losses(graphdef, params, batch, labels, theta, drop_key, config)
             return _classification_loss(graphdef, params, batch, drop_key)
@@ -118,18 +125,37 @@ def make_train_step(graphdef, optimizer, config):
         metrics, gradients = _mean_over_parts(
             lambda part, key: gradients_of(state.params, part, key, mutual), batch, key, config.accumulate
         )
-        norm = optax.tree.norm(gradients)
+        norms = _gradient_norms(gradients, config.freeze_norms)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norms["gradient_norm"])
         params, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (optax.apply_updates(state.params, updates), optimizer_state),
             (state.params, state.optimizer),
         )
-        metrics |= {"gradient_norm": norm, "skipped": 1.0 - finite}
+        metrics |= norms | {"skipped": 1.0 - finite}
         return TrainState(state.step + 1, params, optimizer_state, state.key), metrics
 
     return train_step
+
+
+def _stop_frozen(params, freeze_norms):
+    """Lets no gradient into frozen parameters: a LayerNorm's are sums over all pixels, which a CPU adds up slowly."""
+    groups = parameter_groups(params, freeze_norms)
+    return jax.tree.map(
+        lambda leaf, group: jax.lax.stop_gradient(leaf) if group == "frozen" else leaf, params, groups
+    )
+
+
+def _gradient_norms(gradients, freeze_norms):
+    """Norm of the whole gradient and of each group's that is trained, by the names of metrics."""
+    groups = jax.tree.leaves(parameter_groups(gradients, freeze_norms))
+    leaves = list(zip(jax.tree.leaves(gradients), groups, strict=True))
+    parts = {
+        f"gradient_norm/{group}": optax.tree.norm([leaf for leaf, of in leaves if of == group])
+        for group in ("backbone", "heads")
+    }
+    return {"gradient_norm": optax.tree.norm(list(parts.values())), **parts}
 
 
 def _mean_over_parts(compute, batch, key, count):

@@ -16,7 +16,9 @@ from rml_jax.ops import warp
 from rml_jax.ops.affine import validity, warp_matrix
 from rml_jax.ops.normalize import IMAGENET_DEVIATION, IMAGENET_MEAN, normalize
 from rml_jax.training import step as step_module
+from rml_jax.training.optimizer import parameter_groups
 from rml_jax.training.step import TrainState, make_train_step
+from rml_jax.trees import named_leaves
 from tests.training.settings import CONFIG
 
 BATCH, SIZE, CLASSES = 2, 32, 3
@@ -145,7 +147,8 @@ def test_every_metric_is_finite_and_the_total_is_eq_16(network, train_step):
 
 def test_warm_up_reports_classification_alone(network, train_step):
     state, metrics = train_step(make_state(network[1]), make_batch(0), False)
-    assert set(metrics) == {"loss", "classification", "gradient_norm", "skipped"}
+    norms = {"gradient_norm", "gradient_norm/backbone", "gradient_norm/heads"}
+    assert set(metrics) == {"loss", "classification", "skipped"} | norms
     assert metrics["loss"] == metrics["classification"]
     # The mutual-learning heads rest: their parameters have no gradient.
     for head in ("affinity", "fusion"):
@@ -182,6 +185,30 @@ def test_accumulated_gradient_of_the_classification_is_that_of_the_whole_batch(b
         after[parts], _ = jax.jit(step, static_argnames="mutual")(make_state(params), batch, False)
     assert_trees(lambda a, b: np.allclose(a, b, rtol=1e-4, atol=1e-6), after[1].params, after[2].params)
     assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, after[2].params, params)))
+
+
+def test_frozen_norms_get_no_gradient_and_count_in_no_norm(network, train_step):
+    graphdef, params = network
+    frozen = make_train_step(graphdef, optax.sgd(0.01), dataclasses.replace(CONFIG, freeze_norms=True))
+    state, metrics = jax.jit(frozen, static_argnames="mutual")(make_state(params), make_batch(0), False)
+    free, all_metrics = train_step(make_state(params), make_batch(0), False)
+    groups = named_leaves(parameter_groups(params, freeze_norms=True))
+    before, after, expected = map(named_leaves, (params, state.params, free.params))
+    # sgd's update is the gradient times its rate.
+    gradients = {name: (before[name] - expected[name]) / 0.01 for name in before}
+    for name, group in groups.items():
+        same_as = before if group == "frozen" else expected
+        np.testing.assert_allclose(after[name], same_as[name], rtol=1e-5, atol=1e-7, err_msg=name)
+    assert any(np.any(gradients[name]) for name, group in groups.items() if group == "frozen")
+
+    def norm(*wanted):
+        squares = [np.square(gradients[name]).sum() for name, group in groups.items() if group in wanted]
+        return pytest.approx(float(np.sqrt(sum(squares))), rel=1e-3)
+
+    assert metrics["gradient_norm"] == norm("backbone", "heads")
+    assert metrics["gradient_norm/backbone"] == norm("backbone")
+    assert metrics["gradient_norm/heads"] == norm("heads")
+    assert all_metrics["gradient_norm/backbone"] == norm("backbone", "frozen")
 
 
 def test_parts_of_a_batch_take_every_nth_picture():
