@@ -4,8 +4,8 @@
 
 All do the same: one picture, uint8 in, class logits, CAMs and a mask out (stage `cam`), weights at random. `jax` is
 the fixed-size function of this package, jitted, and what the ONNX file was made of; `stablehlo` the exported program
-for any size, which pads inside. The fixed-size function passes the picture once more, unmirrored, for the logits.
-They take turns. Without jax2onnx and onnxruntime (docs/inference.md) the ONNX row is left out.
+for any size, which pads inside. They take turns. Without jax2onnx and onnxruntime (docs/inference.md) the ONNX row is
+left out.
 """
 
 import argparse

@@ -149,6 +149,7 @@ def default_config():
     sweep.split = ""  # split to choose the background scores on; "" takes eval.background
     sweep.images = 0  # how many of its first images; 0 = all
     sweep.grid = tuple(round(0.05 * i, 2) for i in range(1, 20))
+    evaluation.checkpoint = "newest"  # which is scored and predicted with: "newest", "best" or a step, "6000"
     evaluation.pictures = 8  # images in each part of the report: the first ones, the worst, the best
     return config.lock()
 
@@ -251,6 +252,12 @@ def check_config(config):
         f"some of {', '.join(PROTOCOLS)}",
     )
     _check_choice(config, "eval.crf", SETTINGS)
+    _check(
+        config,
+        "eval.checkpoint",
+        lambda value: value in ("newest", "best") or value.isdecimal(),
+        "newest, best (by checkpoint.best_metric) or a step in digits",
+    )
     for stage in config.eval.stages:
         key = f"eval.background.{background_key(stage)}"
         _check(config, key, lambda value: value >= 0, "the background's score in that stage, at least 0")

@@ -40,10 +40,11 @@ def main(arguments=None):
     parser.add_argument("--workdir", required=True, help="folder of a run, or an exported model")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
     parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--checkpoint", help="newest, best or a step; the run's eval.checkpoint by default")
     chosen = parser.parse_args(arguments)
     try:
         use_compilation_cache()
-        differences = export(chosen.workdir, chosen.out, chosen.format)
+        differences = export(chosen.workdir, chosen.out, chosen.format, chosen.checkpoint)
     except UserError as error:
         parser.exit(2, f"error: {error}\n")
     print("largest differences from the live model:")
@@ -52,11 +53,11 @@ def main(arguments=None):
     print(f"written: {chosen.out}")
 
 
-def export(workdir, out, form):
+def export(workdir, out, form, checkpoint=None):
     """Writes an exported folder.
 
     Args:
-      workdir: see `rml_jax.load`.
+      workdir, checkpoint: see `rml_jax.load`.
       out: pathlib.Path of the folder.
       form: one of FORMATS.
 
@@ -68,7 +69,7 @@ def export(workdir, out, form):
     """
     if out.exists():
         raise UserError(f"--out={out}: found something there, expected the name of a new folder")
-    config, params, step = load_model(workdir)
+    config, params, step = load_model(workdir, checkpoint)
     live = predictor_of(config, params, stage="cam")
     metrics = read_metrics(Path(workdir))
     try:

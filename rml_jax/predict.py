@@ -27,6 +27,7 @@ def main(arguments=None):
     parser.add_argument("inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are searched through")
     parser.add_argument("--workdir", required=True, help="folder of a run, or an exported model")
     parser.add_argument("--out", required=True, type=Path, help="folder to write, new or empty")
+    parser.add_argument("--checkpoint", help="newest, best or a step; the run's eval.checkpoint by default")
     parser.add_argument("--stage", help="what makes the mask; the last of the run's eval.stages by default")
     parser.add_argument(
         "--scales", type=_numbers, help="of the multi-scale CAM, such as 0.5,1,1.5; the run's"
@@ -74,6 +75,7 @@ def predict(chosen):
     """
     predictor = load(
         chosen.workdir,
+        checkpoint=chosen.checkpoint,
         stage=chosen.stage,
         scales=chosen.scales,
         background=chosen.background,

@@ -240,6 +240,7 @@ def test_difference_names_the_keys(config):
         ("eval.protocols", ()),
         ("eval.protocols", ("given", "ours")),
         ("eval.crf", "mine"),
+        ("eval.checkpoint", "latest"),
         ("eval.sweep.grid", ()),
         ("eval.sweep.images", -1),
         ("eval.background.par", -0.1),

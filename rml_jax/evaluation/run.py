@@ -1,4 +1,4 @@
-"""Scores a training run's last checkpoint, a file of weights or a folder of masks; writes what came out of it."""
+"""Scores a training run's checkpoint, a file of weights or a folder of masks; writes what came out of it."""
 
 import json
 
@@ -20,7 +20,7 @@ from rml_jax.training.checkpoint import Checkpoints
 
 
 def evaluate_run(config, workdir, split, weights="", save_masks=False):
-    """Scores the newest checkpoint or other weights.
+    """Scores the checkpoint that `eval.checkpoint` names, or other weights.
 
     Writes into `eval/` metrics.json, report.html, per_class.md, confusion.png (of the best stage) and, where the
     background scores are swept, sweep.json and sweep.png.
@@ -50,8 +50,8 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
     if weights:
         model, params = {"weights": str(weights)}, _load_for_scoring(config, abstract, weights)
     else:
-        checkpoints = Checkpoints(workdir)
-        step, params = checkpoints.restore_params(abstract)
+        checkpoints = Checkpoints(workdir, best_metric=config.checkpoint.best_metric)
+        step, params = checkpoints.restore_params(abstract, config.eval.checkpoint)
         checkpoints.close()
         model = {"step": step}
 

@@ -47,12 +47,21 @@ class Prediction:
     tiles: int = 1
 
 
-def load(path, *, stage=None, scales=None, background=None, tag_threshold=TAG_THRESHOLD, large="tiles"):
+def load(
+    path,
+    *,
+    checkpoint=None,
+    stage=None,
+    scales=None,
+    background=None,
+    tag_threshold=TAG_THRESHOLD,
+    large="tiles",
+):
     """A trained network, ready to predict.
 
     Args:
-      path: work directory of a run, whose newest checkpoint is taken; or an exported folder or its
-        model.safetensors (`rml_jax.inference.export`).
+      path: work directory of a run; or an exported folder or its model.safetensors (`rml_jax.inference.export`).
+      checkpoint: which of the run's, "newest", "best" or a step in digits; None takes its eval.checkpoint.
       stage: what makes the mask (`rml_jax.evaluation.stages`), such as "cam" or "par+crf"; None takes the last of
         the run's eval.stages.
       scales: factors on the picture's size for the multi-scale CAM; None takes the run's.
@@ -66,7 +75,7 @@ def load(path, *, stage=None, scales=None, background=None, tag_threshold=TAG_TH
     Raises:
       UserError: if there is no model, it is damaged, or an option is not as expected.
     """
-    config, params, _ = load_model(path)
+    config, params, _ = load_model(path, checkpoint)
     return predictor_of(
         config,
         params,
@@ -101,11 +110,11 @@ def predictor_of(
     return Predictor(config, params, background, tag_threshold, large)
 
 
-def load_model(path):
+def load_model(path, checkpoint=None):
     """The configuration and the parameters of a run or of an exported model.
 
     Args:
-      path: see `load`.
+      path, checkpoint: see `load`.
 
     Returns:
       ConfigDict, nnx.State of `RML`, and the step (int) that they were trained to.
@@ -117,6 +126,8 @@ def load_model(path):
     if path.name == "model.safetensors" or (path / "model.safetensors").exists():
         from rml_jax.inference.export.weights import read_model
 
+        if checkpoint is not None:
+            raise UserError(f"checkpoint is {checkpoint!r}: expected none beside {path}, an exported model")
         return read_model(path.parent if path.name == "model.safetensors" else path)
     if not (path / "config.json").exists():
         raise UserError(
@@ -127,9 +138,12 @@ def load_model(path):
     from rml_jax.training.checkpoint import Checkpoints
 
     config = load_config(path / "config.json")
+    if checkpoint is not None:
+        config.eval.checkpoint = checkpoint
+        check_config(config)
     _, abstract = build.build_graph(config)
-    checkpoints = Checkpoints(path)
-    step, params = checkpoints.restore_params(abstract)
+    checkpoints = Checkpoints(path, best_metric=config.checkpoint.best_metric)
+    step, params = checkpoints.restore_params(abstract, config.eval.checkpoint)
     checkpoints.close()
     return config, params, step
 

@@ -23,6 +23,9 @@ from rml_jax.training.distributed import on_first_process
 from rml_jax.training.step import TrainState
 from rml_jax.trees import named_leaves, with_leaves
 
+ITEMS = ("state", "data", "run")
+"""The folders of a checkpoint."""
+
 
 class Restored(NamedTuple):
     """A checkpoint as it was saved.
@@ -141,25 +144,35 @@ class Checkpoints:
             _check_sums(found.state, found.run["checksums"])
             return Restored(_from_tree(found.state, state), found.data, found.run)
 
-        step, restored = self._newest_sound(read)
+        step, restored = self._newest_sound(read, self.steps())
         if self._writes:
             self._set_aside([other for other in self.steps() if other > step])
         return restored
 
-    def restore_params(self, params):
-        """The newest sound checkpoint's parameters alone.
+    def restore_params(self, params, which="newest"):
+        """One checkpoint's parameters alone.
 
         Args:
           params: nnx.State with the shapes and types wanted.
+          which: "newest", the newest sound one; "best", that of `best_step`; or a step in digits.
 
         Returns:
           step (int) and the parameters.
 
         Raises:
-          UserError: if there is no sound checkpoint, or it holds another network's parameters.
+          UserError: if there is no such checkpoint, it is damaged, or it holds another network's parameters.
         """
-        if not self.steps():
+        steps = self.steps()
+        if not steps:
             raise UserError(f"{self._directory}: no checkpoint, expected at least one from train.py")
+        if which != "newest":
+            wanted_step = self.best_step() if which == "best" else int(which)
+            if wanted_step not in steps:
+                raise UserError(
+                    f"config.eval.checkpoint is {which!r}: {self._directory} holds the steps "
+                    f"{', '.join(map(str, steps))}"
+                )
+            steps = [wanted_step]
         wanted = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, named_leaves(params))}
 
         def read(step):
@@ -179,7 +192,7 @@ class Checkpoints:
             _check_sums(restored, run["checksums"])
             return restored["params"]
 
-        step, leaves = self._newest_sound(read)
+        step, leaves = self._newest_sound(read, steps)
         return step, with_leaves(params, leaves)
 
     def close(self):
@@ -187,11 +200,12 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._manager.close()
 
-    def _newest_sound(self, read):
-        """The newest step whose `read(step)` succeeds, and what it gave."""
+    def _newest_sound(self, read, steps):
+        """The newest of some steps whose `read(step)` succeeds, and what it gave."""
         reasons = {}
-        for step in reversed(self.steps()):
+        for step in reversed(steps):
             try:
+                _check_items(self._directory / str(step))
                 with _quiet_orbax():
                     found = read(step)
             except UserError:
@@ -204,7 +218,7 @@ class Checkpoints:
                 print(f"{self._directory}: damaged {damaged}; step {step} is used instead", file=sys.stderr)
             return step, found
         damaged = "; ".join(f"step {other} ({reason})" for other, reason in reasons.items())
-        raise UserError(f"{self._directory}: every checkpoint is damaged: {damaged}; expected a sound one")
+        raise UserError(f"{self._directory}: can't be read: {damaged}; expected a sound checkpoint")
 
     def _set_aside(self, steps):
         def rename():
@@ -280,6 +294,12 @@ def _check_sums(tree, expected):
     for name, value in _checksums(tree).items():
         if value != expected[name]:
             raise ValueError(f"{name} has the checksum {value}, {expected[name]} when it was saved")
+
+
+def _check_items(folder):
+    missing = [item for item in ITEMS if not (folder / item).is_dir()]
+    if missing:
+        raise ValueError(f"no {' and no '.join(missing)} in it: incomplete, or another version's")
 
 
 def _check_shapes(folder, stored, wanted):

@@ -61,7 +61,7 @@ def save(workdir, *states, iterator_state=ITERATOR_STATE, losses=(), **options):
 
 
 def read(workdir, method, *arguments):
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, best_metric="loss")
     try:
         return getattr(checkpoints, method)(*arguments)
     finally:
@@ -110,6 +110,25 @@ def test_newest_checkpoint_is_restored(tmp_path, state, other_state):
     step, params = read(tmp_path, "restore_params", state.params)
     assert step == 10
     assert_equal(params, other_state.params)
+
+
+def test_best_and_named_checkpoints(tmp_path, state, other_state):
+    states = at_step(state, 10), at_step(other_state, 20), at_step(state, 30)
+    save(tmp_path, *states, losses=(0.3, 0.1, 0.2), best_metric="loss")
+    step, params = read(tmp_path, "restore_params", state.params, "best")
+    assert step == 20
+    assert_equal(params, other_state.params)
+    assert read(tmp_path, "restore_params", state.params, "10")[0] == 10
+    with pytest.raises(UserError, match=r"eval\.checkpoint is '15': .* holds the steps 10, 20, 30"):
+        read(tmp_path, "restore_params", state.params, "15")
+
+
+def test_a_named_checkpoint_is_not_replaced_by_another(tmp_path, state):
+    save(tmp_path, at_step(state, 9), at_step(state, 10))
+    shutil.rmtree(tmp_path / "checkpoints" / "10" / "run")
+    with pytest.raises(UserError, match=r"step 10 .*no run in it: incomplete, or another version's"):
+        read(tmp_path, "restore_params", state.params, "10")
+    assert read(tmp_path, "restore_params", state.params, "newest")[0] == 9
 
 
 def test_nothing_to_restore(tmp_path, state):
@@ -208,7 +227,7 @@ def test_evaluation_passes_over_damage_and_leaves_it_as_it_is(tmp_path, state, o
 def test_run_without_a_sound_checkpoint_is_refused(tmp_path, state):
     save(tmp_path, at_step(state, 9))
     (tmp_path / "checkpoints" / "9" / "data" / "metadata").unlink()
-    with pytest.raises(UserError, match="every checkpoint is damaged: step 9"):
+    with pytest.raises(UserError, match="can't be read: step 9"):
         read(tmp_path, "restore", state)
 
 

@@ -49,18 +49,24 @@ def make_fixed_program(config, params):
     Without padding inside it is a smaller graph, of operators that converters to other formats know.
     """
     graphdef, _ = build.build_graph(config)
+    flip = config.cam.flip
 
     def program(images):
         model = nnx.merge(graphdef, params)
         normalized = normalize(images)
-        logits, _ = model.classify(normalized)
+        logits_at = {}
+
+        def classify(scaled):
+            logits, maps = model.classify(scaled)
+            # Each picture is followed by its mirror, if there are mirrors.
+            logits_at[scaled.shape[1:3]] = logits.reshape(-1, 2, logits.shape[-1])[:, 0] if flip else logits
+            return logits, maps
+
         cams = multi_scale_cam(
-            model.classify,
-            normalized,
-            scales=config.cam.scales,
-            flip=config.cam.flip,
-            stride=build.stride(config),
+            classify, normalized, scales=config.cam.scales, flip=flip, stride=build.stride(config)
         )
+        size = images.shape[1:3]
+        logits = logits_at[size] if size in logits_at else model.classify(normalized)[0]
         return _outputs(logits, cams, config)
 
     return program
