@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from rml_jax.losses import LossWeights
+from rml_jax.losses import READINGS, CIMLReading, LossWeights
 from rml_jax.models import RML, MiTConfig, RMLConfig
 from rml_jax.ops import AffineRange, PseudoLabelConfig
 from rml_jax.training.optimizer import OptimizerConfig
@@ -26,6 +26,7 @@ def build_model(config, seed):
         pooling=config.model.pooling,
         context_channels=config.model.context_channels,
         fused_stages=config.model.fused_stages,
+        symmetric_affinity=config.model.symmetric_affinity,
     )
     return RML(model_config, dtype=jnp.dtype(config.model.dtype), rngs=nnx.Rngs(params=seed))
 
@@ -68,6 +69,7 @@ def step_config(config):
         cam_flip=config.cam.flip,
         radius=config.loss.radius,
         stride=stride(config),
+        ciml=CIMLReading(**{name: config.loss[f"ciml_{name}"] for name in READINGS}),
         decorrelate=config.loss.decorrelate,
         accumulate=config.train.accumulate,
         freeze_norms=_freezes_norms(config),

@@ -15,6 +15,7 @@ from rml_jax.data.digits import CLASS_NAMES
 from rml_jax.data.sources import SOURCES
 from rml_jax.errors import UserError
 from rml_jax.evaluation.stages import PROTOCOLS, background_key, parse_stage
+from rml_jax.losses import READINGS
 from rml_jax.models.mit import VARIANTS, MiTConfig
 from rml_jax.models.rml import POOLINGS
 from rml_jax.ops.cam import scaled_size
@@ -73,6 +74,7 @@ def default_config():
     model.fused_stages = (
         4  # how many stages, from the last, R_c is fused from; 4 = all, 1 = without the fusion
     )
+    model.symmetric_affinity = True  # whether R_a is made of x + x^T (METHOD.md section 1) or of x alone
     model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
     model.init_from = ""  # weights to start from (rml_jax.models.pretrained says which files); "" = scratch
 
@@ -101,6 +103,10 @@ def default_config():
     loss.affinity = 1.0
     loss.beta1 = 1.0
     loss.beta2 = 1.0
+    # METHOD.md's readings; rml_jax.losses.CIMLReading says what the others are.
+    loss.ciml_classes = "present"
+    loss.ciml_prototypes = "batch"
+    loss.ciml_gradient = "both"
     loss.decorrelate = False  # whether L_MFML whitens the context rather than standardising each channel
     loss.radius = 8  # cells of stage 4's grid
     loss.warmup_steps = 2000  # steps of classification alone
@@ -211,6 +217,8 @@ def check_config(config):
     _check_choice(config, "optimizer.freeze_norms", FREEZE_NORMS)
     _check_choice(config, "model.fused_stages", (1, 2, 3, 4))
     _check_choice(config, "checkpoint.best_metric", LOSS_TERMS)
+    for name, choices in READINGS.items():
+        _check_choice(config, f"loss.ciml_{name}", choices)
     for key in _POSITIVE:
         _check(config, key, lambda value: value >= 1, "at least 1")
     for key in _NOT_NEGATIVE:

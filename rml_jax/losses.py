@@ -39,6 +39,25 @@ class LossWeights:
     beta2: float = 1.0
 
 
+READINGS = {"classes": ("present", "all"), "prototypes": ("batch", "image"), "gradient": ("both", "twin")}
+
+
+@dataclasses.dataclass(frozen=True)
+class CIMLReading:
+    """How Eqs. 2 to 4 are read where the paper leaves it open; the defaults are METHOD.md section 3's.
+
+    Attributes:
+      classes: whose CAMs D_equ compares, those of the image's "present" classes or of "all".
+      prototypes: whether a class has one in the "batch" or one in every "image" that carries it, which is then
+        compared with those of the image's other classes.
+      gradient: of D_equ, through "both" views or, with the original's CAMs as fixed targets, the "twin" alone.
+    """
+
+    classes: str = "present"
+    prototypes: str = "batch"
+    gradient: str = "both"
+
+
 def masked_mean(values, mask):
     """Mean of the values where the mask is true, 0 where it is nowhere true.
 
@@ -154,10 +173,8 @@ def prototype_similarity(vectors, tags):
     return masked_mean(vectors @ vectors.T, pairs)
 
 
-def ciml(view, twin, tags, matrix, valid, alpha):
+def ciml(view, twin, tags, matrix, valid, alpha, reading=CIMLReading()):
     """L_CIML: equivariance of the CAMs plus alpha times the likeness of class prototypes (Eq. 4).
-
-    Gradient flows through both views.
 
     Args:
       view, twin: RMLOutputs of the original and the transformed view (`cam_logits` and `features` are used).
@@ -165,17 +182,29 @@ def ciml(view, twin, tags, matrix, valid, alpha):
       matrix: float [B, N, N], see `equivariance_distance`.
       valid: bool [B, h, w].
       alpha: weight of the prototype term.
+      reading: CIMLReading.
 
     Returns:
       float32 scalar, and a dict with its parts.
     """
     cams, twin_cams = (class_activation_maps(v.cam_logits) for v in (view, twin))
-    distance = equivariance_distance(cams, twin_cams, tags, matrix, valid)
-    similarity = sum(
-        prototype_similarity(prototypes(maps, v.features, tags), tags)
-        for maps, v in ((cams, view), (twin_cams, twin))
-    )
+    target = cams if reading.gradient == "both" else jax.lax.stop_gradient(cams)
+    compared = tags if reading.classes == "present" else jnp.ones_like(tags)
+    distance = equivariance_distance(target, twin_cams, compared, matrix, valid)
+    likeness = _similarity_in_batch if reading.prototypes == "batch" else _similarity_in_images
+    similarity = sum(likeness(maps, v.features, tags) for maps, v in ((cams, view), (twin_cams, twin)))
     return distance + alpha * similarity, {"equivariance": distance, "prototype_similarity": similarity}
+
+
+def _similarity_in_batch(cams, features, tags):
+    return prototype_similarity(prototypes(cams, features, tags), tags)
+
+
+def _similarity_in_images(cams, features, tags):
+    """The mean over the images with two classes or more."""
+    singly = (array[:, None] for array in (cams, features, tags))
+    similarities = jax.vmap(_similarity_in_batch)(*singly)
+    return masked_mean(similarities, tags.sum(axis=-1) > 1)
 
 
 # --- L_MFML: Eqs. 5 to 8 ---

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from benchmarks.parity import references
 from rml_jax.losses import (
+    CIMLReading,
     LossWeights,
     affinity_loss,
     apml,
@@ -269,6 +270,51 @@ def test_ciml_is_the_distance_of_the_cams_plus_alpha_times_the_likeness_of_both_
     assert parts["equivariance"] == pytest.approx(distance, abs=1e-5)
     assert parts["prototype_similarity"] == pytest.approx(likeness, abs=1e-5)
     assert loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_other_readings_of_ciml_against_loops():
+    view, twin = ciml_views()
+    tags, valid = np.array([[1, 1, 0], [0, 1, 0]]), np.array([[[0, 1, 1, 1]]] * 2, bool)
+    matrix = np.tile(shift_right(4), (2, 1, 1))
+
+    def parts(**reading):
+        return ciml(view, twin, tags, matrix, valid, 0.3, CIMLReading(**reading))[1]
+
+    cams = [np.maximum(np.asarray(v.cam_logits), 0)[:, 0] for v in (view, twin)]
+    cams = [maps - maps.min(axis=1, keepdims=True) for maps in cams]
+    cams = [maps / (maps.max(axis=1, keepdims=True) + 1e-5) for maps in cams]
+    # Cell j of the twin shows cell j - 1; the first one shows nothing.
+    distances = np.abs(cams[0][:, :-1] - cams[1][:, 1:])
+    assert parts(classes="all")["equivariance"] == pytest.approx(distances.mean(), abs=1e-5)
+    assert parts()["equivariance"] != pytest.approx(distances.mean(), abs=1e-3)
+
+    likeness = 0.0  # The first image alone has two classes.
+    for maps, v in zip(cams, (view, twin), strict=True):
+        first, second = (maps[0, :, c] @ np.asarray(v.features)[0, 0] for c in (0, 1))
+        likeness += first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    assert parts(prototypes="image")["prototype_similarity"] == pytest.approx(likeness, abs=1e-5)
+    assert parts()["prototype_similarity"] != pytest.approx(likeness, abs=1e-3)
+
+
+def test_gradient_of_one_sided_ciml_is_the_twins_alone():
+    view, twin = ciml_views()
+    tags, valid = np.ones((2, 3)), np.ones((2, 1, 4), bool)
+    matrix = np.tile(np.eye(4, dtype=np.float32), (2, 1, 1))
+
+    def gradients(gradient):
+        def loss(logits):
+            views = [
+                SimpleNamespace(cam_logits=one, features=v.features)
+                for one, v in zip(logits, (view, twin), strict=True)
+            ]
+            return ciml(*views, tags, matrix, valid, 0.0, CIMLReading(gradient=gradient))[0]
+
+        return jax.grad(loss)([view.cam_logits, twin.cam_logits])
+
+    both, one_sided = gradients("both"), gradients("twin")
+    assert np.abs(both[0]).max() > 1e-3
+    assert not np.any(one_sided[0])
+    np.testing.assert_array_equal(one_sided[1], both[1])
 
 
 # --- L_MFML ---

@@ -29,6 +29,7 @@ class RMLConfig:
       pooling: "max" (the released code's default) or "average", over stage 4's grid.
       context_channels: K, channels of the fused multi-scale context (Eq. 5).
       fused_stages: how many stages, counted from the last, are fused; 1 is the paper's "without fusion module".
+      symmetric_affinity: whether the affinity head sees x + x^T, as in AFA, or x alone, as in the released code.
     """
 
     backbone: MiTConfig
@@ -36,6 +37,7 @@ class RMLConfig:
     pooling: str = "max"
     context_channels: int = 15
     fused_stages: int = 4
+    symmetric_affinity: bool = True
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:
@@ -49,7 +51,7 @@ class RMLOutputs(NamedTuple):
       logits: [B, C], class logits of the whole picture.
       features: [B, h, w, D], stage 4.
       cam_logits: [B, h, w, C], the classifier applied to every cell, before ReLU.
-      affinity_logits: [B, N, N], symmetric; R_a is their sigmoid.
+      affinity_logits: [B, N, N], symmetric unless the configuration says otherwise; R_a is their sigmoid.
       context: [B, H1, W1, K], the fused context R_c before its normalisation; None where not wanted.
     """
 
@@ -82,6 +84,7 @@ class RML(nnx.Module):
             sum(backbone.channels[-config.fused_stages :]), config.context_channels, rngs=rngs
         )
         self.fused_stages = config.fused_stages
+        self.symmetric_affinity = config.symmetric_affinity
         self.pooling = config.pooling
         self.stride = backbone.stride
 
@@ -119,13 +122,15 @@ class RML(nnx.Module):
         return self.classifier(pooled), self.classifier(features)
 
     def _affinity_logits(self, attention):
-        """Mix the attention maps [B, 2 heads, N, N] into one symmetric map [B, N, N].
+        """Mix the attention maps [B, 2 heads, N, N] into one map [B, N, N].
 
         The head is linear, so mixing first and symmetrising (x + x^T, as AFA does) once after is the same.
         """
         weight = self.affinity.kernel[...][:, 0]
         mixed = jnp.einsum("bhij,h->bij", attention, weight)
-        return mixed + mixed.swapaxes(-1, -2) + self.affinity.bias[...]
+        if self.symmetric_affinity:
+            mixed = mixed + mixed.swapaxes(-1, -2)
+        return mixed + self.affinity.bias[...]
 
     def _fuse(self, stages):
         """Eq. 5: the stages on stage 1's grid, concatenated, 1x1 convolution to K channels.

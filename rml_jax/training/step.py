@@ -43,6 +43,7 @@ class StepConfig:
       cam_scales, cam_flip: the passes of the multi-scale CAM.
       radius: greatest distance of an affinity pair, in cells of stage 4's grid.
       stride: pixels per cell of stage 4's grid.
+      ciml: how L_CIML is read.
       decorrelate: whether L_MFML whitens the context rather than standardising it (`losses.whiten`).
       accumulate: parts that a batch is computed in, one after the other, for devices that can't hold it at once.
       freeze_norms: whether the backbone's LayerNorm parameters are frozen, so that they need no gradient.
@@ -55,6 +56,7 @@ class StepConfig:
     cam_flip: bool
     radius: int
     stride: int
+    ciml: losses.CIMLReading = dataclasses.field(default_factory=losses.CIMLReading)
     decorrelate: bool = False
     accumulate: int = 1
     freeze_norms: bool = False
@@ -219,7 +221,7 @@ def pair_losses(outputs, labels, batch, theta, config):
 
     weights = config.weights
     classification = losses.multilabel_soft_margin(view.logits, tags)
-    ciml, ciml_parts = losses.ciml(view, twin, tags, matrix, valid, weights.alpha)
+    ciml, ciml_parts = losses.ciml(view, twin, tags, matrix, valid, weights.alpha, config.ciml)
     mfml, mfml_parts = losses.mfml(view, twin, theta, valid_fine, weights.beta1, config.decorrelate)
     apml, apml_parts = losses.apml(
         view, twin, pair_labels, twin_pair_labels, matrix, valid, weights.beta2, weights.affinity

@@ -108,6 +108,16 @@ def test_affinity_mixes_the_symmetrised_maps(model, results):
     assert np.abs(attention - attention.swapaxes(2, 3)).max() > 0.1, "the maps themselves are not symmetric"
 
 
+def test_affinity_without_symmetry(model, results):
+    graph, params = nnx.split(model)
+    plain = nnx.merge(graph, params)
+    plain.symmetric_affinity = False
+    attention = np.asarray(results[2][1])
+    weight, bias = np.asarray(model.affinity.kernel[...])[:, 0], np.asarray(model.affinity.bias[...])
+    expected = np.einsum("bhij,h->bij", attention, weight) + bias
+    np.testing.assert_allclose(plain._affinity_logits(jnp.asarray(attention)), expected, atol=1e-4)
+
+
 def test_fusion_is_a_1x1_convolution_of_all_stages_on_the_first_grid(model, results):
     weight, bias = np.asarray(model.fusion.kernel[...]), np.asarray(model.fusion.bias[...])
     stages = [references.resize_bilinear(np.asarray(stage), (8, 12)) for stage in results[2][0]]
