@@ -107,14 +107,20 @@ def predict(chosen):
             yield name, images[name], tags
 
     try:
-        done = 0
+        done = without_tags = 0
         for name, prediction in predictor.stream(pictures(), with_maps=chosen.save_cams):
             output.save(name, files[name][0], images.pop(name), prediction)
             done += 1
+            without_tags += not prediction.tags
             progress.update(done + len(failed), f"{prediction.tiles} tiles" if prediction.tiles > 1 else "")
     finally:  # What was done before an interruption is on record.
         output.finish(predictor.settings())
     print(f"{done} of {len(files)} pictures by stage {predictor.stage}: {chosen.out}")
+    if without_tags:
+        print(
+            f"{without_tags} masks are background alone, as no class scored above {chosen.tag_threshold}: "
+            "--tag_threshold lowers that, --tags says what is there"
+        )
     return len(failed)
 
 

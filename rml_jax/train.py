@@ -18,7 +18,13 @@ def main():
 
 def _train(config):
     state = train(config, Path(_WORKDIR.value))
-    print(f"trained to step {int(state.step)}; next: python eval.py --workdir={_WORKDIR.value}")
+    workdir = f"--workdir={_WORKDIR.value}"
+    # A folder of photographs need not have masks to score by.
+    scored = config.data.source != "folder" or config.data.masks
+    command = (
+        f"python eval.py {workdir}" if scored else f"python -m rml_jax.predict {workdir} --out=OUT PHOTOS"
+    )
+    print(f"trained to step {int(state.step)}; next: {command}")
 
 
 if __name__ == "__main__":

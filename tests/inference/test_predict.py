@@ -136,6 +136,12 @@ def test_tags_of_each_picture_from_a_file(photos, model_folder, tmp_path):
     assert [Path(failed["file"]).name for failed in record["failed"]] == ["broken.jpg"]
 
 
+def test_pictures_without_tags_are_counted(photos, model_folder, tmp_path, capsys):
+    options = [f"--workdir={model_folder}", f"--out={tmp_path / 'out'}", "--stage=cam", "--tag_threshold=1"]
+    main([*options, str(photos / "a.png"), str(photos / "trip" / "b.png")])
+    assert "2 masks are background alone, as no class scored above 1.0" in capsys.readouterr().out
+
+
 def test_names_never_collide(tmp_path):
     for name in ("a.jpg", "a.png", "A.JPEG", "a-2.png", "x/a.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
