@@ -79,7 +79,10 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
         **_origin(config),
     }
     facts = _facts_of_weights(config, weights) if weights else _facts(config)
-    facts["programs compiled"] = f"{metrics['programs']}, for {len(evaluator.canvases)} canvases"
+    canvases = len(evaluator.canvases)
+    facts["programs compiled"] = (
+        f"{metrics['programs']}, for {canvases} canvas{'' if canvases == 1 else 'es'}"
+    )
     if evaluator.resized:
         facts["resized"] = f"{len(evaluator.resized)} images, which fit on no canvas or are too small"
 

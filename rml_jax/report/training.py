@@ -94,7 +94,9 @@ def _panel(title, names, scalars, mutual_from):
         axes = figure.add_subplot()
         for name in names:
             label = name.rpartition("/")[2].replace("_", " ")
-            axes.plot(*_thinned(scalars[tag_of(name)]), label=label, linewidth=1.5)
+            values = scalars[tag_of(name)]
+            marker = "." if len(values) < 20 else None  # a curve of one point is no line
+            axes.plot(*_thinned(values), label=label, linewidth=1.5, marker=marker)
         if mutual_from is not None:
             axes.axvline(mutual_from, color=_INK, linestyle=":", linewidth=1)
         axes.set_title(title, loc="left", fontsize=11)
