@@ -158,7 +158,10 @@ def write_summary(workdir):
         },
     }
     files.write(workdir / "ablation.json", json.dumps(summary, indent=2) + "\n")
-    files.write(workdir / "ablation.md", table(summary["variants"]))
+    text = table(summary["variants"])
+    if len(summary["variants"]) > 1 and "full" in summary["variants"]:
+        text += "\n" + differences(summary["variants"])
+    files.write(workdir / "ablation.md", text)
 
 
 def summarize(runs):
@@ -197,15 +200,54 @@ def table(variants):
     Returns:
       str. The spread is the sample standard deviation, left out where there is one seed.
     """
-    first = next(iter(variants.values()))
-    columns = [(p, stage) for p in ("predicted", "given") if p in first for stage in first[p]]
+    columns = _columns(variants)
     heads = ["variant", "seeds", *(f"{stage} ({protocol})" for protocol, stage in columns), "training, s"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = _heading(heads)
     for name, entry in variants.items():
         cells = [_cell(entry[protocol][stage]) for protocol, stage in columns]
         seeds = ", ".join(map(str, entry["seeds"]))
         lines.append("| " + " | ".join([f"`{name}`", seeds, *cells, _seconds(entry)]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def differences(variants):
+    """Markdown: how far each variant lies from `full`, seed by seed, in points.
+
+    Seeds differ more from each other than variants do, mostly by their steps of classification alone, which the
+    variants of a seed share: the spread of the differences is what tells an effect from chance.
+
+    Args:
+      variants: dict from name to `summarize`'s result, with "full" and at least one more.
+
+    Returns:
+      str, columns as in `table`. Only seeds that both have count; variants without any are left out.
+    """
+    full = variants["full"]
+    columns = _columns(variants)
+    lines = _heading(
+        ["variant against `full`", "seeds", *(f"{stage} ({protocol})" for protocol, stage in columns)]
+    )
+    for name, entry in variants.items():
+        seeds = [seed for seed in entry["seeds"] if seed in full["seeds"]]
+        if name == "full" or not seeds:
+            continue
+        cells = []
+        for protocol, stage in columns:
+            values, of_full = (
+                dict(zip(one["seeds"], one[protocol][stage]["values"], strict=True)) for one in (entry, full)
+            )
+            cells.append(_cell(_spread([values[seed] - of_full[seed] for seed in seeds]), sign="+"))
+        lines.append("| " + " | ".join([f"`{name}`", ", ".join(map(str, seeds)), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _columns(variants):
+    first = next(iter(variants.values()))
+    return [(p, stage) for p in ("predicted", "given") if p in first for stage in first[p]]
+
+
+def _heading(heads):
+    return ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
 
 
 def _spread(values):
@@ -216,9 +258,9 @@ def _spread(values):
     }
 
 
-def _cell(score):
+def _cell(score, sign=""):
     spread = "" if score["std"] is None else f" ± {100 * score['std']:.1f}"
-    return f"{100 * score['mean']:.1f}{spread}"
+    return f"{100 * score['mean']:{sign}.1f}{spread}"
 
 
 def _seconds(entry):

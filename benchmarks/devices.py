@@ -8,6 +8,7 @@ device's.
 """
 
 import argparse
+import signal
 import tempfile
 from pathlib import Path
 
@@ -75,12 +76,22 @@ def two_processes(workdir, settings):
     return start_processes(workdir, settings, count=2, devices=4)
 
 
+def resumed_on_eight(workdir, settings):
+    """One device, stopped while it compiles the third step or computes it; the rest on eight."""
+    first = Run(workdir, settings)
+    first.wait_for_step(2)
+    first.process.send_signal(signal.SIGTERM)
+    first.finish()
+    return [Run(workdir, settings, devices=8)]
+
+
 REFERENCE = "1 device"
 LAYOUTS = {
     REFERENCE: on_devices(1),
     "8 devices": on_devices(8),
     "8 devices, optimizer sharded": on_devices(8, **{"train.shard_optimizer": True}),
     "2 processes with 4 devices each": two_processes,
+    "1 device, resumed on 8": resumed_on_eight,
 }
 
 

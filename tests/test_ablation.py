@@ -120,3 +120,13 @@ def test_summary_holds_mean_spread_and_values_of_what_is_finished(calls, tmp_pat
     assert lines[0] == "| variant | seeds | cam (predicted) | cam (given) | training, s |"
     assert lines[2].startswith("| `baseline` | 0, 2 | 141.0 ± 1.4 | 161.0 ± 1.4 |")
     assert lines[3].startswith("| `full` | 0 | 100.0 | 120.0 |")
+    # Seed 0 alone has both: 1.40 - 1.00 and 1.60 - 1.20.
+    assert lines[-1] == "| `baseline` | 0 | +40.0 | +40.0 |"
+
+
+def test_differences_from_full_are_taken_seed_by_seed():
+    def entry(*values):
+        return {"seeds": list(range(len(values))), "given": {"cam": {"values": list(values)}}}
+
+    text = ablation.differences({"full": entry(0.5, 0.3), "no_mi": entry(0.47, 0.29)})
+    assert text.splitlines()[2:] == ["| `no_mi` | 0, 1 | -2.0 ± 1.4 |"]
