@@ -1,6 +1,6 @@
-"""What the loss terms do at a run's last checkpoint: their gradients on the backbone beside L_cls's, R_c's rank.
+"""What the loss terms do at a run's checkpoint: their gradients on the backbone beside L_cls's, R_c's rank.
 
-    python -m benchmarks.gradients --workdir=DIR [--batches=4]
+    python -m benchmarks.gradients --workdir=DIR [--checkpoint=newest|STEP] [--batches=4]
 
 DIR is a folder of train.py. Norms are means over training batches, terms unweighted; the last column is the term's
 share of L_cls's norm with the run's weight, and the cosine between the two.
@@ -40,13 +40,14 @@ PARTS = {
 def main():
     parser = argparse.ArgumentParser("python -m benchmarks.gradients")
     parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--checkpoint", default="newest")
     parser.add_argument("--batches", type=int, default=4)
     chosen = parser.parse_args()
     use_compilation_cache()
     config = load_config(chosen.workdir / "config.json")
     graphdef, abstract = build.build_graph(config)
     checkpoints = Checkpoints(chosen.workdir)
-    step, params = checkpoints.restore_params(abstract)
+    step, params = checkpoints.restore_params(abstract, chosen.checkpoint)
     checkpoints.close()
     measure = jax.jit(make_products(config, graphdef))
     found = [measure(params, batch) for batch in _batches(config, chosen.batches)]
