@@ -11,7 +11,7 @@ are to be had: from scratch, thousands of photographs are few.
 `:small` is for a look on a CPU: the smallest published network (b0) on 160-pixel crops, 400 steps from scratch.
 """
 
-from rml_jax.config import default_config
+from rml_jax.config import default_config, size_for_cpu
 from rml_jax.errors import UserError
 
 
@@ -22,16 +22,7 @@ def get_config(variant="full"):
     config.data.source = "folder"
     config.log.pictures_every = 0  # Pictures need validation masks: switch them on where there are some.
     if variant == "small":
-        config.model.variant = "b0"
-        config.optimizer.backbone_rate = 5e-4
-        config.optimizer.head_rate = 5e-4
-        config.optimizer.warmup_steps = 50
-        config.loss.warmup_steps = 200
-        config.train.steps = 400
-        config.train.batch_size = 8
-        config.train.crop_size = 160
-        config.checkpoint.every = 100
-        config.log.every = 10
+        size_for_cpu(config)
     elif variant != "full":
         raise UserError(f"found no variant {variant!r} of the configuration folder, expected full or small")
     return config

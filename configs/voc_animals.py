@@ -8,7 +8,7 @@ network (b0) and a 160-pixel crop: a check that the whole path works on real pho
 2 cores (benchmarks/results/voc_animals.json), not a row of the paper.
 """
 
-from rml_jax.config import default_config
+from rml_jax.config import default_config, size_for_cpu
 from rml_jax.variants import with_variant
 
 
@@ -23,20 +23,8 @@ def get_config(variant="full"):
     config.data.train_split = "train_aug"
     config.data.val_split = "val"
 
-    config.model.variant = "b0"
+    size_for_cpu(config)
     config.pseudo_label.slots = 6
-
-    config.optimizer.backbone_rate = 5e-4
-    config.optimizer.head_rate = 5e-4
-    config.optimizer.warmup_steps = 50
-    config.loss.warmup_steps = 200
-
-    config.train.steps = 400
-    config.train.batch_size = 8
-    config.train.crop_size = 160
-
-    config.checkpoint.every = 100
-    config.log.every = 10
     config.log.pictures_every = 400
     config.eval.canvases = ((240, 320), (320, 240), (320, 320))
     config.eval.batch_size = 4

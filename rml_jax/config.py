@@ -160,6 +160,24 @@ def default_config():
     return config.lock()
 
 
+def size_for_cpu(config):
+    """Turns a configuration, in place, into a first look on a CPU: MiT-b0 from scratch on 160-pixel crops, 400 steps.
+
+    Args:
+      config: ConfigDict of `default_config`'s keys.
+    """
+    config.model.variant = "b0"
+    config.optimizer.backbone_rate = 5e-4
+    config.optimizer.head_rate = 5e-4
+    config.optimizer.warmup_steps = 50
+    config.loss.warmup_steps = 200
+    config.train.steps = 400
+    config.train.batch_size = 8
+    config.train.crop_size = 160
+    config.checkpoint.every = 100
+    config.log.every = 10
+
+
 # Keys whose value is at least 1, and at least 0.
 _POSITIVE = (
     "train.steps",

@@ -19,7 +19,7 @@ from rml_jax.variants import CHANGES
 
 FOLDER = Path(rml_jax.__file__).parents[1] / "configs"
 FILES = sorted(path.name for path in FOLDER.glob("*.py"))
-CASES = [*FILES, "digits.py:baseline"]
+CASES = [*FILES, "digits.py:baseline", "folder.py:small"]
 # The rows of the paper's ablations.
 VARIANT_CASES = [
     f"{file}:{variant}"
@@ -57,6 +57,12 @@ def test_there_are_configs():
 @pytest.mark.parametrize("name", [*CASES, *VARIANT_CASES])
 def test_config_passes_the_checks(name):
     check_config(config_of(name))
+
+
+def test_a_folder_has_two_variants():
+    assert config_of("folder.py:small").model.variant == "b0"
+    with pytest.raises(UserError, match="'tiny' of the configuration folder, expected full or small"):
+        config_of("folder.py:tiny")
 
 
 def test_an_unknown_variant_is_named():
