@@ -64,7 +64,7 @@ TERMS = {
         1e-3,
     ),
     "labelled shares": (("labelled_foreground", "labelled_background"), 1e-3),
-    "norm of the gradient": (("gradient_norm",), 1e-5),
+    "norm of the gradient": (("gradient_norm", "gradient_norm/backbone", "gradient_norm/heads"), 1e-5),
 }
 
 

@@ -74,10 +74,15 @@ def make_train_step(model, optimizer, config):
         loss, terms = all_losses(model, batch, labels, theta, config)
         optimizer.zero_grad()
         loss.backward()
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norms = {
+            f"gradient_norm/{name}": nn.utils.get_total_norm(
+                [p.grad for p in group["params"] if p.grad is not None]
+            )
+            for name, group in zip(("backbone", "heads"), optimizer.param_groups, strict=True)
+        }
+        norms["gradient_norm"] = torch.stack(list(norms.values())).norm()
         optimizer.step()
-        return {"loss": loss.detach(), **terms, "gradient_norm": norm}
+        return {"loss": loss.detach(), **terms, **norms}
 
     return train_step
 
