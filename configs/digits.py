@@ -4,7 +4,7 @@
 
 The paper has no such row; `full` corresponds to Table 1's RML without CRF, `:baseline` to its first line
 (classification alone, same number of steps), and so on: `rml_jax.variants`. All start from scratch, with no
-pre-trained weights. `make demo` trains and evaluates `full` in under 10 minutes on 2 cores.
+pre-trained weights. `make demo` trains and evaluates `full` in about 10 minutes on 2 cores.
 """
 
 from rml_jax.config import default_config
@@ -51,7 +51,7 @@ def get_config(variant="full"):
 
     config.checkpoint.every = 150
     config.log.every = 10
-    config.log.pictures_every = 150
+    config.log.pictures_every = 300
     config.eval.canvases = ((64, 64),)
     config.eval.batch_size = 50
     config.eval.background = {"cam": 0.25, "affinity": 0.25, "par": 0.3}
