@@ -142,7 +142,7 @@ def make_train_step(graphdef, optimizer, config):
 
 
 def _stop_frozen(params, freeze_norms):
-    """Lets no gradient into frozen parameters: a LayerNorm's are sums over all pixels, which a CPU adds up slowly."""
+    """Lets no gradient into frozen parameters, as nothing asks for it."""
     groups = parameter_groups(params, freeze_norms)
     return jax.tree.map(
         lambda leaf, group: jax.lax.stop_gradient(leaf) if group == "frozen" else leaf, params, groups
