@@ -60,7 +60,7 @@ def pseudo_label_config(config):
 
 def step_config(config):
     """StepConfig of a run."""
-    weights = ("ciml", "mfml", "apml", "alpha", "affinity", "beta1", "beta2")
+    weights = ("ciml", "mfml", "apml", "alpha", "affinity", "beta1", "beta2", "self_training")
     return StepConfig(
         weights=LossWeights(**{name: config.loss[name] for name in weights}),
         affine=AffineRange(**config.affine),

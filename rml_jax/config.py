@@ -103,6 +103,7 @@ def default_config():
     loss.affinity = 1.0
     loss.beta1 = 1.0
     loss.beta2 = 1.0
+    loss.self_training = 0.0  # of L_self, beyond the paper (docs/method.md)
     # METHOD.md's readings; rml_jax.losses.CIMLReading says what the others are.
     loss.ciml_classes = "present"
     loss.ciml_prototypes = "batch"
@@ -206,6 +207,7 @@ _NOT_NEGATIVE = (
     "loss.affinity",
     "loss.beta1",
     "loss.beta2",
+    "loss.self_training",
     "loss.radius",
     "loss.warmup_steps",
     "optimizer.backbone_rate",

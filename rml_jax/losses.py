@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from rml_jax.labels import IGNORE
+from rml_jax.labels import BACKGROUND, IGNORE
 from rml_jax.ops.affine import warp
 from rml_jax.ops.cam import class_activation_maps
 
@@ -28,6 +28,7 @@ class LossWeights:
       affinity: weight of L_aff in L_APML; 1 in the paper, 0 for its ablation.
       beta1: weight of I(R_c; R'_c) in L_MFML, in nats.
       beta2: weight of L_mi in L_APML, in nats.
+      self_training: weight of L_self, which is not the paper's.
     """
 
     ciml: float = 0.1
@@ -37,6 +38,7 @@ class LossWeights:
     affinity: float = 1.0
     beta1: float = 1.0
     beta2: float = 1.0
+    self_training: float = 0.0
 
 
 READINGS = {"classes": ("present", "all"), "prototypes": ("batch", "image"), "gradient": ("both", "twin")}
@@ -354,3 +356,30 @@ def apml(view, twin, labels, twin_labels, matrix, valid, beta2, contrast_weight=
 
 def _label_information(affinity, labels):
     return mutual_information(_binary(affinity), _binary((labels == 1).astype(jnp.float32)), labels != IGNORE)
+
+
+# --- L_self: beyond the paper ---
+
+
+def self_training(cam_logits, labels, tags):
+    """L_self: the CAMs learn their own refined pseudo labels, cell by cell.
+
+    In the paper, pseudo labels teach the affinity alone; what PAR has corrected in them never reaches the CAMs that
+    the mask is made of. Binary cross-entropy of every cell's class scores, mean over the image's tagged classes, then
+    over the cells labelled with a class and over those labelled background, half each (docs/method.md, "Beyond the
+    paper").
+
+    Args:
+      cam_logits: float [B, h, w, C], before ReLU.
+      labels: int [B, h, w], pseudo labels: 0 background, 1..C classes, 255 ignore.
+      tags: 0/1 [B, C].
+
+    Returns:
+      float32 scalar; a side without cells counts 0.
+    """
+    targets = jax.nn.one_hot(labels - 1, cam_logits.shape[-1])
+    entropy = -(targets * jax.nn.log_sigmoid(cam_logits) + (1 - targets) * jax.nn.log_sigmoid(-cam_logits))
+    tagged = tags[:, None, None, :]
+    cells = jnp.sum(entropy * tagged, axis=-1) / jnp.maximum(jnp.sum(tagged, axis=-1), 1)
+    foreground = (labels != BACKGROUND) & (labels != IGNORE)
+    return 0.5 * (masked_mean(cells, foreground) + masked_mean(cells, labels == BACKGROUND))

@@ -26,6 +26,7 @@ from rml_jax.losses import (
     mutual_information,
     prototype_similarity,
     prototypes,
+    self_training,
     standardize,
 )
 
@@ -59,6 +60,7 @@ def test_published_weights_are_the_defaults():
         "affinity": 1.0,
         "beta1": 1.0,
         "beta2": 1.0,
+        "self_training": 0.0,  # not in the paper
     }
 
 
@@ -553,3 +555,36 @@ def test_every_loss_trains_both_views():
         for view in range(2):
             for gradient in jax.tree.leaves(gradients[name][view]):
                 assert np.abs(gradient[number]).max() > 1e-4, (name, view)
+
+
+# --- L_self ---
+
+
+def test_self_training_equals_loops():
+    rng = np.random.default_rng(0)
+    logits, tags = 2 * floats(3, 4, 5, 6), rng.integers(0, 2, (3, 6))
+    tags[:, :2] = 1
+    labels = rng.choice([0, 0, 1, 2, 255], (3, 4, 5))
+    expected = references.self_training(logits, labels, tags)
+    assert self_training(*map(jnp.asarray, (logits, labels, tags))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_self_training_by_hand():
+    # One tagged class of two; a cell of it, one of the background, one ignored. All scores are even: log 2 each.
+    labels, tags = jnp.asarray([[[1, 0, 255]]]), jnp.asarray([[1.0, 0.0]])
+    assert self_training(jnp.zeros((1, 1, 3, 2)), labels, tags) == pytest.approx(math.log(2))
+    # Right about both cells, whatever the ignored cell and the class that is not tagged say.
+    sure = jnp.asarray([[[[50.0, 9.0], [-50.0, 9.0], [9.0, -9.0]]]])
+    assert self_training(sure, labels, tags) == pytest.approx(0)
+    assert self_training(-sure, labels, tags) == pytest.approx(50)
+    # One side alone counts half; none, nothing.
+    assert self_training(-sure, jnp.asarray([[[1, 255, 255]]]), tags) == pytest.approx(25)
+    assert self_training(-sure, jnp.full((1, 1, 3), 255), tags) == 0
+
+
+def test_self_training_gradient_is_finite_far_out_and_pulls_the_right_way():
+    labels, tags = jnp.asarray([[[1, 0, 255]]]), jnp.asarray([[1.0, 0.0]])
+    gradient = jax.grad(self_training)(jnp.full((1, 1, 3, 2), 1e4), labels, tags)[0, 0]
+    np.testing.assert_allclose(gradient, [[0, 0], [0.5, 0], [0, 0]], atol=1e-6)
+    gradient = jax.grad(self_training)(jnp.zeros((1, 1, 3, 2)), labels, tags)[0, 0]
+    np.testing.assert_allclose(gradient, [[-0.25, 0], [0.25, 0], [0, 0]], atol=1e-6)

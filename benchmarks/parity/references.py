@@ -440,3 +440,27 @@ def mean_average_precision(probabilities, tags):
         if precisions:
             averages.append(sum(precisions) / len(precisions))
     return sum(averages) / len(averages)
+
+
+def self_training(logits, labels, tags):
+    """L_self: half the mean cross-entropy over the cells of a class plus half of it over those of the background.
+
+    Args:
+      logits: float [B, h, w, C], class scores.
+      labels: int [B, h, w], 0 background, 1..C classes, 255 ignored.
+      tags: 0/1 [B, C]; a cell's cross-entropy is the mean over its image's tagged classes.
+
+    Returns:
+      float.
+    """
+    sides = {"class": [], "background": []}
+    for b, i, j in np.ndindex(labels.shape):
+        if labels[b, i, j] == IGNORE:
+            continue
+        errors = []
+        for c in np.flatnonzero(tags[b]):
+            chance = 1 / (1 + np.exp(-float(logits[b, i, j, c])))
+            errors.append(-np.log(chance if labels[b, i, j] == c + 1 else 1 - chance))
+        side = "class" if labels[b, i, j] else "background"
+        sides[side].append(sum(errors) / len(errors))
+    return sum(0.5 * sum(errors) / max(len(errors), 1) for errors in sides.values())

@@ -216,8 +216,9 @@ def pair_losses(outputs, labels, batch, theta, config):
     matrix = warp_matrix(theta, grid)
     valid_fine = validity(theta, box_mask(box, fine, canvas))
     valid = validity(theta, box_mask(box, grid, canvas))
-    pair_labels = affinity_labels(resize_nearest(labels, grid), config.radius)
-    twin_pair_labels = affinity_labels(resize_nearest(warp_labels(labels, theta), grid), config.radius)
+    cells = resize_nearest(labels, grid)
+    twin_cells = resize_nearest(warp_labels(labels, theta), grid)
+    pair_labels, twin_pair_labels = (affinity_labels(each, config.radius) for each in (cells, twin_cells))
 
     weights = config.weights
     classification = losses.multilabel_soft_margin(view.logits, tags)
@@ -226,10 +227,18 @@ def pair_losses(outputs, labels, batch, theta, config):
     apml, apml_parts = losses.apml(
         view, twin, pair_labels, twin_pair_labels, matrix, valid, weights.beta2, weights.affinity
     )
+    self_training = losses.self_training(view.cam_logits, cells, tags)
+    self_training += losses.self_training(twin.cam_logits, twin_cells, tags)
     # A term without weight is measured all the same, but costs no gradient.
-    weighted = ((weights.ciml, ciml), (weights.mfml, mfml), (weights.apml, apml))
+    weighted = (
+        (weights.ciml, ciml),
+        (weights.mfml, mfml),
+        (weights.apml, apml),
+        (weights.self_training, self_training),
+    )
     total = classification + sum(weight * term for weight, term in weighted if weight)
     terms = {"classification": classification, "ciml": ciml, "mfml": mfml, "apml": apml}
+    terms |= {"self_training": self_training}
     real_pixels = box_mask(box, canvas, canvas)
     labelled = {
         "labelled_foreground": losses.masked_mean((labels > 0) & (labels != IGNORE), real_pixels),

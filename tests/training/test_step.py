@@ -88,6 +88,7 @@ def test_gradient_of_every_term_reaches_the_backbone(network):
         "prototype_similarity",
         "information_context",
         "affinity",
+        "self_training",
     )
     key = jax.random.key(0)
 
@@ -143,6 +144,17 @@ def test_every_metric_is_finite_and_the_total_is_eq_16(network, train_step):
     terms = metrics["ciml"] + metrics["mfml"] + metrics["apml"]
     np.testing.assert_allclose(metrics["loss"], metrics["classification"] + 0.1 * terms, rtol=1e-5)
     assert 0 < metrics["labelled_background"] + metrics["labelled_foreground"] <= 1
+
+
+@pytest.mark.slow  # a program of its own, half a minute
+def test_self_training_is_a_term_with_its_weight(network):
+    graphdef, params = network
+    weights = losses.LossWeights(ciml=0.0, mfml=0.0, apml=0.0, self_training=0.5)
+    step = make_train_step(graphdef, optax.sgd(0.01), dataclasses.replace(CONFIG, weights=weights))
+    _, metrics = jax.jit(step, static_argnames="mutual")(make_state(params), make_batch(0), True)
+    assert metrics["self_training"] > 0
+    expected = metrics["classification"] + 0.5 * metrics["self_training"]
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
 def test_warm_up_reports_classification_alone(network, train_step):
