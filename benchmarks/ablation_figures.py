@@ -21,7 +21,7 @@ from rml_jax.data.sources import make_source
 from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.evaluation.localization import SHARES, localization
 from rml_jax.report.training import read_events, tag_of
-from rml_jax.training.checkpoint import Checkpoints
+from rml_jax.training.checkpoint import read_params
 from rml_jax.variants import LADDER
 
 CURVES = (
@@ -131,9 +131,7 @@ def curves_figure(runs):
 def _samples(folder):
     config = load_config(folder / "config.json")
     graphdef, abstract = build.build_graph(config)
-    checkpoints = Checkpoints(folder)
-    _, params = checkpoints.restore_params(abstract)
-    checkpoints.close()
+    _, params = read_params(folder, abstract)
     source = make_source(config.data, config.data.val_split, with_masks=True)
     return Evaluator(config, graphdef).samples(params, source, range(min(_MEASURED, len(source))))
 

@@ -21,7 +21,7 @@ from rml_jax.config import load_config
 from rml_jax.data.pipeline import configured_batches
 from rml_jax.data.sources import make_source
 from rml_jax.ops import normalize, sample_affine, warp
-from rml_jax.training.checkpoint import Checkpoints
+from rml_jax.training.checkpoint import read_params
 from rml_jax.training.step import make_pseudo_labels, pair_losses
 
 # Name of a part among the step's metrics -> its weight in the loss, from `config.loss`.
@@ -46,9 +46,7 @@ def main():
     use_compilation_cache()
     config = load_config(chosen.workdir / "config.json")
     graphdef, abstract = build.build_graph(config)
-    checkpoints = Checkpoints(chosen.workdir)
-    step, params = checkpoints.restore_params(abstract, chosen.checkpoint)
-    checkpoints.close()
+    step, params = read_params(chosen.workdir, abstract, chosen.checkpoint, config.checkpoint.best_metric)
     measure = jax.jit(make_products(config, graphdef))
     found = [measure(params, batch) for batch in _batches(config, chosen.batches)]
     products, context = (np.mean(values, axis=0) for values in zip(*jax.device_get(found), strict=True))

@@ -116,7 +116,7 @@ def predict(chosen):
     finally:  # What was done before an interruption is on record.
         output.finish(predictor.settings())
     print(f"{done} of {len(files)} pictures by stage {predictor.stage}: {chosen.out}")
-    if without_tags:
+    if without_tags and chosen.tags is None:
         print(
             f"{without_tags} masks are background alone, as no class scored above {chosen.tag_threshold}: "
             "--tag_threshold lowers that, --tags says what is there"

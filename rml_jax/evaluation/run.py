@@ -16,7 +16,7 @@ from rml_jax.evaluation.stages import before_crf, parse_stage
 from rml_jax.models.pretrained import load_weights
 from rml_jax.progress import Progress
 from rml_jax.report import Sample, best_stage, class_table, write_report
-from rml_jax.training.checkpoint import Checkpoints
+from rml_jax.training.checkpoint import read_params
 
 
 def evaluate_run(config, workdir, split, weights="", save_masks=False):
@@ -50,9 +50,7 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
     if weights:
         model, params = {"weights": str(weights)}, _load_for_scoring(config, abstract, weights)
     else:
-        checkpoints = Checkpoints(workdir, best_metric=config.checkpoint.best_metric)
-        step, params = checkpoints.restore_params(abstract, config.eval.checkpoint)
-        checkpoints.close()
+        step, params = read_params(workdir, abstract, config.eval.checkpoint, config.checkpoint.best_metric)
         model = {"step": step}
 
     folder = _make_folder(workdir)

@@ -135,16 +135,14 @@ def load_model(path, checkpoint=None):
             "exported folder (config.json, model.safetensors)"
         )
     # Here, as an exported model is read without orbax.
-    from rml_jax.training.checkpoint import Checkpoints
+    from rml_jax.training.checkpoint import read_params
 
     config = load_config(path / "config.json")
     if checkpoint is not None:
         config.eval.checkpoint = checkpoint
         check_config(config)
     _, abstract = build.build_graph(config)
-    checkpoints = Checkpoints(path, best_metric=config.checkpoint.best_metric)
-    step, params = checkpoints.restore_params(abstract, config.eval.checkpoint)
-    checkpoints.close()
+    step, params = read_params(path, abstract, config.eval.checkpoint, config.checkpoint.best_metric)
     return config, params, step
 
 

@@ -249,6 +249,24 @@ class Checkpoints:
             ) from error
 
 
+def read_params(workdir, params, which="newest", best_metric=""):
+    """The parameters of one checkpoint of a run, which is left as it is.
+
+    Args:
+      workdir: pathlib.Path of the run.
+      params, which: see `Checkpoints.restore_params`.
+      best_metric: see `Checkpoints`; for "best".
+
+    Returns:
+      step (int) and the parameters.
+
+    Raises:
+      UserError: see `Checkpoints.restore_params`.
+    """
+    with contextlib.closing(Checkpoints(workdir, best_metric=best_metric)) as checkpoints:
+        return checkpoints.restore_params(params, which)
+
+
 def _reason(error):
     """One short line for an error of any library: the operating system's own word for it, if that is its cause."""
     cause = error

@@ -87,14 +87,20 @@ def initial_state(params, optimizer, seed, mesh, shard_optimizer=False):
     Returns:
       TrainState, a copy on every device but for the shares.
     """
-    # Weights from a file are arrays of this process; to share them with others they must come from the host.
-    params = jax.tree.map(lambda leaf: np.asarray(leaf) if leaf.is_fully_addressable else leaf, params)
-    params = jax.device_put(params, replicated(mesh))
+    params = jax.tree.map(lambda leaf: _replicate(leaf, mesh), params)
     start = jax.jit(lambda: (jax.numpy.int32(0), jax.random.key(seed)), out_shardings=replicated(mesh))
     step, key = start()
     shapes = jax.eval_shape(optimizer.init, params)
     shardings = jax.tree.map(lambda leaf: _share(leaf, mesh) if shard_optimizer else replicated(mesh), shapes)
     return TrainState(step, params, jax.jit(optimizer.init, out_shardings=shardings)(params), key)
+
+
+def _replicate(leaf, mesh):
+    """Puts an array on every device of the mesh; one that is there already is not waited for."""
+    if leaf.sharding.is_equivalent_to(replicated(mesh), leaf.ndim):
+        return leaf
+    # Weights from a file are arrays of this process; to share them with others they must come from the host.
+    return jax.device_put(np.asarray(leaf), replicated(mesh))
 
 
 def _share(leaf, mesh):
