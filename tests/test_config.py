@@ -23,7 +23,14 @@ CASES = [*FILES, "digits.py:baseline", "folder.py:small"]
 # The rows of the paper's ablations.
 VARIANT_CASES = [
     f"{file}:{variant}"
-    for file in ("digits.py", "digits_small.py", "voc_animals.py", "voc.py", "coco.py")
+    for file in (
+        "digits.py",
+        "digits_small.py",
+        "voc_animals.py",
+        "voc_animals_pretrained.py",
+        "voc.py",
+        "coco.py",
+    )
     for variant in CHANGES
 ]
 
