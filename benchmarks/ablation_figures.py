@@ -34,6 +34,7 @@ CURVES = (
     "affinity",
     "information_affinity_label",
     "information_affinity_pair",
+    "self_training",
     "labelled_foreground",
     "labelled_background",
     "gradient_norm",

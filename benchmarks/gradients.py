@@ -34,6 +34,7 @@ PARTS = {
     "affinity": lambda loss: loss.apml * loss.affinity,
     "information_affinity_label": lambda loss: -loss.apml * loss.beta2,
     "information_affinity_pair": lambda loss: 2 * loss.apml * loss.beta2,
+    "self_training": lambda loss: loss.self_training,
 }
 
 

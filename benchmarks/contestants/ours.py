@@ -44,6 +44,10 @@ class Contestant:
         self._state, metrics = self._train_step(self._state, self._batch, mutual=True)
         jax.block_until_ready((self._state.params, metrics))
 
+    def program(self):
+        """The text of the compiled step."""
+        return self._train_step.lower(self._state, self._batch, mutual=True).compile().as_text()
+
     def parts(self):
         """Dict from the names of the step's parts to functions, each compiled alone."""
         graph, config, params, batch = self._graph, self._config, self._state.params, self._batch

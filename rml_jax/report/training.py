@@ -16,7 +16,7 @@ from rml_jax.evaluation.localization import SHARES
 # A panel of the curves and what it shows; a run without mutual learning has only some of them.
 _PANELS = {
     "loss": ("loss", "classification"),
-    "mutual-learning terms": ("ciml", "mfml", "apml"),
+    "mutual-learning terms": ("ciml", "mfml", "apml", "self_training"),
     "parts of ciml and mfml": ("equivariance", "prototype_similarity", "alignment", "information_context"),
     "parts of apml": ("affinity", "information_affinity_label", "information_affinity_pair"),
     "share of pixels with a pseudo label": ("labelled_foreground", "labelled_background"),
