@@ -39,6 +39,7 @@ _LARGEST_GRADIENT = 1.0
 
 
 def main(config):
+    environment = measure.environment()
     config = with_class_names(config)
     check_config(config)
     mesh = make_mesh(config.train.batch_size)
@@ -51,7 +52,7 @@ def main(config):
     state, losses = train(config, mesh, graphdef, optimizer, state, Path(_OUT.value))
     seconds = time.monotonic() - start
     result = {
-        "environment": measure.environment(),
+        "environment": environment,
         "steps": config.train.steps,
         "pictures_seen": config.train.steps * config.train.batch_size,
         "train_seconds": round(seconds),
