@@ -32,7 +32,11 @@ from rml_jax.training.loop import train
 from rml_jax.variants import LADDER, REMOVALS, with_variant
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
-_VARIANTS = flags.DEFINE_list("variants", [*LADDER, *REMOVALS], "Names of rml_jax.variants, or KEY=VALUE.")
+_VARIANTS = flags.DEFINE_list(
+    "variants",
+    [*LADDER, *REMOVALS],
+    "Names of rml_jax.variants, or KEY=VALUE, in double quotes where it holds a comma.",
+)
 _SEEDS = flags.DEFINE_list(
     "seeds", ["0", "1", "2"], "Seeds of the parameters, the transforms and the order of data."
 )
