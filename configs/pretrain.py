@@ -4,7 +4,7 @@
 
 Give the file to another run as `model.init_from`. The paper starts from ImageNet-1k weights, which this is no
 substitute for. Sized for the 100,000 photographs of Tiny ImageNet at 32 pixels, enlarged to 64, and 2 cores: MiT-b0,
-6 epochs, about 45 minutes (benchmarks/results/pretrain.json).
+6.5 epochs, about an hour (benchmarks/results/pretrain.json).
 """
 
 from rml_jax.config import default_config
