@@ -1,6 +1,6 @@
 """Pre-trains a backbone by classification, for when no published ImageNet weights are to be had.
 
-    python -m benchmarks.pretrain --config=configs/pretrain.py --config.data.root=PHOTOS --out=FILE.safetensors
+    python -m benchmarks.pretrain --config=configs/pretrain.py --config.data.root=PHOTOS --save_to=FILE.safetensors
         [--json=FILE] [--config.key=value ...]
 
 PHOTOS has one sub-folder a class. One label a picture calls for softmax and cross-entropy, as the Mix Transformer's
@@ -31,7 +31,7 @@ from rml_jax.progress import Progress
 from rml_jax.training.optimizer import make_optimizer
 from rml_jax.training.sharding import init_model, initial_state, make_mesh, shard_batch
 
-_OUT = flags.DEFINE_string("out", None, "Safetensors file to write.")
+_SAVE_TO = flags.DEFINE_string("save_to", None, "Safetensors file to write.")
 _JSON = flags.DEFINE_string("json", None, "File for the loss, the accuracy and the time.")
 
 # Without it, a single batch can throw a network back that starts from nothing.
@@ -49,7 +49,7 @@ def main(config):
     )
     state = initial_state(params, optimizer, config.train.seed, mesh)
     start = time.monotonic()
-    state, losses = train(config, mesh, graphdef, optimizer, state, Path(_OUT.value))
+    state, losses = train(config, mesh, graphdef, optimizer, state, Path(_SAVE_TO.value))
     seconds = time.monotonic() - start
     result = {
         "environment": environment,
@@ -128,5 +128,5 @@ def accuracy(config, graphdef, params):
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("out")
+    flags.mark_flag_as_required("save_to")
     cli.run(main, cli.config_file(default="pretrain"))

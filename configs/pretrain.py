@@ -1,6 +1,6 @@
 """A backbone pre-trained on a folder of photographs with one sub-folder a class, in a checkout of the repository:
 
-    python -m benchmarks.pretrain --config=configs/pretrain.py --config.data.root=PHOTOS --out=pretrained.safetensors
+    python -m benchmarks.pretrain --config=pretrain --config.data.root=PHOTOS --save_to=pretrained.safetensors
 
 Give the file to another run as `model.init_from`. The paper starts from ImageNet-1k weights, which this is no
 substitute for. Sized for the 100,000 photographs of Tiny ImageNet at 32 pixels, enlarged to 64, and 2 cores: MiT-b0,

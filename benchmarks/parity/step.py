@@ -29,7 +29,7 @@ BOX = [[0, 0, SIZE, SIZE], [16, 0, SIZE, 104], [0, 0, SIZE, SIZE]]
 TAGS = [[1, 0, 1, 0, 0, 0], [0, 1, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0]]
 NETWORK = RMLConfig(MiTConfig.variant("b0", drop_path=0.0), num_classes=len(TAGS[0]))
 STEP = StepConfig(
-    weights=losses.LossWeights(),
+    weights=losses.LossWeights(self_training=0.1),
     affine=AffineRange(),
     pseudo_label=PseudoLabelConfig(slots=4),
     cam_scales=(0.5, 1.0, 1.5),
@@ -58,6 +58,7 @@ TERMS = {
     "L_CIML and its parts": (("ciml", "equivariance", "prototype_similarity"), 1e-5),
     "L_MFML and its alignment": (("mfml", "alignment"), 1e-5),
     "L_APML and its affinity loss": (("apml", "affinity"), 1e-5),
+    "L_self, with a weight of 0.1": (("self_training",), 1e-5),
     # Differences of entropies: their rounding weighs more.
     "mutual information, all three": (
         ("information_context", "information_affinity_label", "information_affinity_pair"),

@@ -158,3 +158,23 @@ def affinity_loss(affinity, positive, known):
 def label_information(affinity, positive, known):
     """I(y; R_a) over the labelled pairs, y the affinity label."""
     return mutual_information(_binary(affinity), _binary(positive.float()), known)
+
+
+def self_training_loss(cam_logits, labels, tags):
+    """L_self: cross-entropy of cells' class scores with their pseudo labels, classes and background half each.
+
+    Args:
+      cam_logits: float [B, C, h, w].
+      labels: int64 [B, H, W], 255 = ignore.
+      tags: 0/1 [B, C].
+
+    Returns:
+      float32 scalar.
+    """
+    cells = F.interpolate(labels[:, None].float(), cam_logits.shape[2:], mode="nearest-exact")
+    classes = torch.arange(1, cam_logits.shape[1] + 1, device=labels.device)[None, :, None, None]
+    entropy = F.binary_cross_entropy_with_logits(cam_logits, (cells == classes).float(), reduction="none")
+    weight = tags / tags.sum(dim=1, keepdim=True).clamp_min(1)
+    entropy = (entropy * weight[:, :, None, None]).sum(dim=1)
+    cells = cells[:, 0]
+    return (masked_mean(entropy, (cells != 0) & (cells != IGNORE)) + masked_mean(entropy, cells == 0)) / 2

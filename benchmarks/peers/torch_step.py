@@ -14,6 +14,7 @@ from benchmarks.peers.torch_losses import (
     ciml_loss,
     masked_mean,
     mfml_loss,
+    self_training_loss,
 )
 from benchmarks.peers.torch_model import Outputs
 from benchmarks.peers.torch_ops import (
@@ -121,8 +122,14 @@ def pair_losses(outputs, batch, labels, theta, config):
     ciml, ciml_parts = ciml_loss(view, twin, tags, grid, valid, weights.alpha)
     mfml, mfml_parts = mfml_loss(view, twin, fine_grid, valid_fine, weights.beta1)
     apml, apml_parts = apml_loss(view, twin, pairs, twin_pairs, grid, valid, weights.beta2)
+    self_training = self_training_loss(view.cam_logits, labels, tags)
+    self_training = self_training + self_training_loss(
+        twin.cam_logits, warp_labels(labels, canvas_grid), tags
+    )
     loss = classification + weights.ciml * ciml + weights.mfml * mfml + weights.apml * apml
+    loss = loss + weights.self_training * self_training
     terms = {"classification": classification, "ciml": ciml, "mfml": mfml, "apml": apml}
+    terms |= {"self_training": self_training}
     labelled = {
         "labelled_foreground": masked_mean((labels > 0) & (labels != IGNORE), real),
         "labelled_background": masked_mean(labels == 0, real),
