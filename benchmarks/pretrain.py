@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
@@ -120,10 +119,10 @@ def accuracy(config, graphdef, params):
     side = (config.train.crop_size,) * 2
 
     @jax.jit
-    def strongest(image):
+    def strongest(params, image):
         return nnx.merge(graphdef, params).classify(resize_bilinear(normalize(image[None]), side))[0].argmax()
 
-    right = [int(strongest(jnp.asarray(item["image"]))) == int(item["tags"].argmax()) for item in source]
+    right = [int(strongest(params, item["image"])) == int(item["tags"].argmax()) for item in source]
     return {"pictures": len(right), "top1": float(np.mean(right))}
 
 

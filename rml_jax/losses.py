@@ -84,7 +84,12 @@ def multilabel_soft_margin(logits, tags):
     Returns:
       float32 scalar.
     """
-    return -jnp.mean(tags * jax.nn.log_sigmoid(logits) + (1 - tags) * jax.nn.log_sigmoid(-logits))
+    return jnp.mean(_binary_cross_entropy(logits, tags))
+
+
+def _binary_cross_entropy(logits, targets):
+    """Of every logit by itself, with its target in 0..1."""
+    return -(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits))
 
 
 # --- Mutual information: Eqs. 7 and 9 to 12 ---
@@ -377,8 +382,7 @@ def self_training(cam_logits, labels, tags):
     Returns:
       float32 scalar; a side without cells counts 0.
     """
-    targets = jax.nn.one_hot(labels - 1, cam_logits.shape[-1])
-    entropy = -(targets * jax.nn.log_sigmoid(cam_logits) + (1 - targets) * jax.nn.log_sigmoid(-cam_logits))
+    entropy = _binary_cross_entropy(cam_logits, jax.nn.one_hot(labels - 1, cam_logits.shape[-1]))
     tagged = tags[:, None, None, :]
     cells = jnp.sum(entropy * tagged, axis=-1) / jnp.maximum(jnp.sum(tagged, axis=-1), 1)
     foreground = (labels != BACKGROUND) & (labels != IGNORE)

@@ -115,7 +115,8 @@ def pair_losses(outputs, batch, labels, theta, config):
     valid = validity(box_mask(box, cells, canvas), grid)
     valid_fine = validity(box_mask(box, fine, canvas), fine_grid)
     pairs = affinity_labels(labels, cells, config.radius)
-    twin_pairs = affinity_labels(warp_labels(labels, canvas_grid), cells, config.radius)
+    twin_labels = warp_labels(labels, canvas_grid)
+    twin_pairs = affinity_labels(twin_labels, cells, config.radius)
 
     weights = config.weights
     classification = F.multilabel_soft_margin_loss(view.logits, tags)
@@ -123,13 +124,16 @@ def pair_losses(outputs, batch, labels, theta, config):
     mfml, mfml_parts = mfml_loss(view, twin, fine_grid, valid_fine, weights.beta1)
     apml, apml_parts = apml_loss(view, twin, pairs, twin_pairs, grid, valid, weights.beta2)
     self_training = self_training_loss(view.cam_logits, labels, tags)
-    self_training = self_training + self_training_loss(
-        twin.cam_logits, warp_labels(labels, canvas_grid), tags
-    )
+    self_training = self_training + self_training_loss(twin.cam_logits, twin_labels, tags)
     loss = classification + weights.ciml * ciml + weights.mfml * mfml + weights.apml * apml
     loss = loss + weights.self_training * self_training
-    terms = {"classification": classification, "ciml": ciml, "mfml": mfml, "apml": apml}
-    terms |= {"self_training": self_training}
+    terms = {
+        "classification": classification,
+        "ciml": ciml,
+        "mfml": mfml,
+        "apml": apml,
+        "self_training": self_training,
+    }
     labelled = {
         "labelled_foreground": masked_mean((labels > 0) & (labels != IGNORE), real),
         "labelled_background": masked_mean(labels == 0, real),

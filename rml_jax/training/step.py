@@ -237,8 +237,13 @@ def pair_losses(outputs, labels, batch, theta, config):
         (weights.self_training, self_training),
     )
     total = classification + sum(weight * term for weight, term in weighted if weight)
-    terms = {"classification": classification, "ciml": ciml, "mfml": mfml, "apml": apml}
-    terms |= {"self_training": self_training}
+    terms = {
+        "classification": classification,
+        "ciml": ciml,
+        "mfml": mfml,
+        "apml": apml,
+        "self_training": self_training,
+    }
     real_pixels = box_mask(box, canvas, canvas)
     labelled = {
         "labelled_foreground": losses.masked_mean((labels > 0) & (labels != IGNORE), real_pixels),
