@@ -14,7 +14,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.installed
 	$(RUN) train.py --config=configs/digits.py --workdir=$(DEMO)
 	$(RUN) eval.py --workdir=$(DEMO)
-	$(RUN) -m rml_jax.report --workdir=$(DEMO)
+	$(RUN) -m rml_jax report --workdir=$(DEMO)
 
 test: lint
 	$(PYTEST)
@@ -23,7 +23,7 @@ test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow
 
 parity: $(VENV)/.installed-dev
-	$(RUN) -m benchmarks.parity --out docs/parity.md
+	$(RUN) -m tests.references --out docs/parity.md
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .

@@ -6,7 +6,7 @@ Or weights from elsewhere, or a folder of masks made by anyone; what comes out g
     python eval.py --masks=FOLDER --config=FILE[:VARIANT] --workdir=DIR
 """
 
-from rml_jax.eval import main
+from rml_jax.commands.eval import main
 
 if __name__ == "__main__":
     main()

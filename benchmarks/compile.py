@@ -4,8 +4,9 @@
 
 A run has two programs: the warm-up's, with the classification loss alone, and the one with all losses, which a run
 compiles later or, when it resumes, first. Each start is a process of its own; a second start finds what the first
-one left in the persistent compilation cache (`rml_jax.compilation_cache`), under JAX's own conditions for keeping a
-program. Needs jax, flax and optax; where train.py's other libraries are installed, their import is timed as well.
+one left in the persistent compilation cache (`rml_jax.utils.compilation_cache`), under JAX's own conditions for
+keeping a program. Needs jax, flax and optax; where train.py's other libraries are installed, their import is timed
+as well.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from benchmarks import measure
 
 PROGRAMS = {"classification": False, "all losses": True}
 STARTS = ("cold", "second")
-_TRAIN_IMPORTS = "import rml_jax.cli, rml_jax.training.loop"
+_TRAIN_IMPORTS = "import rml_jax.commands.cli, rml_jax.training.loop"
 
 
 def main():

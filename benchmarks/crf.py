@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from benchmarks import measure
-from benchmarks.peers.pydensecrf import by_pydensecrf
 from rml_jax.ops.crf import SETTINGS, dense_crf, dense_crf_batch
+from tests.references.pydensecrf import by_pydensecrf
 
 _CANVAS_STEP = 64
 

@@ -19,14 +19,14 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import measure
-from benchmarks.parity.networks import random_network
 from configs import voc
-from rml_jax import build
-from rml_jax.compilation_cache import use_compilation_cache
 from rml_jax.inference.export import onnx, stablehlo, weights
 from rml_jax.inference.export.checksums import write_sums
 from rml_jax.inference.export.program import make_fixed_program
 from rml_jax.inference.export.verify import sample_pictures
+from rml_jax.models import build
+from rml_jax.utils.compilation_cache import use_compilation_cache
+from tests.references.networks import random_network
 
 WARM_UP = 3
 

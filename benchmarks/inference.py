@@ -168,9 +168,9 @@ def _peer(variant, dtype):
     import transformers
     from flax import nnx
 
-    from benchmarks.peers import torch_ops
-    from benchmarks.peers.torch_model import from_flax
     from rml_jax.models import RML
+    from tests.references import torch_ops
+    from tests.references.torch_model import from_flax
 
     transformers.utils.logging.disable_progress_bar()
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU that has it; full float32 on a CPU.
@@ -222,8 +222,8 @@ def _has_pydensecrf():
 
 def _pydensecrf(pictures, probabilities):
     """Marginals [B, K, H, W] of pictures uint8 [B, H, W, 3] and probabilities; 0 for classes nowhere likely."""
-    from benchmarks.peers.pydensecrf import by_pydensecrf
     from rml_jax.ops.crf import CLIP, SETTINGS
+    from tests.references.pydensecrf import by_pydensecrf
 
     refined = np.zeros_like(probabilities)
     for picture, given, result in zip(pictures, probabilities, refined, strict=True):

@@ -2,10 +2,10 @@
 
     python -m benchmarks.large_picture [--json FILE] [--size 8000,10000] [--tags 3]
 
-A mosaic of scikit-learn's two photographs, from a JPEG file to mask, overlay and record, as `rml_jax.predict` does
-it. The network is reduced to a few thousand parameters, so that what is measured is the tiling: a real network adds
-what it needs for one batch of tiles, whatever the picture's size. Memory is the process's peak of resident pages,
-JAX and the writing of the mosaic included.
+A mosaic of scikit-learn's two photographs, from a JPEG file to mask, overlay and record, as `rml-jax predict`
+does it. The network is reduced to a few thousand parameters, so that what is measured is the tiling: a real network
+adds what it needs for one batch of tiles, whatever the picture's size. Memory is the process's peak of resident
+pages, JAX and the writing of the mosaic included.
 """
 
 import argparse
@@ -19,13 +19,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from benchmarks import measure
-from benchmarks.parity.networks import random_network
 from configs import voc
-from rml_jax import build
-from rml_jax.compilation_cache import use_compilation_cache
 from rml_jax.inference.outputs import OutputFolder
 from rml_jax.inference.predictor import as_picture, predictor_of
-from rml_jax.models import mit
+from rml_jax.models import build, mit
+from rml_jax.utils.compilation_cache import use_compilation_cache
+from tests.references.networks import random_network
 
 _REDUCED = {"channels": (8, 8, 16, 16), "depths": (1, 1, 1, 2), "heads": (1, 1, 2, 2)}
 

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from rml_jax import files
+from rml_jax.utils import files
 
 _PACKAGES = (
     "jax",

@@ -4,7 +4,7 @@
 
 Without --root it makes its own photographs in VOC's layout: 500x375 JPEGs of about 90 KB, tagged by a CSV file. First
 the parts of one example's way are timed alone on one core, then the grain pipeline with 0, 1 and 2 workers (0:
-threads of this process). With --prepared, data that `rml_jax.data.prepare` made of --root, its batches are compared
+threads of this process). With --prepared, data that `rml-jax prepare` made of --root, its batches are compared
 with the folder's, and both are timed in turns. The demand is read from the records of `benchmarks.train_step` beside
 FILE.
 """
@@ -27,9 +27,9 @@ from benchmarks import measure
 from rml_jax.data.augment import augment, rescaled_size
 from rml_jax.data.images import decode_image
 from rml_jax.data.pipeline import train_batches
-from rml_jax.data.prepared import PreparedData
+from rml_jax.data.sources.prepared import PreparedData
+from rml_jax.data.sources.voc import VocFolder
 from rml_jax.data.tags import read_list
-from rml_jax.data.voc import VocFolder
 
 CROP, SCALE = 320, (0.5, 2.0)
 PHOTOS, SIZE = 64, (500, 375)

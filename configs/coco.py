@@ -3,13 +3,13 @@
     python train.py --config=configs/coco.py --config.data.root=COCO --config.model.init_from=MIT_B1 --workdir=DIR
 
 The folder holds train2014, val2014 and annotations/instances_*.json as COCO's archives unpack them, or is what
-`rml_jax.data.prepare coco` made of these; images without any of the 80 classes are dropped. The paper's
+`rml-jax prepare coco` made of these; images without any of the 80 classes are dropped. The paper's
 constants (METHOD.md section 5): MiT-B1 from ImageNet-1k weights, crop 320, 75,000 steps, the first 5,000 on
 classification alone. Not yet run here: the published weights are not to be had.
 """
 
 from rml_jax.config import default_config
-from rml_jax.data.coco_classes import CLASS_NAMES
+from rml_jax.data.sources.coco_classes import CLASS_NAMES
 from rml_jax.variants import with_variant
 
 

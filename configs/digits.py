@@ -8,7 +8,7 @@ pre-trained weights. `make demo` trains and evaluates `full` in about 10 minutes
 """
 
 from rml_jax.config import default_config
-from rml_jax.data.digits import CLASS_NAMES
+from rml_jax.data.sources.digits import CLASS_NAMES
 from rml_jax.variants import with_variant
 
 

@@ -1,6 +1,6 @@
 """RML on `digits` at 48 pixels, in batches of 8: the ablations' setting, a quarter of `configs/digits.py`'s work.
 
-    python -m benchmarks.ablation --config=configs/digits_small.py --workdir=runs/ablation
+    python -m experiments.ablation --config=configs/digits_small.py --workdir=runs/ablation
 
 Scenes, digits and batches are smaller; thresholds, rates and the 900 steps are those of `configs/digits.py`.
 The variants are those of `rml_jax.variants`: `full` and the rows of the paper's Tables 1 and 2.

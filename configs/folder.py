@@ -4,7 +4,7 @@
 
 Without `data.tags`, the name of each sub-folder of PHOTOS is the tag of the images in it. The classes are the
 tags that occur; a tenth of the images is kept for validation. `data.root` may also be what
-`rml_jax.data.prepare folder` wrote, without `data.tags`. Not a row of the paper: its method and constants
+`rml-jax prepare folder` wrote, without `data.tags`. Not a row of the paper: its method and constants
 (METHOD.md section 5: VOC's 18,000 steps) at MiT-B1. Set `model.init_from` to pre-trained weights wherever they
 are to be had: from scratch, thousands of photographs are few.
 
@@ -12,7 +12,7 @@ are to be had: from scratch, thousands of photographs are few.
 """
 
 from rml_jax.config import default_config, size_for_cpu
-from rml_jax.errors import UserError
+from rml_jax.utils.errors import UserError
 
 
 def get_config(variant="full"):

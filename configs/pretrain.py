@@ -1,10 +1,10 @@
 """A backbone pre-trained on a folder of photographs with one sub-folder a class, in a checkout of the repository:
 
-    python -m benchmarks.pretrain --config=pretrain --config.data.root=PHOTOS --save_to=pretrained.safetensors
+    python -m experiments.pretrain --config=pretrain --config.data.root=PHOTOS --save_to=pretrained.safetensors
 
 Give the file to another run as `model.init_from`. The paper starts from ImageNet-1k weights, which this is no
 substitute for. Sized for the 100,000 photographs of Tiny ImageNet at 32 pixels, enlarged to 64, and 2 cores: MiT-b0,
-6.5 epochs, about an hour (benchmarks/results/pretrain.json).
+6.5 epochs, about an hour (experiments/results/pretrain.json).
 """
 
 from rml_jax.config import default_config

@@ -5,7 +5,7 @@
 The folder holds JPEGImages, SegmentationClassAug and ImageSets/Segmentation with the lists train_aug.txt and
 val.txt. Training takes from the masks only which classes occur. From scratch, with the smallest published
 network (b0) and a 160-pixel crop: a check that the whole path works on real photographs, in about 6 minutes on
-2 cores (benchmarks/results/voc_animals.json), not a row of the paper.
+2 cores (experiments/results/voc_animals.json), not a row of the paper.
 """
 
 from rml_jax.config import default_config, size_for_cpu

@@ -1,6 +1,6 @@
 """RML on voc_animals from a backbone of `configs/pretrain.py`, sized for the ablation on a CPU core.
 
-    python -m benchmarks.ablation --config=configs/voc_animals_pretrained.py --config.data.root=.../VOC2012 \
+    python -m experiments.ablation --config=configs/voc_animals_pretrained.py --config.data.root=.../VOC2012 \
         --config.model.init_from=pretrained.safetensors --workdir=runs/ablation-animals --variants=baseline,full
 
 MiT-b0 on 128-pixel crops, batches of 8, 1,000 steps of classification alone and 400 with all terms. Not a row of the

@@ -4,12 +4,16 @@ import importlib
 import sys
 
 COMMANDS = {
-    "train": ("rml_jax.train", "train, or resume a run"),
-    "eval": ("rml_jax.eval", "score a run, weights or a folder of masks"),
-    "predict": ("rml_jax.predict", "masks for photographs"),
-    "export": ("rml_jax.export", "a trained network as files that run without this project"),
-    "report": ("rml_jax.report.__main__", "one HTML page of a run"),
-    "prepare": ("rml_jax.data.prepare", "a data set, checked and packed"),
+    "train": ("rml_jax.commands.train", "train, or resume a run"),
+    "eval": ("rml_jax.commands.eval", "score a run, weights or a folder of masks"),
+    "predict": ("rml_jax.commands.predict", "masks for photographs"),
+    "export": ("rml_jax.commands.export", "a trained network as files that run without this project"),
+    "report": ("rml_jax.commands.report", "one HTML page of a run"),
+    "prepare": ("rml_jax.commands.prepare", "a data set, checked and packed"),
+    "inspect": (
+        "rml_jax.commands.inspect",
+        "augmented training pairs as a picture, and the pipeline's speed",
+    ),
 }
 """Name to the module whose `main()` it starts, and what that does."""
 

@@ -1,6 +1,6 @@
 """The rows of the paper's ablations (Tables 1 and 2) as changes to any configuration of full RML."""
 
-from rml_jax.errors import UserError
+from rml_jax.utils.errors import UserError
 
 _WITHOUT_TERMS = {"loss.ciml": 0.0, "loss.mfml": 0.0, "loss.apml": 0.0}
 

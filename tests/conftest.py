@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from benchmarks.parity.networks import random_network
+from tests.references.networks import random_network
 
 # No deadlines: the first example often compiles, and a busy machine is no mistake.
 settings.register_profile("rml_jax", deadline=None)
@@ -56,8 +56,9 @@ def compilation_cache(tmp_path_factory):
     """Programs that several tests need are compiled once per session, also where processes share the tests out."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")  # of the commands that tests start
+    # A folder that the user chose outlives the session.
+    folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", folder)  # The commands that tests start find the variable.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

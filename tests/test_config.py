@@ -11,10 +11,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import rml_jax
-from rml_jax.config import check_config, config_difference, default_config, flatten, load_config, save_config
-from rml_jax.errors import UserError
+from rml_jax.config import config_difference, default_config, flatten, load_config, save_config
 from rml_jax.models import MiTConfig, MixTransformer
 from rml_jax.models.mit import VARIANTS
+from rml_jax.utils.errors import UserError
+from rml_jax.validate import check_config
 from rml_jax.variants import CHANGES
 
 FOLDER = Path(rml_jax.__file__).parents[1] / "configs"

@@ -9,10 +9,10 @@ import transformers
 from flax import nnx
 
 from benchmarks.contestants import settings
-from benchmarks.peers import torch_ops, torch_step
-from benchmarks.peers.torch_model import Outputs, from_flax
 from rml_jax.models import RML
 from rml_jax.ops import sample_affine
+from tests.references import torch_ops, torch_step
+from tests.references.torch_model import Outputs, from_flax
 
 
 class Contestant:

@@ -8,8 +8,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from rml_jax.errors import UserError
-from rml_jax.progress import Progress
+from rml_jax.utils.errors import UserError
+from rml_jax.utils.progress import Progress
 
 # What the archive readers raise for a file that is no archive, is cut off, damaged or encrypted.
 _ARCHIVE_ERRORS = (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error)

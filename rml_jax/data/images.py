@@ -12,8 +12,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from rml_jax.errors import UserError
 from rml_jax.labels import IGNORE
+from rml_jax.utils.errors import UserError
 
 MIN_SIDE = 8
 # 600 MB decoded. Pillow's own limit, which it applies at twice the value that it warns at.

@@ -5,7 +5,7 @@ import functools
 import grain
 
 from rml_jax.data.augment import augment
-from rml_jax.errors import UserError
+from rml_jax.utils.errors import UserError
 
 # Elements are whole batches, so grain's defaults (16 threads, 500 elements, made for single examples) would
 # keep gigabytes of crops in memory. A few batches ahead hide the decoding just as well.

@@ -14,8 +14,8 @@ import re
 import unicodedata
 from pathlib import Path, PurePosixPath
 
-from rml_jax.errors import UserError
 from rml_jax.labels import IGNORE
+from rml_jax.utils.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _HEADER = ["image", "tags"]

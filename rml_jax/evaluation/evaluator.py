@@ -7,18 +7,18 @@ import numpy as np
 from PIL import Image
 
 from rml_jax.evaluation import metrics
-from rml_jax.evaluation.canvas import cut_labels
-from rml_jax.evaluation.runner import StageRunner
-from rml_jax.evaluation.stages import TAG_THRESHOLD, background_key, make_pictures
+from rml_jax.evaluation.samples import Sample
 from rml_jax.models.mit import cells
-from rml_jax.report import Sample
+from rml_jax.stages.canvas import cut_labels
+from rml_jax.stages.runner import StageRunner
+from rml_jax.stages.stages import TAG_THRESHOLD, background_key, make_pictures
 
 
 class Evaluator:
     """Runs one network over a source with masks.
 
     Pictures are padded to the smallest canvas that holds them, so that a data set of mixed sizes compiles a handful
-    of programs; padding does not change a prediction (`rml_jax.evaluation.stages`). Masks have the annotation's
+    of programs; padding does not change a prediction (`rml_jax.stages.stages`). Masks have the annotation's
     resolution. All devices of this process share the pictures, `config.eval.batch_size` each, and every picture is
     computed on one device alone, so that their number does not change a result.
 

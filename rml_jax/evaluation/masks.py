@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rml_jax import files, visualize
-from rml_jax.data.voc import read_mask
-from rml_jax.errors import UserError
+from rml_jax import visualize
+from rml_jax.data.sources.voc import read_mask
 from rml_jax.labels import IGNORE
+from rml_jax.utils import files
+from rml_jax.utils.errors import UserError
 
 
 def voc_folder(root, split):

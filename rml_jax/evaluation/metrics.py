@@ -6,8 +6,8 @@ Masks are scored from one confusion matrix over the whole set: add up the matric
 
 import numpy as np
 
-from rml_jax.errors import UserError
 from rml_jax.labels import IGNORE
+from rml_jax.utils.errors import UserError
 
 
 def confusion_matrix(prediction: np.ndarray, annotation: np.ndarray, num_classes: int) -> np.ndarray:

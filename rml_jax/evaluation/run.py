@@ -5,18 +5,19 @@ import json
 import jax
 import jax.numpy as jnp
 
-from rml_jax import build, files, provenance
-from rml_jax.config import check_config
+from rml_jax.checkpoint import read_params
 from rml_jax.data.sources import make_source, with_class_names
-from rml_jax.errors import UserError
 from rml_jax.evaluation.evaluator import Evaluator, Scores
 from rml_jax.evaluation.masks import MaskFolder, MaskWriter
 from rml_jax.evaluation.plots import confusion_picture, sweep_picture
-from rml_jax.evaluation.stages import before_crf, parse_stage
-from rml_jax.models.pretrained import load_weights
-from rml_jax.progress import Progress
+from rml_jax.models import build
+from rml_jax.models.weights import load_weights
 from rml_jax.report import Sample, best_stage, class_table, write_report
-from rml_jax.training.checkpoint import read_params
+from rml_jax.stages.stages import before_crf, parse_stage
+from rml_jax.utils import files, provenance
+from rml_jax.utils.errors import UserError
+from rml_jax.utils.progress import Progress
+from rml_jax.validate import check_config
 
 
 def evaluate_run(config, workdir, split, weights="", save_masks=False):
@@ -29,7 +30,7 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
       config: ConfigDict of the run, perhaps with overrides.
       workdir: pathlib.Path of the run; made if it doesn't exist and weights are given.
       split: name of the split to score.
-      weights: file to score rather than the checkpoint (`rml_jax.models.pretrained` says which); "" for none.
+      weights: file to score rather than the checkpoint (`rml_jax.models.weights` says which); "" for none.
       save_masks: whether to write every predicted mask to `eval/masks/` (`rml_jax.evaluation.masks.MaskWriter`).
 
     Returns:

@@ -1,4 +1,4 @@
-"""What `rml_jax.predict` writes for a picture."""
+"""What `rml_jax.commands.predict` writes for a picture."""
 
 import io
 import json
@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rml_jax import files, visualize
+from rml_jax import visualize
 from rml_jax.evaluation.masks import file_numbers, palette_png
+from rml_jax.utils import files
 
 _QUALITY = 90  # of JPEG
 _STRIP = 512  # rows that are coloured at a time, since colours are blended in 64-bit numbers

@@ -8,16 +8,17 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
-from rml_jax import build
-from rml_jax.config import check_config, load_config
+from rml_jax.config import load_config
 from rml_jax.data.images import read_image, to_rgb
 from rml_jax.data.tags import tag_key
-from rml_jax.errors import UserError
-from rml_jax.evaluation.canvas import cut_labels
-from rml_jax.evaluation.runner import Batch, StageRunner
-from rml_jax.evaluation.stages import TAG_THRESHOLD, background_key, make_tile_network
 from rml_jax.inference.tiles import RowBlender, tile_starts
+from rml_jax.models import build
 from rml_jax.ops.pseudo_label import gather_classes
+from rml_jax.stages.canvas import cut_labels
+from rml_jax.stages.runner import Batch, StageRunner
+from rml_jax.stages.stages import TAG_THRESHOLD, background_key, make_tile_network
+from rml_jax.utils.errors import UserError
+from rml_jax.validate import check_config
 
 LARGE = ("tiles", "reduce")
 """What becomes of a picture that fits on no canvas: overlapping tiles, or reduced until it fits, as eval.py does."""
@@ -62,7 +63,7 @@ def load(
     Args:
       path: work directory of a run; or an exported folder or its model.safetensors (`rml_jax.inference.export`).
       checkpoint: which of the run's, "newest", "best" or a step in digits; None takes its eval.checkpoint.
-      stage: what makes the mask (`rml_jax.evaluation.stages`), such as "cam" or "par+crf"; None takes the last of
+      stage: what makes the mask (`rml_jax.stages.stages`), such as "cam" or "par+crf"; None takes the last of
         the run's eval.stages.
       scales: factors on the picture's size for the multi-scale CAM; None takes the run's.
       background: score of the background in that stage; None takes the run's eval.background.
@@ -135,7 +136,7 @@ def load_model(path, checkpoint=None):
             "exported folder (config.json, model.safetensors)"
         )
     # Here, as an exported model is read without orbax.
-    from rml_jax.training.checkpoint import read_params
+    from rml_jax.checkpoint import read_params
 
     config = load_config(path / "config.json")
     if checkpoint is not None:

@@ -1,6 +1,6 @@
 """Names and shapes of Mix Transformer weights in other people's files, and the way from theirs to ours and back.
 
-Three layouts are known besides our own (`rml_jax.trees`):
+Three layouts are known besides our own (`rml_jax.utils.trees`):
 
   "original"      the SegFormer authors' `mit_b*.pth`; keys and values in one matrix `kv`. AFA-style models hold it
                   under `encoder.`, next to RML's `classifier` and `attn_proj`.

@@ -1,6 +1,6 @@
 """Scores and pictures of a run: the table for a terminal and self-contained HTML pages.
 
-`eval.py` writes the page of an evaluation; `python -m rml_jax.report --workdir=DIR` the one of the whole run, with
+`eval.py` writes the page of an evaluation; `rml-jax report --workdir=DIR` the one of the whole run, with
 its training curves and configuration.
 
 Scores come as the content of `metrics.json`, fractions of 1:
@@ -22,10 +22,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rml_jax import files
+from rml_jax.evaluation.samples import Sample, pictures
 from rml_jax.report.page import evaluation_sections, page
-from rml_jax.report.samples import Sample, encoded_uri, pictures, scene
+from rml_jax.report.samples import encoded_uri, scene
 from rml_jax.report.scores import best_stage, class_table, score_table, scored_set
+from rml_jax.utils import files
 
 __all__ = ["Sample", "best_stage", "class_table", "pictures", "score_table", "write_report"]
 

@@ -5,14 +5,7 @@ from html import escape
 from string import Template
 
 from rml_jax import visualize
-from rml_jax.report.scores import (
-    SHORT,
-    TITLES,
-    best_stage,
-    classification,
-    percent,
-    stage_scores,
-)
+from rml_jax.report.scores import SHORT, TITLES, best_stage, classification, percent, stage_scores
 
 
 def page(title: str, facts: Mapping[str, str], sections: Sequence[str]) -> str:

@@ -10,24 +10,26 @@ import jax
 from clu import parameter_overview
 from flax import nnx
 
-from rml_jax import build, provenance, visualize
-from rml_jax.config import check_config
+from rml_jax import visualize
+from rml_jax.checkpoint import Checkpoints
 from rml_jax.data.pipeline import configured_batches
 from rml_jax.data.sources import make_source, with_class_names
-from rml_jax.errors import Interrupted, UserError
 from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.evaluation.localization import localization
-from rml_jax.models.pretrained import load_weights
-from rml_jax.report import pictures
-from rml_jax.training.checkpoint import Checkpoints
-from rml_jax.training.distributed import is_first, on_first_process
+from rml_jax.evaluation.samples import pictures
+from rml_jax.models import build
+from rml_jax.models.weights import load_weights
 from rml_jax.training.interruption import InterruptionNotice
-from rml_jax.training.optimizer import make_optimizer, warmup_poly
+from rml_jax.training.optimizer import make_optimizer, optimizer_config, warmup_poly
 from rml_jax.training.runlog import RunLog, SilentLog, Window
 from rml_jax.training.sharding import init_model, initial_state, jit_train_step, make_mesh, shard_batch
-from rml_jax.training.step import make_train_step
+from rml_jax.training.step import make_train_step, step_config
 from rml_jax.training.workdir import check_workdir, occupy
-from rml_jax.trees import digest
+from rml_jax.utils import provenance
+from rml_jax.utils.distributed import is_first, on_first_process
+from rml_jax.utils.errors import Interrupted, UserError
+from rml_jax.utils.trees import digest
+from rml_jax.validate import check_config
 
 # Validation pictures that are shown, and those that CAMs and pseudo labels are measured on.
 _PICTURES, _MONITORED = 6, 64
@@ -93,7 +95,7 @@ def _train(config, workdir, mesh, source, shown, closing):
         _print_start(state, workdir, resumed=restored is not None)
     log = RunLog(workdir, int(state.step), config.train.steps) if is_first() else SilentLog()
     closing.callback(log.close)
-    train_step = make_train_step(graphdef, optimizer, build.step_config(config))
+    train_step = make_train_step(graphdef, optimizer, step_config(config))
     loop = _Loop(config, mesh, jit_train_step(train_step, state), batches, checkpoints, log, restored)
     background = config.eval.background.cam
     show = functools.partial(_write_pictures, log, Evaluator(config, graphdef), shown, background)
@@ -257,7 +259,7 @@ def _initial_state(config, mesh):
     """Graph, train state at step 0, replicated over the devices, and the optimizer."""
     seed = config.train.seed
     graphdef, params = init_model(lambda: build.build_model(config, seed), mesh)
-    optimizer = make_optimizer(build.optimizer_config(config), params)
+    optimizer = make_optimizer(optimizer_config(config), params)
     if config.model.init_from:
         params, report = load_weights(params, config.model.init_from)
         print(f"started from {report}")

@@ -23,6 +23,24 @@ class OptimizerConfig:
     freeze_norms: bool
 
 
+def optimizer_config(config):
+    """OptimizerConfig of a run."""
+    return OptimizerConfig(
+        backbone_rate=config.optimizer.backbone_rate,
+        head_rate=config.optimizer.head_rate,
+        weight_decay=config.optimizer.weight_decay,
+        warmup_steps=config.optimizer.warmup_steps,
+        total_steps=config.train.steps,
+        freeze_norms=freezes_norms(config),
+    )
+
+
+def freezes_norms(config):
+    """Whether the backbone's LayerNorm parameters of a run are frozen."""
+    choice = config.optimizer.freeze_norms
+    return choice == "always" or (choice == "pretrained" and bool(config.model.init_from))
+
+
 def warmup_poly(base, warmup_steps, total_steps):
     """Learning rate: linear warm-up from 1e-6 of the base, then base * (1 - step / total).
 

@@ -5,9 +5,9 @@ import math
 import sys
 import time
 
-from rml_jax import files
-from rml_jax.config import LOSS_TERMS
-from rml_jax.progress import Progress, format_seconds
+from rml_jax.losses import LOSS_TERMS
+from rml_jax.utils import files
+from rml_jax.utils.progress import Progress, format_seconds
 
 
 class Window:

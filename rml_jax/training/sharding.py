@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rml_jax.errors import UserError
 from rml_jax.training.step import TrainState
+from rml_jax.utils.errors import UserError
 
 
 def make_mesh(batch_size, accumulate=1):

@@ -10,26 +10,14 @@ from flax import nnx
 
 from rml_jax import losses
 from rml_jax.labels import IGNORE
-from rml_jax.ops.affine import (
-    AffineRange,
-    box_mask,
-    sample_affine,
-    validity,
-    warp,
-    warp_labels,
-    warp_matrix,
-)
+from rml_jax.models import build
+from rml_jax.ops.affine import AffineRange, box_mask, sample_affine, validity, warp, warp_labels, warp_matrix
 from rml_jax.ops.affinity import affinity_labels
 from rml_jax.ops.cam import multi_scale_cam
 from rml_jax.ops.normalize import normalize
-from rml_jax.ops.pseudo_label import (
-    PseudoLabelConfig,
-    gather_classes,
-    slot_pseudo_labels,
-    tagged_slots,
-)
+from rml_jax.ops.pseudo_label import PseudoLabelConfig, gather_classes, slot_pseudo_labels, tagged_slots
 from rml_jax.ops.resize import resize_nearest
-from rml_jax.training.optimizer import parameter_groups
+from rml_jax.training.optimizer import freezes_norms, parameter_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +48,24 @@ class StepConfig:
     decorrelate: bool = False
     accumulate: int = 1
     freeze_norms: bool = False
+
+
+def step_config(config):
+    """StepConfig of a run."""
+    weights = ("ciml", "mfml", "apml", "alpha", "affinity", "beta1", "beta2", "self_training")
+    return StepConfig(
+        weights=losses.LossWeights(**{name: config.loss[name] for name in weights}),
+        affine=AffineRange(**config.affine),
+        pseudo_label=PseudoLabelConfig(**config.pseudo_label),
+        cam_scales=config.cam.scales,
+        cam_flip=config.cam.flip,
+        radius=config.loss.radius,
+        stride=build.stride(config),
+        ciml=losses.CIMLReading(**{name: config.loss[f"ciml_{name}"] for name in losses.READINGS}),
+        decorrelate=config.loss.decorrelate,
+        accumulate=config.train.accumulate,
+        freeze_norms=freezes_norms(config),
+    )
 
 
 class TrainState(NamedTuple):

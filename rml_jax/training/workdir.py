@@ -9,10 +9,10 @@ import sys
 
 import jax
 
-from rml_jax import files, provenance
 from rml_jax.config import config_difference, load_config, save_config
-from rml_jax.errors import UserError
-from rml_jax.training.distributed import is_first
+from rml_jax.utils import files, provenance
+from rml_jax.utils.distributed import is_first
+from rml_jax.utils.errors import UserError
 
 # What may differ from the config of the run that is resumed; "x." is everything below x.
 FREE_KEYS = (

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from rml_jax.data.archives import open_files
-from rml_jax.errors import UserError
+from rml_jax.utils.errors import UserError
 from tests.data import archives
 
 FILES = {"top/A/b.txt": b"one", "top/A/c.txt": b"", "top/deep/A/b.txt": b"two", "top/Größe.txt": b"three"}

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rml_jax.data.coco import CocoFolder
-from rml_jax.errors import UserError
+from rml_jax.data.sources.coco import CocoFolder
+from rml_jax.utils.errors import UserError
 from tests.data.archives import polygon, thing
 
 SIZE = (20, 30)  # height, width

@@ -1,6 +1,6 @@
 """COCO's numbering, against the list of the 91 categories that COCO's authors planned."""
 
-from rml_jax.data.coco_classes import CLASS_NAMES, CLASS_NUMBERS, COCO_IDS, UNUSED_IDS
+from rml_jax.data.sources.coco_classes import CLASS_NAMES, CLASS_NUMBERS, COCO_IDS, UNUSED_IDS
 
 # In COCO's order, one line per supercategory. Those in square brackets were never annotated.
 PLANNED = """

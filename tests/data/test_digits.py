@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from rml_jax.data import digits
-from rml_jax.data.digits import DigitScenes
-from rml_jax.errors import UserError
+from rml_jax.data.sources import digits
+from rml_jax.data.sources.digits import DigitScenes
+from rml_jax.utils.errors import UserError
 
 
 def same(one, other):

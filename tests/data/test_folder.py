@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from configs import digits, folder
-from rml_jax.data.builders.folder import TaggedFolder
-from rml_jax.data.folder import PhotoFolder, find_images, folder_classes
-from rml_jax.data.prepare import prepare
+from rml_jax.commands.prepare import prepare
+from rml_jax.data.preparation.folder import TaggedFolder
 from rml_jax.data.sources import make_source, with_class_names
+from rml_jax.data.sources.folder import PhotoFolder, find_images, folder_classes
 from rml_jax.data.tags import read_tag_names, read_tags
-from rml_jax.errors import UserError
 from rml_jax.evaluation.run import evaluate_run
 from rml_jax.training.loop import train
+from rml_jax.utils.errors import UserError
 
 
 def write_photos(root, names, size=(24, 16)):

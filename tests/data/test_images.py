@@ -11,7 +11,7 @@ from PIL import Image
 from rml_jax.data import images
 from rml_jax.data.augment import augment
 from rml_jax.data.images import decode_image, decode_mask
-from rml_jax.errors import UserError
+from rml_jax.utils.errors import UserError
 
 PHOTO = np.add.outer(np.arange(24) * 3, np.arange(32) * 4)[..., None].repeat(3, axis=2).astype(np.uint8)
 

@@ -8,8 +8,8 @@ import pytest
 from absl import flags
 
 from rml_jax.data.pipeline import train_batches
-from rml_jax.data.voc import VocFolder
-from rml_jax.errors import UserError
+from rml_jax.data.sources.voc import VocFolder
+from rml_jax.utils.errors import UserError
 
 SETTINGS = {"crop_size": 16, "scale": (0.5, 2.0), "flip": True, "seed": 0}
 

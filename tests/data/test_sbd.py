@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from rml_jax.data.sbd import add_sbd
-from rml_jax.data.voc import VocFolder
-from rml_jax.errors import UserError
+from rml_jax.data.preparation.sbd import add_sbd
+from rml_jax.data.sources.voc import VocFolder
+from rml_jax.utils.errors import UserError
 
 CLASSES = [f"class{number}" for number in range(1, 21)]
 

@@ -3,10 +3,10 @@
 import pytest
 from ml_collections import ConfigDict
 
-from rml_jax.data.builders.voc import VocSbd
-from rml_jax.data.prepare import prepare
+from rml_jax.commands.prepare import prepare
+from rml_jax.data.preparation.voc import VocSbd
 from rml_jax.data.sources import make_source, with_class_names
-from rml_jax.errors import UserError
+from rml_jax.utils.errors import UserError
 from tests.data import archives
 
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from rml_jax.data.images import presence, read_mask
+from rml_jax.data.sources.voc import VocFolder
 from rml_jax.data.tags import read_list, read_tags
-from rml_jax.data.voc import VocFolder
-from rml_jax.errors import UserError
+from rml_jax.utils.errors import UserError
 
 CLASS_NAMES = ("cat", "dog")
 

@@ -12,12 +12,12 @@ import pytest
 from flax import nnx
 
 import rml_jax
-from rml_jax import build as build_module
 from rml_jax.config import default_config
-from rml_jax.errors import UserError
-from rml_jax.evaluation.canvas import cut_labels, pad_picture, place, smallest_side
 from rml_jax.evaluation.evaluator import Evaluator, Scores
 from rml_jax.models import MiTConfig
+from rml_jax.models import build as build_module
+from rml_jax.stages.canvas import cut_labels, pad_picture, place, smallest_side
+from rml_jax.utils.errors import UserError
 
 CLASSES = ("ant", "bee", "cow")
 STAGES = ("cam", "affinity", "par", "par+crf")
@@ -258,7 +258,7 @@ PROGRAM = """
 import json, sys
 import jax
 from tests.evaluation import test_evaluator as t
-from benchmarks.parity.networks import random_network
+from tests.references.networks import random_network
 from flax import nnx
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 config = t.make_config(1, ("cam",))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rml_jax import build as build_module
 from rml_jax.config import default_config
 from rml_jax.inference.export import weights
 from rml_jax.inference.export.checksums import write_sums
+from rml_jax.models import build as build_module
 
 CLASSES = ("ant", "bee", "cow")
 

@@ -9,9 +9,9 @@ from flax import nnx
 from PIL import Image
 
 import rml_jax
-from rml_jax.errors import UserError
 from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.inference.predictor import as_picture
+from rml_jax.utils.errors import UserError
 from tests.inference.conftest import CLASSES
 
 SIZES = [(32, 32), (20, 44), (5, 31)]  # the last is too small for the network
@@ -60,7 +60,7 @@ def evaluated(network, pictures):
 
 
 def _model(config):
-    from rml_jax import build
+    from rml_jax.models import build
 
     return build.build_model(config, seed=0)
 

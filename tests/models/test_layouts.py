@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from rml_jax.models import RML, MiTConfig, RMLConfig, layouts
-from rml_jax.trees import named_leaves, with_leaves
+from rml_jax.utils.trees import named_leaves, with_leaves
 
 # No two stages alike in width, depth or reduction, so that a wrong number in a name shows.
 BACKBONE = MiTConfig(

@@ -12,10 +12,10 @@ import pytest
 from flax import nnx
 
 import rml_jax
-from benchmarks.parity import references
 from rml_jax.models import RML, MiTConfig, RMLConfig
 from rml_jax.ops import multi_scale_cam
 from rml_jax.ops.padded import inside
+from tests.references import loops as references
 
 BACKBONE = MiTConfig(
     channels=(4, 8, 12, 16),

@@ -9,17 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.parity import references
 from rml_jax.labels import IGNORE
-from rml_jax.ops.affine import (
-    AffineRange,
-    box_mask,
-    sample_affine,
-    validity,
-    warp,
-    warp_labels,
-    warp_matrix,
-)
+from rml_jax.ops.affine import AffineRange, box_mask, sample_affine, validity, warp, warp_labels, warp_matrix
+from tests.references import loops as references
 
 IDENTITY = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
 FLIP = [[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.parity import references
 from rml_jax.ops.affinity import affinity_labels, random_walk, within_radius
+from tests.references import loops as references
 
 
 def test_radius_by_hand():

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.parity import references
 from rml_jax.ops.cam import cam_to_labels, class_activation_maps, min_max_normalize, multi_scale_cam
+from tests.references import loops as references
 
 
 def one_map(rows):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.peers.pydensecrf import by_pydensecrf
 from rml_jax.ops import crf
 from rml_jax.ops.crf import SETTINGS, CRFSettings, dense_crf, dense_crf_batch
+from tests.references.pydensecrf import by_pydensecrf
 
 SMALL = CRFSettings(3, 3, 8, 20, 4, iterations=5)
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.parity import references
 from rml_jax.ops.par import par, par_weights
+from tests.references import loops as references
 
 PUBLISHED = (1, 2, 4, 8, 12, 24)
 

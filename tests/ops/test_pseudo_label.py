@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.parity import references
 from rml_jax.ops.pseudo_label import (
     PseudoLabelConfig,
     gather_classes,
@@ -17,6 +16,7 @@ from rml_jax.ops.pseudo_label import (
     refine_with_background,
     tagged_slots,
 )
+from tests.references import loops as references
 
 HEIGHT, WIDTH, CLASSES = 8, 12, 5
 WHOLE = [0, 0, HEIGHT, WIDTH]

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.parity import references
 from rml_jax.ops.resize import resize_bilinear, resize_nearest
+from tests.references import loops as references
 
 SIZES = [
     ((5, 7), (5, 7)),

@@ -13,13 +13,13 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 
-from benchmarks import devices
-from benchmarks.parity.networks import SMALL_BACKBONE, random_network
-from rml_jax.errors import UserError
 from rml_jax.models import RML, RMLConfig
 from rml_jax.training import sharding
 from rml_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rml_jax.training.step import make_train_step
+from rml_jax.utils.errors import UserError
+from tests.e2e import devices
+from tests.references.networks import SMALL_BACKBONE, random_network
 from tests.training.settings import CONFIG
 
 BATCH, SIZE, CLASSES = 8, 16, 3

@@ -12,19 +12,19 @@ from flax import nnx
 from PIL import Image
 
 from configs import digits
+from rml_jax.checkpoint import Checkpoints
 from rml_jax.config import load_config
-from rml_jax.errors import Interrupted, UserError
 from rml_jax.evaluation.localization import SHARES
 from rml_jax.evaluation.run import evaluate_run
 from rml_jax.models import MiTConfig
-from rml_jax.models.pretrained import save_transformers, save_weights
+from rml_jax.models.weights import save_transformers, save_weights
 from rml_jax.report import score_table
 from rml_jax.report.training import read_events
 from rml_jax.training import loop
-from rml_jax.training.checkpoint import Checkpoints
 from rml_jax.training.runlog import RunLog
 from rml_jax.training.sharding import make_mesh
 from rml_jax.training.workdir import occupy
+from rml_jax.utils.errors import Interrupted, UserError
 
 
 def tiny_config():

@@ -7,10 +7,10 @@ import optax
 import pytest
 from flax import nnx
 
-from benchmarks.parity.networks import SMALL_BACKBONE
 from rml_jax.models import RML, RMLConfig
 from rml_jax.training.optimizer import OptimizerConfig, make_optimizer, parameter_groups, warmup_poly
-from rml_jax.trees import named_leaves
+from rml_jax.utils.trees import named_leaves
+from tests.references.networks import SMALL_BACKBONE
 
 CONFIG = OptimizerConfig(
     backbone_rate=0.02, head_rate=0.05, weight_decay=0.1, warmup_steps=4, total_steps=20, freeze_norms=True

@@ -9,7 +9,6 @@ import optax
 import pytest
 from flax import nnx
 
-from benchmarks.parity.networks import SMALL_BACKBONE
 from rml_jax import losses
 from rml_jax.models import RML, MiTConfig, RMLConfig
 from rml_jax.ops import warp
@@ -18,7 +17,8 @@ from rml_jax.ops.normalize import IMAGENET_DEVIATION, IMAGENET_MEAN, normalize
 from rml_jax.training import step as step_module
 from rml_jax.training.optimizer import parameter_groups
 from rml_jax.training.step import TrainState, make_train_step
-from rml_jax.trees import named_leaves
+from rml_jax.utils.trees import named_leaves
+from tests.references.networks import SMALL_BACKBONE
 from tests.training.settings import CONFIG
 
 BATCH, SIZE, CLASSES = 2, 32, 3

@@ -2,8 +2,8 @@
 
 import json
 
-from rml_jax.errors import UserError
-from rml_jax.evaluation.stages import PROTOCOLS
+from rml_jax.stages.stages import PROTOCOLS
+from rml_jax.utils.errors import UserError
 
 METRICS = "metrics.json"
 

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from rml_jax.errors import UserError
+from rml_jax.utils.errors import UserError
 
 SUMS = "SHA256SUMS"
 

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rml_jax import build
-from rml_jax.evaluation.canvas import smallest_side
-from rml_jax.evaluation.runner import stages_config
-from rml_jax.evaluation.stages import TAG_THRESHOLD, make_scores, symbolic_step
+from rml_jax.models import build
 from rml_jax.models.mit import cells
 from rml_jax.ops.cam import cam_to_labels, multi_scale_cam
 from rml_jax.ops.normalize import normalize
+from rml_jax.stages.canvas import smallest_side
+from rml_jax.stages.runner import stages_config
+from rml_jax.stages.stages import TAG_THRESHOLD, make_scores, symbolic_step
 
 
 def make_program(config, params):

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from rml_jax.errors import UserError
 from rml_jax.inference.export.checksums import check_sums
 from rml_jax.inference.export.program import describe, make_program
+from rml_jax.utils.errors import UserError
 
 FILES = PROGRAM, DESCRIPTION = "model.stablehlo", "model.json"
 PLATFORMS = ("cpu", "cuda", "tpu")

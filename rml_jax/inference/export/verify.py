@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from rml_jax.errors import UserError
+from rml_jax.utils.errors import UserError
 
 TOLERANCES = {"scores": 1e-3, "cams": 1e-3, "mask": 1e-3}
 """Greatest differences of an export: scores and CAMs are in 0..1; of masks, the share of the pixels."""

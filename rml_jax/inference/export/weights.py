@@ -2,11 +2,11 @@
 
 from safetensors import SafetensorError, safe_open
 
-from rml_jax import build
 from rml_jax.config import load_config, save_config
-from rml_jax.errors import UserError
 from rml_jax.inference.export.checksums import check_sums
-from rml_jax.models.pretrained import load_weights, save_weights
+from rml_jax.models import build
+from rml_jax.models.weights import load_weights, save_weights
+from rml_jax.utils.errors import UserError
 
 FILES = WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

@@ -1,0 +1,293 @@
+"""Trains and scores variants of a configuration with several seeds: the paper's Tables 1 and 2, sensitivity.
+
+    python -m experiments.ablation --config=FILE --workdir=DIR [--variants=full,no_mi,loss.ciml=0.3] [--seeds=0,1,2]
+        [--config.key=value ...]
+
+A variant is a name of `rml_jax.variants` or one KEY=VALUE over the full configuration. Every run has a folder
+DIR/VARIANT-seedN of its own, as train.py and eval.py leave it, and is finished when its file result.json is there.
+Finished runs are not repeated and a stopped one goes on from its last checkpoint, so that the same command can be
+given again after a crash or, with a copy of DIR, on another machine. Seeds are taken one after the other, all
+variants of the first before the second; after every run DIR/ablation.json and DIR/ablation.md, of all finished runs
+in DIR, are written anew.
+
+Variants that differ in nothing that classification alone depends on share its steps: the baseline, if it is among
+the variants, is trained first, and the others of that seed go on from its checkpoint at the end of the warm-up.
+"""
+
+import ast
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from benchmarks import measure
+from rml_jax.commands import cli
+from rml_jax.config import config_difference, load_config
+from rml_jax.evaluation.run import evaluate_run
+from rml_jax.training.loop import train
+from rml_jax.utils import files
+from rml_jax.utils.errors import UserError
+from rml_jax.validate import check_config
+from rml_jax.variants import LADDER, REMOVALS, with_variant
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
+_VARIANTS = flags.DEFINE_list(
+    "variants",
+    [*LADDER, *REMOVALS],
+    "Names of rml_jax.variants, or KEY=VALUE, in double quotes where it holds a comma.",
+)
+_SEEDS = flags.DEFINE_list(
+    "seeds", ["0", "1", "2"], "Seeds of the parameters, the transforms and the order of data."
+)
+
+# What classification alone does not depend on.
+_MUTUAL_KEYS = ("loss.", "affine.", "pseudo_label.", "cam.")
+_REPORT_KEYS = ("checkpoint.", "eval.", "log.")
+
+
+def main(config):
+    workdir = Path(_WORKDIR.value)
+    variants = sorted(_VARIANTS.value, key=lambda name: name != "baseline")
+    seeds = [_seed(text) for text in _SEEDS.value]
+    configs = {(name, seed): variant_config(config, name, seed) for seed in seeds for name in variants}
+    for number, ((name, seed), run_config) in enumerate(configs.items(), 1):
+        print(f"run {number}/{len(configs)}: {name}, seed {seed}", flush=True)
+        run(run_config, workdir / f"{name}-seed{seed}", workdir / f"baseline-seed{seed}")
+        write_summary(workdir)
+    print((workdir / "ablation.md").read_text(encoding="utf-8"))
+
+
+def variant_config(config, name, seed):
+    """The configuration of one run.
+
+    Args:
+      config: ConfigDict of full RML.
+      name: a name of `rml_jax.variants`, or KEY=VALUE with VALUE as Python writes it.
+      seed: of the run.
+
+    Returns:
+      ConfigDict, a copy.
+
+    Raises:
+      UserError: for an unknown name or key, or a value that the key can't take.
+    """
+    config = config.copy_and_resolve_references()
+    # The others go on from the baseline's checkpoint at the end of their warm-up: it must be there and stay.
+    config.checkpoint.every = max(config.loss.warmup_steps, 1)
+    config.checkpoint.keep = config.train.steps // config.checkpoint.every + 1
+    key, equals, value = name.partition("=")
+    if equals:
+        try:
+            config.update_from_flattened_dict({key: ast.literal_eval(value)})
+        except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
+            raise UserError(
+                f"--variants: found {name!r}, expected KEY=VALUE of a configuration key"
+            ) from error
+    else:
+        with_variant(config, name)
+    config.train.seed = seed
+    check_config(config)
+    return config
+
+
+def run(config, folder, baseline):
+    """Trains and scores one run unless it is finished; writes its result.json.
+
+    Args:
+      config: ConfigDict of the run.
+      folder: pathlib.Path of the run.
+      baseline: pathlib.Path of the baseline's run with the same seed, whether it exists or not.
+
+    Raises:
+      UserError: if the folder holds a run of another configuration, or as training and evaluation do.
+    """
+    result = folder / "result.json"
+    if result.exists():
+        changed = _difference(folder, config, _REPORT_KEYS)
+        if changed:
+            raise UserError(
+                f"{folder} was made with another {', '.join(changed)}: expected another --workdir"
+            )
+        return
+    # A run that was stopped before has a configuration, and no longer one wall time.
+    resumed = (folder / "config.json").exists()
+    shared = share_warm_up(config, folder, baseline)
+    start = time.monotonic()
+    train(config, folder)
+    seconds = None if resumed else time.monotonic() - start
+    metrics, _ = evaluate_run(config, folder, config.data.val_split)
+    facts = {"train_seconds": seconds, "warm_up_from": baseline.name if shared else None}
+    files.write(result, json.dumps(facts | metrics, indent=2) + "\n")
+
+
+def share_warm_up(config, folder, baseline):
+    """Starts a run from the baseline's checkpoint at the end of the warm-up, where that is the same training.
+
+    Args:
+      config, folder, baseline: see `run`.
+
+    Returns:
+      Whether the run now starts there.
+    """
+    checkpoint = baseline / "checkpoints" / str(config.loss.warmup_steps)
+    target = folder / "checkpoints"
+    if target.exists() or folder == baseline or not checkpoint.exists():
+        return False
+    if _difference(baseline, config, _MUTUAL_KEYS + _REPORT_KEYS):
+        return False
+    copied = folder / "checkpoints.tmp"
+    shutil.rmtree(copied, ignore_errors=True)
+    shutil.copytree(checkpoint, copied / checkpoint.name)
+    copied.rename(target)
+    return True
+
+
+def write_summary(workdir):
+    """Writes ablation.json and ablation.md of all finished runs, whichever commands made them.
+
+    Args:
+      workdir: pathlib.Path of the folder of all runs.
+    """
+    results = {}
+    for path in workdir.glob("*-seed*/result.json"):
+        name, _, seed = path.parent.name.rpartition("-seed")
+        results.setdefault(name, {})[int(seed)] = json.loads(path.read_text(encoding="utf-8"))
+    named = [name for name in (*LADDER, *REMOVALS) if name in results]
+    summary = {
+        "environment": measure.environment(),
+        "variants": {
+            name: summarize(dict(sorted(results[name].items())))
+            for name in (*named, *sorted(results.keys() - set(named)))
+        },
+    }
+    files.write(workdir / "ablation.json", json.dumps(summary, indent=2) + "\n")
+    text = table(summary["variants"])
+    if len(summary["variants"]) > 1 and "full" in summary["variants"]:
+        text += "\n" + differences(summary["variants"])
+    files.write(workdir / "ablation.md", text)
+
+
+def summarize(runs):
+    """One variant's scores over its seeds.
+
+    Args:
+      runs: dict from seed to the content of result.json, at least one.
+
+    Returns:
+      Dict for JSON: protocol -> stage -> {mean, std, values} of the mIoU in 0..1 (std with n - 1, None for one
+      seed), and seeds, steps, commits, training seconds (None for a run that was resumed), the run that the warm-up
+      was taken from and the classification F1, each a list over the seeds.
+    """
+    every = list(runs.values())
+    scores = {
+        protocol: {stage: _spread([run["miou"][protocol][stage] for run in every]) for stage in stages}
+        for protocol, stages in every[0]["miou"].items()
+    }
+    return {
+        **scores,
+        "seeds": list(runs),
+        "steps": [run["step"] for run in every],
+        "commits": [run["commit"] for run in every],
+        "train_seconds": [run["train_seconds"] and round(run["train_seconds"], 1) for run in every],
+        "warm_up_from": [run["warm_up_from"] for run in every],
+        "f1": [run["classification"]["f1"] for run in every],
+    }
+
+
+def table(variants):
+    """Markdown: one row a variant, one column a protocol and stage, in percent.
+
+    Args:
+      variants: dict from name to `summarize`'s result, at least one.
+
+    Returns:
+      str. The spread is the sample standard deviation, left out where there is one seed.
+    """
+    columns = _columns(variants)
+    heads = ["variant", "seeds", *(f"{stage} ({protocol})" for protocol, stage in columns), "training, s"]
+    lines = _heading(heads)
+    for name, entry in variants.items():
+        cells = [_cell(entry[protocol][stage]) for protocol, stage in columns]
+        seeds = ", ".join(map(str, entry["seeds"]))
+        lines.append("| " + " | ".join([f"`{name}`", seeds, *cells, _seconds(entry)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def differences(variants):
+    """Markdown: how far each variant lies from `full`, seed by seed, in points.
+
+    Seeds differ more from each other than variants do, mostly by their steps of classification alone, which the
+    variants of a seed share: the spread of the differences is what tells an effect from chance.
+
+    Args:
+      variants: dict from name to `summarize`'s result, with "full" and at least one more.
+
+    Returns:
+      str, columns as in `table`. Only seeds that both have count; variants without any are left out.
+    """
+    full = variants["full"]
+    columns = _columns(variants)
+    lines = _heading(
+        ["variant against `full`", "seeds", *(f"{stage} ({protocol})" for protocol, stage in columns)]
+    )
+    for name, entry in variants.items():
+        seeds = [seed for seed in entry["seeds"] if seed in full["seeds"]]
+        if name == "full" or not seeds:
+            continue
+        cells = []
+        for protocol, stage in columns:
+            values, of_full = (
+                dict(zip(one["seeds"], one[protocol][stage]["values"], strict=True)) for one in (entry, full)
+            )
+            cells.append(_cell(_spread([values[seed] - of_full[seed] for seed in seeds]), sign="+"))
+        lines.append("| " + " | ".join([f"`{name}`", ", ".join(map(str, seeds)), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _columns(variants):
+    first = next(iter(variants.values()))
+    return [(p, stage) for p in ("predicted", "given") if p in first for stage in first[p]]
+
+
+def _heading(heads):
+    return ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+
+
+def _spread(values):
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "values": values,
+    }
+
+
+def _cell(score, sign=""):
+    spread = "" if score["std"] is None else f" ± {100 * score['std']:.1f}"
+    return f"{100 * score['mean']:{sign}.1f}{spread}"
+
+
+def _seconds(entry):
+    """Mean wall time of the runs that were not stopped in between."""
+    known = [seconds for seconds in entry["train_seconds"] if seconds is not None]
+    after = " after the warm-up" if any(entry["warm_up_from"]) else ""
+    return f"{np.mean(known):.0f}{after}" if known else ""
+
+
+def _difference(folder, config, free):
+    """The keys, other than free ones, in which the configuration differs from that of the run in a folder."""
+    saved = load_config(folder / "config.json")
+    return [key for key in config_difference(saved, config) if not key.startswith(free)]
+
+
+def _seed(text):
+    if not text.isdecimal():
+        raise UserError(f"--seeds: found {text!r}, expected whole numbers such as 0,1,2")
+    return int(text)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    cli.run(main, cli.config_file(default="digits_small"))

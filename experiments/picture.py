@@ -1,0 +1,47 @@
+"""Draws the README's picture from the page of a run's last evaluation: its first images and what became of them.
+
+python -m experiments.picture --workdir=runs/demo --out=docs/digits.png
+"""
+
+import argparse
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rml_jax import visualize
+from rml_jax.utils import files
+
+_ROWS = 3
+_COLUMNS = ("image", "CAM", "affinity", "pseudo label", "prediction: crf", "ground truth")
+
+
+def main():
+    parser = argparse.ArgumentParser("python -m experiments.picture")
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    chosen = parser.parse_args()
+    evaluation = json.loads((chosen.workdir / "eval" / "report.json").read_text(encoding="utf-8"))
+    scenes = evaluation["parts"]["The first images"][:_ROWS]
+    rows = [[_decode(scene["pictures"][column]) for column in _COLUMNS] for scene in scenes]
+    names = evaluation["class_names"]
+    labels = [1 + names.index(name) for name in sorted({tag for scene in scenes for tag in scene["tags"]})]
+    picture = visualize.grid(rows, [_COLUMNS, *[[""] * len(_COLUMNS)] * (len(rows) - 1)])
+    legend = visualize.legend(
+        [names[label - 1] for label in labels], visualize.palette()[labels], width=picture.shape[1]
+    )
+    file = io.BytesIO()
+    Image.fromarray(visualize.grid([[picture], [legend]], min_side=1)).save(file, "PNG", optimize=True)
+    files.write(chosen.out, file.getvalue())
+    print(f"{chosen.out}: {len(file.getvalue()) / 1024:.0f} KiB")
+
+
+def _decode(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"))
+
+
+if __name__ == "__main__":
+    main()

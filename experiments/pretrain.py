@@ -1,0 +1,132 @@
+"""Pre-trains a backbone by classification, for when no published ImageNet weights are to be had.
+
+    python -m experiments.pretrain --config=configs/pretrain.py --config.data.root=PHOTOS --save_to=FILE.safetensors
+        [--json=FILE] [--config.key=value ...]
+
+PHOTOS has one sub-folder a class. One label a picture calls for softmax and cross-entropy, as the Mix Transformer's
+own pre-training has it: with L_cls, made for several tags, the network predicts each class's share for every picture
+and stays there (200 classes, MiT-b0, 500 steps). FILE is for `model.init_from`; it is written anew every
+`checkpoint.every` steps.
+"""
+
+import contextlib
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from absl import flags
+from flax import nnx
+
+from benchmarks import measure
+from rml_jax.commands import cli
+from rml_jax.data.pipeline import configured_batches
+from rml_jax.data.sources import make_source, with_class_names
+from rml_jax.models import build
+from rml_jax.models.weights import save_weights
+from rml_jax.ops import normalize, resize_bilinear
+from rml_jax.training.optimizer import make_optimizer, optimizer_config
+from rml_jax.training.sharding import init_model, initial_state, make_mesh, shard_batch
+from rml_jax.utils.progress import Progress
+from rml_jax.validate import check_config
+
+_SAVE_TO = flags.DEFINE_string("save_to", None, "Safetensors file to write.")
+_JSON = flags.DEFINE_string("json", None, "File for the loss, the accuracy and the time.")
+
+# Without it, a single batch can throw a network back that starts from nothing.
+_LARGEST_GRADIENT = 1.0
+
+
+def main(config):
+    environment = measure.environment()
+    config = with_class_names(config)
+    check_config(config)
+    mesh = make_mesh(config.train.batch_size)
+    graphdef, params = init_model(lambda: build.build_model(config, config.train.seed), mesh)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(_LARGEST_GRADIENT), make_optimizer(optimizer_config(config), params)
+    )
+    state = initial_state(params, optimizer, config.train.seed, mesh)
+    start = time.monotonic()
+    state, losses = train(config, mesh, graphdef, optimizer, state, Path(_SAVE_TO.value))
+    seconds = time.monotonic() - start
+    result = {
+        "environment": environment,
+        "steps": config.train.steps,
+        "pictures_seen": config.train.steps * config.train.batch_size,
+        "train_seconds": round(seconds),
+        "losses": losses,
+        "validation": accuracy(config, graphdef, state.params),
+    }
+    measure.write_json(result, _JSON.value and Path(_JSON.value))
+
+
+def train(config, mesh, graphdef, optimizer, state, out):
+    """Trains for `config.train.steps` and writes the weights.
+
+    Args:
+      config: ConfigDict of a run.
+      mesh: of `make_mesh`.
+      graphdef, optimizer, state: the network, optax.GradientTransformation and TrainState.
+      out: pathlib.Path of the safetensors file.
+
+    Returns:
+      TrainState, and a dict from step to the mean loss since the entry before.
+    """
+    source = make_source(config.data, config.data.train_split, with_masks=False)
+    step_function = jax.jit(make_step(graphdef, optimizer), donate_argnums=0)
+    progress = Progress("pre-train", config.train.steps, "steps")
+    means, window = {}, []
+    with contextlib.closing(configured_batches(config, source)) as batches:
+        for step in range(1, config.train.steps + 1):
+            state, loss = step_function(state, shard_batch(next(batches), mesh))
+            window.append(loss)
+            if step % config.log.every == 0 or step == config.train.steps:
+                means[step] = float(np.mean(jax.device_get(window)))
+                window = []
+                progress.update(step, f"loss {means[step]:.3f}")
+            if step % config.checkpoint.every == 0 or step == config.train.steps:
+                save_weights(state.params, out)
+    return state, means
+
+
+def make_step(graphdef, optimizer):
+    """Builds the pure step (TrainState, batch) -> (TrainState, loss), softmax cross-entropy of the pooled logits."""
+
+    def step(state, batch):
+        key = jax.random.fold_in(state.key, state.step)
+
+        def loss(params):
+            images = normalize(batch["image"], batch["box"])
+            logits = nnx.merge(graphdef, params)(images, key, with_context=False).logits
+            return optax.softmax_cross_entropy(logits, batch["tags"]).mean()
+
+        value, gradients = jax.value_and_grad(loss)(state.params)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state._replace(step=state.step + 1, params=params, optimizer=optimizer_state), value
+
+    return step
+
+
+def accuracy(config, graphdef, params):
+    """Share of the validation pictures, resized to the crop, whose strongest class is theirs.
+
+    Returns:
+      Dict with their number and `top1` in 0..1.
+    """
+    source = make_source(config.data, config.data.val_split, with_masks=False)
+    side = (config.train.crop_size,) * 2
+
+    @jax.jit
+    def strongest(params, image):
+        return nnx.merge(graphdef, params).classify(resize_bilinear(normalize(image[None]), side))[0].argmax()
+
+    right = [int(strongest(params, item["image"])) == int(item["tags"].argmax()) for item in source]
+    return {"pictures": len(right), "top1": float(np.mean(right))}
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("save_to")
+    cli.run(main, cli.config_file(default="pretrain"))

@@ -1,0 +1,349 @@
+"""Checkpoints of a run, by orbax: `DIR/checkpoints/STEP`, where STEP is the number of batches trained on.
+
+Each has three items: `state` (parameters, optimizer, random key, step), `data` (where the data iterator stands) and
+`run` (configuration, class names, versions, metrics, ..., and checksums of the state).
+"""
+
+import contextlib
+import errno
+import logging
+import math
+import os
+import shutil
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from rml_jax.utils.distributed import on_first_process
+from rml_jax.utils.errors import UserError
+from rml_jax.utils.trees import named_leaves, with_leaves
+
+ITEMS = ("state", "data", "run")
+"""The folders of a checkpoint."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint as it was saved.
+
+    Attributes:
+      state: TrainState.
+      data: state of the data iterator.
+      run: what `Checkpoints.save` was given.
+    """
+
+    state: Any
+    data: Any
+    run: dict
+
+
+class Checkpoints:
+    """The checkpoints of one work directory.
+
+    Saving runs in the background; `check` tells what became of it, `wait` and `close` wait for it. A checkpoint gets
+    its name when it is complete, so whatever interrupts the saving, those before it stay. One that can't be read
+    later, or whose numbers are not those that were saved, is passed over for the one before it, with a message.
+
+    Args:
+      workdir: pathlib.Path of the run.
+      keep: number of newest checkpoints to keep; None to only read, which leaves the folder as it is.
+      keep_best: how many more to keep of those with the lowest `best_metric`.
+      best_metric: name among the metrics that `save` is given.
+    """
+
+    def __init__(self, workdir, keep=None, keep_best=0, best_metric=""):
+        self._directory = (workdir / "checkpoints").absolute()
+        self._writes = keep is not None
+
+        def merit(metrics):
+            value = metrics.get(best_metric, math.inf)
+            return -value if math.isfinite(value) else -math.inf
+
+        best = BestN(get_metric_fn=merit, n=keep_best, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            create=self._writes,
+            cleanup_tmp_directories=self._writes,  # what a killed run had half written
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+            best_fn=merit,
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except OSError as error:
+            raise UserError(f"{self._directory}: {error.strerror}, expected a folder to write to") from error
+
+    def steps(self):
+        """The steps of the checkpoints that there are, in order."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self):
+        """The step with the lowest best metric, None where there is no checkpoint."""
+        return self._manager.best_step()
+
+    def save(self, state, data, run, metrics):
+        """Saves a train state under its own step, unless that is already saved.
+
+        Args:
+          state: TrainState.
+          data: JSON-like state of the data iterator.
+          run: JSON-like dict of whatever else belongs to the run.
+          metrics: dict of floats.
+
+        Raises:
+          UserError: if this checkpoint or the one before it can't be written.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        tree = _to_tree(state)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(tree),
+            data=ocp.args.JsonSave(data),
+            run=ocp.args.JsonSave({**run, "metrics": metrics, "checksums": _checksums(tree)}),
+        )
+        with self._reporting():
+            self._manager.save(step, args=items, metrics=metrics)
+
+    def check(self):
+        """Raises UserError if a checkpoint could not be written in the background."""
+        with self._reporting():
+            self._manager.check_for_errors()
+
+    def wait(self):
+        """Waits until everything is saved; UserError if it could not be."""
+        with self._reporting():
+            self._manager.wait_until_finished()
+
+    def restore(self, state):
+        """The newest checkpoint that is sound. Newer ones become `damaged-STEP`, to make room for their steps.
+
+        Args:
+          state: TrainState with the shapes, types and shardings wanted, arrays or jax.ShapeDtypeStruct. They need not
+            be those of the devices that saved it.
+
+        Returns:
+          Restored, or None where there is no checkpoint.
+
+        Raises:
+          UserError: if there are checkpoints, but none is sound.
+        """
+        if not self.steps():
+            return None
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_tree(state))
+
+        def read(step):
+            items = ocp.args.Composite(
+                state=ocp.args.StandardRestore(wanted),
+                data=ocp.args.JsonRestore(),
+                run=ocp.args.JsonRestore(),
+            )
+            found = self._manager.restore(step, args=items)
+            _check_sums(found.state, found.run["checksums"])
+            return Restored(_from_tree(found.state, state), found.data, found.run)
+
+        step, restored = self._newest_sound(read, self.steps())
+        if self._writes:
+            self._set_aside([other for other in self.steps() if other > step])
+        return restored
+
+    def restore_params(self, params, which="newest"):
+        """One checkpoint's parameters alone.
+
+        Args:
+          params: nnx.State with the shapes and types wanted.
+          which: "newest", the newest sound one; "best", that of `best_step`; or a step in digits.
+
+        Returns:
+          step (int) and the parameters.
+
+        Raises:
+          UserError: if there is no such checkpoint, it is damaged, or it holds another network's parameters.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self._directory}: no checkpoint, expected at least one from train.py")
+        if which != "newest":
+            wanted_step = self.best_step() if which == "best" else int(which)
+            if wanted_step not in steps:
+                raise UserError(
+                    f"config.eval.checkpoint is {which!r}: {self._directory} holds the steps "
+                    f"{', '.join(map(str, steps))}"
+                )
+            steps = [wanted_step]
+        wanted = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, named_leaves(params))}
+
+        def read(step):
+            folder = self._directory / str(step) / "state"
+            handler = ocp.PyTreeCheckpointHandler()
+            # orbax itself would hand out whatever shapes it finds.
+            _check_shapes(folder, handler.metadata(folder).tree["params"], wanted["params"])
+            restored = ocp.Checkpointer(handler).restore(
+                folder,
+                args=ocp.args.PyTreeRestore(
+                    wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                ),
+            )
+            run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+            _check_sums(restored, run["checksums"])
+            return restored["params"]
+
+        step, leaves = self._newest_sound(read, steps)
+        return step, with_leaves(params, leaves)
+
+    def close(self):
+        """Waits until everything is saved. Whether it could be is for `wait` to tell."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+    def _newest_sound(self, read, steps):
+        """The newest of some steps whose `read(step)` succeeds, and what it gave."""
+        reasons = {}
+        for step in reversed(steps):
+            try:
+                _check_items(self._directory / str(step))
+                with _quiet_orbax():
+                    found = read(step)
+            except UserError:
+                raise
+            except Exception as error:  # Damage shows as any error of orbax, tensorstore or json.
+                reasons[step] = _reason(error)
+                continue
+            if reasons:
+                damaged = "; ".join(f"step {other} ({reason})" for other, reason in reasons.items())
+                print(f"{self._directory}: damaged {damaged}; step {step} is used instead", file=sys.stderr)
+            return step, found
+        damaged = "; ".join(f"step {other} ({reason})" for other, reason in reasons.items())
+        raise UserError(f"{self._directory}: can't be read: {damaged}; expected a sound checkpoint")
+
+    def _set_aside(self, steps):
+        def rename():
+            for step in steps:
+                aside = self._directory / f"damaged-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._directory / str(step)).rename(aside)
+
+        if steps:
+            on_first_process(rename)
+            self._manager.reload()
+
+    @contextlib.contextmanager
+    def _reporting(self):
+        """Turns any failure to save into a UserError that names the checkpoint that is left."""
+        try:
+            yield
+        except Exception as error:  # orbax passes on whatever its threads met.
+            steps = self.steps()
+            left = (
+                f"the last good checkpoint is that of step {steps[-1]}"
+                if steps
+                else "there is no checkpoint yet"
+            )
+            raise UserError(
+                f"{self._directory}: a checkpoint can't be saved ({_reason(error)}); {left}; "
+                "once that is mended, the same command goes on from there"
+            ) from error
+
+
+def read_params(workdir, params, which="newest", best_metric=""):
+    """The parameters of one checkpoint of a run, which is left as it is.
+
+    Args:
+      workdir: pathlib.Path of the run.
+      params, which: see `Checkpoints.restore_params`.
+      best_metric: see `Checkpoints`; for "best".
+
+    Returns:
+      step (int) and the parameters.
+
+    Raises:
+      UserError: see `Checkpoints.restore_params`.
+    """
+    with contextlib.closing(Checkpoints(workdir, best_metric=best_metric)) as checkpoints:
+        return checkpoints.restore_params(params, which)
+
+
+def _reason(error):
+    """One short line for an error of any library: the operating system's own word for it, if that is its cause."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"{cause.strerror}{f', {cause.filename}' if cause.filename else ''}"
+        cause = cause.__cause__ or cause.__context__
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # tensorstore has it somewhere in a long text
+        if os.strerror(number) in str(error):
+            return os.strerror(number)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+
+
+@contextlib.contextmanager
+def _quiet_orbax():
+    """Keeps a stack trace per array of a damaged checkpoint off the terminal: orbax leaves one in each coroutine."""
+    before, asyncio_log = sys.unraisablehook, logging.getLogger("asyncio")
+    level = asyncio_log.level
+    sys.unraisablehook = lambda _: None
+    asyncio_log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        asyncio_log.setLevel(level)
+
+
+@jax.jit
+def _sums(tree):
+    def bits(leaf):
+        unsigned = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        return jnp.sum(unsigned, dtype=jnp.uint32)
+
+    # A sum modulo 2^32 of the bits does not depend on how the arrays are spread over devices.
+    return {name: sum(map(bits, jax.tree.leaves(part)), jnp.uint32(0)) for name, part in tree.items()}
+
+
+def _checksums(tree):
+    return {name: int(value) for name, value in _sums(tree).items()}
+
+
+def _check_sums(tree, expected):
+    for name, value in _checksums(tree).items():
+        if value != expected[name]:
+            raise ValueError(f"{name} has the checksum {value}, {expected[name]} when it was saved")
+
+
+def _check_items(folder):
+    missing = [item for item in ITEMS if not (folder / item).is_dir()]
+    if missing:
+        raise ValueError(f"no {' and no '.join(missing)} in it: incomplete, or another version's")
+
+
+def _check_shapes(folder, stored, wanted):
+    for name, leaf in wanted.items():
+        shape = tuple(stored[name].shape) if name in stored else None
+        if shape != leaf.shape:
+            found = "missing" if shape is None else f"of shape {shape}"
+            raise UserError(
+                f"{folder}: {name} is {found}, expected {leaf.shape}: config.model and config.data.class_names "
+                "must be those of the run"
+            )
+
+
+def _to_tree(state):
+    # Plain dicts of arrays by name, readable without this code and its libraries.
+    return {
+        "step": state.step,
+        "params": named_leaves(state.params),
+        "optimizer": named_leaves(state.optimizer),
+        "key": jax.random.key_data(state.key),
+    }
+
+
+def _from_tree(tree, like):
+    return like._replace(
+        step=tree["step"],
+        params=with_leaves(like.params, tree["params"]),
+        optimizer=with_leaves(like.optimizer, tree["optimizer"]),
+        key=jax.random.wrap_key_data(tree["key"]),
+    )

@@ -1,0 +1,179 @@
+"""Turns a data set, from its archives or unpacked, into verified array_record files that training reads by itself:
+
+    rml-jax prepare folder --root=PHOTOS --tags=tags.csv --out=DIR
+    rml-jax prepare voc --manual_dir=FOLDER --out=DIR
+    rml-jax prepare coco --manual_dir=FOLDER --out=DIR
+
+Every image and mask is decoded. A bad one is left out with its reason; too many of them are an error, at the end.
+Stopped and started again, it goes on after the last whole shard of 512 images. At the end it prints what was written.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from rml_jax.data.preparation.base import report_lines
+from rml_jax.data.preparation.coco import Coco2014
+from rml_jax.data.preparation.folder import TaggedFolder
+from rml_jax.data.preparation.voc import VocSbd
+from rml_jax.utils.errors import UserError
+
+_VOC = """\
+PASCAL VOC 2012 with SBD's masks: train_aug (10,582 images) and val (1,449).
+
+FOLDER holds, packed or unpacked, in whatever folders:
+  VOCtrainval_11-May-2012.tar  or VOCdevkit/VOC2012
+and one of
+  benchmark.tgz                SBD as its authors publish it, or benchmark_RELEASE
+  SegmentationClassAug.zip     or SegmentationClassAug: the masks as others converted them
+
+Masks stay as they are: VOC's have borders of 255 around objects, SBD's have none."""
+_COCO = """\
+COCO 2014: train2014 (82,081 images with any of the 80 classes) and val2014 (40,137).
+
+FOLDER holds, packed or unpacked:
+  train2014.zip, val2014.zip
+  annotations_trainval2014.zip, or instances_train2014.json and instances_val2014.json"""
+_FOLDER = """\
+Photographs of your own with a tag file (image,tags) or one sub-folder per tag: train and val.
+
+docs/data.md says what these files look like."""
+
+
+def prepare(builder):
+    """Prepares a data set unless that is done already.
+
+    Args:
+      builder: rml_jax.data.preparation' PreparedBuilder.
+
+    Returns:
+      The folder (pathlib.Path), for `config.data.root`, and lines of text about what is in it.
+
+    Raises:
+      UserError: for what is missing or wrong in the source, too many bad images, a full disk, or finished data that
+        was made from something else.
+    """
+    folder = Path(builder.data_dir)
+    if folder.exists() and builder.report()["settings"] != builder.settings():
+        raise UserError(
+            f"{folder} was prepared from other files or settings: expected another --out, or delete it"
+        )
+    lines = [f"{folder} is there already; delete it to make it anew"] if folder.exists() else []
+    try:
+        # No look into Google's bucket of prepared data, which hasn't ours.
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror or error}, expected room to write"
+        ) from error
+    return folder, [*lines, *report_lines(builder.report())]
+
+
+def _make_parser():
+    parser = argparse.ArgumentParser(
+        "rml-jax prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{folder,voc,coco}")
+
+    def add(kind, description):
+        kind_parser = kinds.add_parser(
+            kind,
+            help=description.partition("\n")[0],
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        kind_parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+        kind_parser.add_argument(
+            "--max_bad", type=_share, default=0.01, help="share of images that may be bad (default 0.01)"
+        )
+        return kind_parser
+
+    folder = add("folder", _FOLDER)
+    folder.add_argument("--root", required=True, help="the folder of photographs")
+    folder.add_argument("--tags", default="", help="CSV or JSON Lines; without it, sub-folders name the tags")
+    folder.add_argument(
+        "--masks", default="", help="folder of masks, for scoring; each validation image needs one"
+    )
+    folder.add_argument("--classes", default="", help="class list, 'cat,dog' (default: the tags, sorted)")
+    folder.add_argument(
+        "--mask_values", default="", help="numbers of the classes in the masks (default 1,2,...)"
+    )
+    folder.add_argument("--val_list", default="", help="text file that names the validation images")
+    folder.add_argument(
+        "--val_fraction", type=_share, default=0.1, help="share to draw instead (default 0.1)"
+    )
+    folder.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+
+    voc, coco = add("voc", _VOC), add("coco", _COCO)
+    for kind_parser, what in ((voc, "VOC's archive (2 GB; not SBD's)"), (coco, "archives (20 GB)")):
+        kind_parser.add_argument("--manual_dir", required=True, metavar="FOLDER", help="see above")
+        kind_parser.add_argument(
+            "--download", action="store_true", help=f"download {what} that FOLDER lacks, checksums checked"
+        )
+    voc.add_argument(
+        "--tags",
+        choices=("masks", "xml"),
+        default="masks",
+        help="take tags from masks or XML (default masks)",
+    )
+    return parser
+
+
+def _make_builder(chosen):
+    common = {"data_dir": chosen.out, "max_bad": chosen.max_bad}
+    if chosen.kind == "voc":
+        return VocSbd(config=chosen.tags, manual_dir=chosen.manual_dir, downloads=chosen.download, **common)
+    if chosen.kind == "coco":
+        return Coco2014(manual_dir=chosen.manual_dir, downloads=chosen.download, **common)
+    options = {
+        "class_names": _parts(chosen.classes),
+        "tags_file": chosen.tags,
+        "mask_folder": chosen.masks,
+        "mask_values": _numbers(chosen.mask_values),
+        "val_list": chosen.val_list,
+        "val_fraction": chosen.val_fraction,
+        "seed": chosen.seed,
+    }
+    return TaggedFolder(root=chosen.root, folder_options=options, **common)
+
+
+def _share(text):
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share: expected 0 <= share < 1")
+    return value
+
+
+def _parts(text):
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text):
+    try:
+        return tuple(map(int, _parts(text)))
+    except ValueError as error:
+        raise UserError(f"--mask_values={text}: expected whole numbers, 1,2,...") from error
+
+
+def main():
+    chosen = _make_parser().parse_args()
+    try:
+        folder, lines = prepare(_make_builder(chosen))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    print("\n".join(lines))
+    print(
+        f"next: python train.py --config=configs/{chosen.kind}.py --config.data.root={folder} --workdir=DIR"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""What the builders share: verified examples, shard by shard, so that a stopped run goes on where it was.
+
+Below the data directory lie NAME/[CONFIG/]VERSION with the array_record files, TFDS's own dataset_info.json and
+features.json, and report.json. Until everything is done, finished shards lie in VERSION.partial beside it.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from PIL import Image
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+
+from rml_jax.data.images import check_same_size, decode_image
+from rml_jax.data.sources.prepared import REPORT_FILE, read_report
+from rml_jax.labels import IGNORE
+from rml_jax.utils.errors import UserError
+from rml_jax.utils.progress import Progress
+
+SHARD_IMAGES = 512  # What a stopped run loses at most.
+# Images that are read ahead of the writer: as many as this lie in memory as files.
+_BLOCK = 32
+_SHOWN_REASONS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """An image that is to be prepared.
+
+    Attributes:
+      id: its name in the data set, unique within the split.
+      where: what messages call its file.
+      load: gives the file's bytes, the numbers 0..C-1 of its tags, and its mask (uint8 [H, W], 0 background, 1..C,
+        255 ignore) or None; raises UserError for what is wrong with them.
+    """
+
+    id: str
+    where: str
+    load: Callable[[], tuple[bytes, tuple[int, ...], np.ndarray | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be written.
+
+    Attributes:
+      splits: dict from the name of a split to its list of Planned, in the order of the data set.
+      notes: dict from the name of a split to a text that says how its list came about.
+      sources: what is read, for the report.
+    """
+
+    splits: dict[str, list[Planned]]
+    notes: dict[str, str]
+    sources: list[str]
+
+
+@dataclasses.dataclass
+class _Shard:
+    """A part of a split: where its file is until everything is done, its images, and what became of them or None."""
+
+    split: str
+    path: Path
+    planned: list[Planned]
+    record: dict | None
+
+
+class PreparedBuilder(FileReaderBuilder):
+    """Base class. An example is `id`, `image` (the file's bytes, whatever picture format), `mask` (PNG) and `tags`.
+
+    Images that can't be decoded, or whose mask or tags are wrong, are left out and reported. Examples keep the order
+    of the plan. Subclasses say the classes (`class_names`), where tags come from (`tags_from`), `settings`, `plan`.
+
+    Args:
+      max_bad: share of the images that may be left out.
+      options: those of `tfds.core.DatasetBuilder`: data_dir, config.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    OFFICIAL: dict[str, int] = {}  # noqa: RUF012 (images per split of the published data set)
+    upright = False  # whether a reader must apply the EXIF orientation
+
+    def __init__(self, *, max_bad=0.01, **options):
+        self._max_bad = max_bad
+        super().__init__(file_format=tfds.core.FileFormat.ARRAY_RECORD, **options)
+
+    class_names: tuple[str, ...]
+    tags_from: str
+
+    def settings(self):
+        """What, besides the source files of a published data set, determines the result; JSON values."""
+        raise NotImplementedError
+
+    def plan(self, dl_manager):
+        """The Plan. Raises UserError for what is missing."""
+        raise NotImplementedError
+
+    def report(self):
+        """The content of report.json of finished data."""
+        return read_report(self.data_dir)
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(
+            {
+                "id": tfds.features.Text(),
+                "image": tfds.features.Image(),
+                "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+                "tags": tfds.features.Sequence(tfds.features.ClassLabel(names=list(self.class_names))),
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _download_and_prepare(self, dl_manager, download_config=None):
+        """TFDS calls it with `data_dir` set to a temporary folder, which it renames afterwards."""
+        plan = self.plan(dl_manager)
+        partial = Path(self.data_dir).parent / f"{self.version}.partial"
+        _open_partial(partial, self._fingerprint(plan))
+        shards = [shard for split in plan.splits for shard in self._shards(plan, split, partial)]
+        self._write_shards(shards)
+        self._check_rejected(shards, partial)
+        report = self._make_report(plan, shards)
+        (partial / REPORT_FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        for path in (partial / REPORT_FILE, *(shard.path for shard in shards)):
+            path.replace(Path(self.data_dir, path.name))
+        self.info.set_splits(tfds.core.SplitDict([self._split_info(split, shards) for split in plan.splits]))
+        shutil.rmtree(partial)
+
+    def _shards(self, plan, split, partial):
+        """The shards of a split, with the records of those that are finished."""
+        planned, template = plan.splits[split], self._get_filename_template(split_name=split)
+        parts = [planned[start : start + SHARD_IMAGES] for start in range(0, len(planned), SHARD_IMAGES)]
+        for number, part in enumerate(parts):
+            name = template.sharded_filepath(shard_index=number, num_shards=len(parts)).name
+            yield _Shard(split, partial / name, part, _finished_record(partial / name))
+
+    def _write_shards(self, shards):
+        """Writes the shards that aren't finished and sets their records."""
+        done = sum(len(shard.planned) for shard in shards if shard.record)
+        progress = Progress(self.name, sum(len(shard.planned) for shard in shards), "images", start=done)
+        for shard in shards:
+            if not shard.record:
+                update = functools.partial(lambda before, n: progress.update(before + n), done)
+                shard.record = self._write_shard(shard.path, shard.planned, update)
+                done += len(shard.planned)
+
+    def _split_info(self, split, shards):
+        shards = [shard for shard in shards if shard.split == split]
+        return tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[shard.record["images"] for shard in shards],
+            num_bytes=sum(Path(self.data_dir, shard.path.name).stat().st_size for shard in shards),
+            filename_template=self._get_filename_template(split_name=split),
+        )
+
+    def _fingerprint(self, plan):
+        """Text that two runs share only if the shards of one serve the other."""
+        ids = {split: [item.id for item in planned] for split, planned in plan.splits.items()}
+        content = [self.settings(), self.class_names, ids, plan.sources, SHARD_IMAGES]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def _write_shard(self, path, planned, progress):
+        """Writes a shard and, before it gets its name, the record beside it. Returns the record."""
+        sizes, counts = [], np.zeros(len(self.class_names), np.int64)
+        record = {"rejected": {}, "without_mask": 0}
+        serializer = tfds.core.ExampleSerializer(self.info.features.get_serialized_info())
+
+        def examples():
+            for item, result in _in_threads(self._load, planned, progress):
+                if isinstance(result, UserError):
+                    record["rejected"][item.id] = str(result)
+                    continue
+                data, numbers, mask, size = result
+                record["without_mask"] += mask is None
+                mask = np.full(size, IGNORE, np.uint8) if mask is None else mask
+                sizes.append(size)
+                counts[list(numbers)] += 1
+                example = {"id": item.id, "image": io.BytesIO(data), "mask": _png(mask), "tags": numbers}
+                yield item.id, serializer.serialize_example(self.info.features.encode_example(example))
+
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            tfds.core.ExampleWriter(tfds.core.FileFormat.ARRAY_RECORD).write(temporary, examples())
+            record |= {"images": len(sizes), "sizes": sizes, "classes": counts.tolist()}
+            _record_path(path).write_text(json.dumps(record), encoding="utf-8")
+            temporary.replace(path)
+        # array_record has no exception of its own for a full disk.
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{path}: {error}, expected room to write (what was finished before is kept)"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return record
+
+    def _load(self, item):
+        """The image file's bytes, class numbers, mask and size of an image that can be decoded; or a UserError."""
+        try:
+            data, numbers, mask = item.load()
+            image = decode_image(data, item.where, self.upright)
+            if mask is not None:
+                check_same_size(mask, image, f"mask of {item.where}")
+        except UserError as error:
+            return error
+        return data, numbers, mask, image.shape[:2]
+
+    def _check_rejected(self, shards, partial):
+        """Raises UserError if too many images are bad; their shards are then made again next time."""
+        rejected = [reason for shard in shards for reason in shard.record["rejected"].values()]
+        listed = sum(len(shard.planned) for shard in shards)
+        if len(rejected) <= self._max_bad * listed:
+            return
+        for shard in shards:
+            if shard.record["rejected"]:
+                shard.path.unlink()
+        (partial / "rejected.txt").write_text("\n".join(rejected) + "\n", encoding="utf-8")
+        raise UserError(
+            f"{len(rejected)} of {listed} images are bad, expected at most {self._max_bad:.2%} (--max_bad); "
+            f"all of them: {partial / 'rejected.txt'}\n" + "\n".join(rejected[:_SHOWN_REASONS])
+        )
+
+    def _make_report(self, plan, shards):
+        """The content of report.json; its keys are what `report_lines` prints."""
+        splits = {}
+        for split, planned in plan.splits.items():
+            records = [shard.record for shard in shards if shard.split == split]
+            sizes = np.array([size for record in records for size in record["sizes"]]).reshape(-1, 2)
+            if not len(sizes):
+                raise UserError(f"{split}: no image is left of {len(planned)}")
+            classes = np.sum([record["classes"] for record in records], axis=0).tolist()
+            splits[split] = {
+                "images": len(sizes),
+                "official": self.OFFICIAL.get(split),
+                "listed": len(planned),
+                "list": plan.notes[split],
+                "without_mask": sum(record["without_mask"] for record in records),
+                "bytes": sum(shard.path.stat().st_size for shard in shards if shard.split == split),
+                "height": _spread(sizes[:, 0]),
+                "width": _spread(sizes[:, 1]),
+                "images_per_class": dict(zip(self.class_names, classes, strict=True)),
+                "rejected": {
+                    name: reason for record in records for name, reason in record["rejected"].items()
+                },
+            }
+        return {
+            "name": self.name,
+            "class_names": list(self.class_names),
+            "tags_from": self.tags_from,
+            "upright": self.upright,
+            "settings": self.settings(),
+            "sources": plan.sources,
+            "splits": splits,
+        }
+
+    def _log_download_bytes(self):
+        """TFDS would print that it doesn't know how much it is going to write."""
+
+    def _log_download_done(self):
+        """The report says it."""
+
+
+def report_lines(report):
+    """A report as lines of text."""
+    lines = [f"{report['name']}, tags from {report['tags_from']}; read from {', '.join(report['sources'])}"]
+    for split, facts in report["splits"].items():
+        official = "" if facts["official"] is None else f" (officially {facts['official']})"
+        height, width = facts["height"], facts["width"]
+        lines += [
+            f"{split}: {facts['images']} images{official}, {facts['bytes'] / 1e6:.1f} MB",
+            f"  {facts['list']}; {facts['listed']} listed, {len(facts['rejected'])} rejected",
+            f"  width {width[0]} to {width[2]}, median {width[1]}; height {height[0]} to {height[2]}, "
+            f"median {height[1]}",
+            "  images per class: "
+            + ", ".join(f"{name} {count}" for name, count in facts["images_per_class"].items()),
+        ]
+        if facts["without_mask"]:
+            lines.append(f"  without a mask: {facts['without_mask']}")
+        lines += [f"  rejected: {reason}" for reason in facts["rejected"].values()]
+    return lines
+
+
+def _open_partial(partial, fingerprint):
+    """Makes the folder of finished shards; throws away what was made from something else."""
+    path = partial / "fingerprint"
+    if partial.exists() and not (path.is_file() and path.read_text() == fingerprint):
+        shutil.rmtree(partial)
+    partial.mkdir(exist_ok=True)
+    path.write_text(fingerprint)
+
+
+def _finished_record(path):
+    """The record of a shard that is there and whole, else None."""
+    try:
+        record = json.loads(_record_path(path).read_text(encoding="utf-8"))
+        return record if len(ArrayRecordDataSource(str(path))) == record["images"] else None
+    # array_record says RuntimeError or ValueError to a missing or damaged file.
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def _record_path(path):
+    return path.with_name(path.name + ".json")
+
+
+def _in_threads(function, items, progress):
+    """Yields (item, function(item)) in order, with one thread per core and `_BLOCK` items in memory."""
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for start in range(0, len(items), _BLOCK):
+            block = items[start : start + _BLOCK]
+            yield from zip(block, pool.map(function, block), strict=True)
+            progress(start + len(block))
+
+
+def _png(mask):
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+def _spread(values):
+    """Least, median and greatest of whole numbers."""
+    return [int(values.min()), int(np.median(values)), int(values.max())]

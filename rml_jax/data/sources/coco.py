@@ -1,0 +1,144 @@
+"""COCO's folder layout, as its archives unpack it.
+
+ROOT/train2014/COCO_train2014_000000000009.jpg      or whatever file_name says
+ROOT/annotations/instances_train2014.json           polygons, run lengths, compressed run lengths
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from rml_jax.data.images import read_image
+from rml_jax.data.sources.coco_classes import CLASS_NAMES, CLASS_NUMBERS
+from rml_jax.utils.errors import UserError
+
+
+class CocoFolder:
+    """Random-access source over one split of COCO's images with at least one object of the 80 classes.
+
+    `source[i]` is a dict with `id` (str, the file's name without suffix), `image` (uint8 [H, W, 3], pixels as
+    stored), `tags` (float32 [80], crowds count) and, only where `with_masks` is set, `mask` (uint8 [H, W], 0
+    background, 1..80 classes; COCO has no ignored pixels). Where objects overlap, the smaller one is on top, and all
+    are above crowds: COCO says nothing on it. A training source keeps no outlines.
+
+    Args:
+      root: the folder that holds annotations.
+      split: "train2014", "val2014" or another with both a folder and an annotation file.
+      with_masks: whether items carry their masks.
+
+    Raises:
+      UserError: by the constructor if the annotation file or an image is missing, or the file isn't as COCO's are; by
+        `source[i]` for a picture that can't be decoded or has another size than the file says.
+    """
+
+    class_names = CLASS_NAMES
+
+    def __init__(self, root, split, with_masks=False):
+        self.with_masks = with_masks
+        self._folder = str(Path(root, split))
+        path = Path(root, "annotations", f"instances_{split}.json")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}, expected COCO's annotation file") from error
+        self._images, self.without_objects = parse_annotations(data, path, with_masks)
+        missing = [name for name, *_ in self._images if not Path(self._folder, name).is_file()]
+        if missing:
+            raise UserError(
+                f"{path}: no image {Path(self._folder, missing[0])} "
+                f"(missing for {len(missing)} of {len(self._images)} images)"
+            )
+
+    def __len__(self):
+        return len(self._images)
+
+    def __getitem__(self, index):
+        name, size, numbers, objects = self._images[index]
+        path = Path(self._folder, name)
+        item = {"id": path.stem, "image": read_image(path)}
+        if item["image"].shape[:2] != size:
+            found, expected = (f"{width}x{height}" for height, width in (item["image"].shape[:2], size))
+            raise UserError(f"{path}: found {found} pixels, expected {expected} as in the annotation file")
+        item["tags"] = np.zeros(len(CLASS_NAMES), np.float32)
+        item["tags"][[number - 1 for number in numbers]] = 1.0
+        if self.with_masks:
+            item["mask"] = draw_mask(objects, size, path)
+        return item
+
+
+def draw_mask(objects, size, name):
+    """The class of each pixel.
+
+    Args:
+      objects: list of (class number, segmentation as in COCO's files, area, whether it is a crowd).
+      size: (height, width).
+      name: the image, for messages.
+
+    Returns:
+      uint8 [H, W]: crowds first, then objects from the largest to the smallest, each over what was there.
+
+    Raises:
+      UserError: if an outline is in none of COCO's forms.
+    """
+    mask = np.zeros(size, np.uint8)
+    for number, segmentation, _, _ in sorted(objects, key=lambda thing: (not thing[3], -thing[2])):
+        try:
+            mask[_pixels(segmentation, size)] = number
+        # pycocotools raises bare Exception; a wrong size shows in the assignment.
+        except Exception as error:
+            raise UserError(
+                f"{name}: found an outline that can't be drawn ({error}), expected polygons or run lengths"
+            ) from error
+    return mask
+
+
+def _pixels(segmentation, size):
+    """bool [H, W] of an outline in any of COCO's three forms."""
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str | bytes):
+        lengths = segmentation
+    else:
+        lengths = coco_mask.frPyObjects(segmentation, *size)
+        lengths = coco_mask.merge(lengths) if isinstance(lengths, list) else lengths
+    return coco_mask.decode(lengths).astype(bool)
+
+
+def parse_annotations(data, path, with_masks):
+    """The images in an annotation file.
+
+    Args:
+      data: the file's bytes.
+      path: what errors call it.
+      with_masks: whether to keep the outlines.
+
+    Returns:
+      List of (file name, (height, width), class numbers 1..80, objects for `draw_mask` or None) of the images with at
+      least one object, and the number of those without.
+
+    Raises:
+      UserError: if it isn't as COCO's are, or has no image with an object.
+    """
+    try:
+        content = json.loads(data)
+        things = {}
+        for annotation in content["annotations"]:
+            number = CLASS_NUMBERS[annotation["category_id"]]
+            outline = (annotation["segmentation"], annotation["area"], bool(annotation["iscrowd"]))
+            things.setdefault(annotation["image_id"], []).append((number, *outline))
+        images = [
+            (image["file_name"], (image["height"], image["width"]), things[image["id"]])
+            for image in content["images"]
+            if image["id"] in things
+        ]
+        without_objects = len(content["images"]) - len(images)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: found {error!r}, expected COCO's instance annotations") from error
+    if not images:
+        raise UserError(f"{path}: found no image with an object")
+    numbers = [sorted({thing[0] for thing in objects}) for _, _, objects in images]
+    kept = [
+        (name, size, classes, objects if with_masks else None)
+        for (name, size, objects), classes in zip(images, numbers, strict=True)
+    ]
+    return kept, without_objects

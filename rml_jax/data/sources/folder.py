@@ -1,0 +1,241 @@
+"""Photographs of one's own: a folder of images with a tag file, or with one sub-folder per tag.
+
+PHOTOS/a.jpg                        PHOTOS/cat/1.jpg
+PHOTOS/trip/b.png                   PHOTOS/dog/2.jpg
+tags.csv (`rml_jax.data.tags`)
+
+MASKS/a.png, MASKS/trip/b.png       optional; class numbers, 255 = ignore; for scoring only
+"""
+
+import dataclasses
+import hashlib
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+
+from rml_jax.data.archives import walk
+from rml_jax.data.images import check_same_size, read_image, read_mask
+from rml_jax.data.tags import (
+    IMAGE_SUFFIXES,
+    check_classes,
+    class_list,
+    image_id,
+    read_list,
+    read_tag_names,
+    read_tags,
+    tag_key,
+)
+from rml_jax.utils.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """One photograph of a folder.
+
+    Attributes:
+      id: its path below the folder without suffix.
+      image: path of the file.
+      mask: where its mask would be; None without a folder of masks.
+      numbers: places of its tags in the class list, ascending.
+    """
+
+    id: str
+    image: Path
+    mask: Path | None
+    numbers: tuple[int, ...]
+
+
+class PhotoFolder:
+    """Random-access source over the training or the validation part of a folder of photographs.
+
+    `source[i]` is a dict with `id` (str, the path below the folder without suffix), `image` (uint8 [H, W, 3], upright
+    as a viewer shows it), `tags` (float32 [C]) and, only where `with_masks` is set, `mask` (uint8 [H, W], 0
+    background, 1..C classes, 255 ignore).
+
+    The constructor reads names and tags; pictures are decoded by `source[i]`. With a tag file, images that it doesn't
+    list are left out (`untagged` counts them). Hidden files and files without an image's suffix are not looked at;
+    what kind of picture a file is, its content says.
+
+    Args:
+      root: the folder of photographs; sub-folders included, links followed once.
+      is_training: whether the source is the training part.
+      class_names: C names; () takes those that occur in the whole folder's tags, in alphabetical order.
+      tags_file: CSV or JSON Lines; "" makes the name of each first-level sub-folder the tag of its images.
+      mask_folder: folder of masks, "" for none. Left out of the photographs if it lies below `root`.
+      mask_values: the number of each class in the masks, 1..254; () stands for 1..C.
+      val_list: text file that names the validation images, one a line; "" draws them.
+      val_fraction: share of the images that is drawn for validation; at least one image if it isn't 0.
+      seed: of the draw.
+      with_masks: whether items carry their masks. Every image of the part then needs one.
+
+    Raises:
+      UserError: by the constructor for what is missing, empty, named twice or malformed; by `source[i]` for a file
+        that is no photograph or no mask (`rml_jax.data.images`).
+    """
+
+    def __init__(
+        self,
+        root,
+        is_training,
+        class_names=(),
+        *,
+        tags_file="",
+        mask_folder="",
+        mask_values=(),
+        val_list="",
+        val_fraction=0.1,
+        seed=0,
+        with_masks=False,
+    ):
+        self.class_names = tuple(class_names) or folder_classes(root, tags_file, mask_folder)
+        self.mask_values = tuple(mask_values) or tuple(range(1, len(self.class_names) + 1))
+        self.with_masks = with_masks
+        check_classes(self.class_names, self.mask_values)
+        self._root, self._masks = str(root), str(mask_folder)
+        files = find_images(root, mask_folder)
+        tags = _tags(files, root, tags_file, self.class_names)
+        chosen = _split(sorted(tags), val_list, val_fraction, seed, is_training)
+        if not chosen:
+            part = "training" if is_training else "validation"
+            raise UserError(
+                f"{root}: no image is left for {part}, of {len(tags)} with tags "
+                "(config.data.val_fraction, config.data.val_list)"
+            )
+        self.untagged = len(files) - len(tags)
+        self._files = [(name, files[name], tags[name]) for name in chosen]
+        if with_masks:
+            self._check_masks()
+
+    def __len__(self):
+        return len(self._files)
+
+    def __getitem__(self, index):
+        photo = self.photo(index)
+        item = {"id": photo.id, "image": read_image(photo.image, upright=True)}
+        item["tags"] = np.zeros(len(self.class_names), np.float32)
+        item["tags"][list(photo.numbers)] = 1.0
+        if self.with_masks:
+            item["mask"] = read_mask(photo.mask, self.mask_values)
+            check_same_size(item["mask"], item["image"], photo.mask)
+        return item
+
+    def photo(self, index):
+        """Where an item's files are, and its tags: a Photo."""
+        name, file, numbers = self._files[index]
+        return Photo(name, Path(self._root, file), self._mask_path(name) if self._masks else None, numbers)
+
+    def _mask_path(self, name):
+        return Path(self._masks, f"{name}.png")
+
+    def _check_masks(self):
+        if not self._masks:
+            raise UserError("config.data.masks is empty: expected the folder of masks, which scoring needs")
+        missing = [name for name, _, _ in self._files if not self._mask_path(name).is_file()]
+        if missing:
+            raise UserError(
+                f"no mask {self._mask_path(missing[0])} for image {missing[0]!r} "
+                f"(missing for {len(missing)} of {len(self._files)} images)"
+            )
+
+
+def folder_classes(root, tags_file="", mask_folder=""):
+    """The classes of a folder: the tags in the tag file, or the sub-folders with images, in alphabetical order.
+
+    Raises:
+      UserError: if there are none, or the folder or the tag file can't be read.
+    """
+    if tags_file:
+        names = class_list(tag for tags, _ in read_tag_names(tags_file).values() for tag in tags)
+    else:
+        names = class_list(name.split("/")[0] for name in find_images(root, mask_folder) if "/" in name)
+    if not names:
+        raise UserError(
+            f"{tags_file or root}: found no tags, expected a tag file (config.data.tags) with at least one, "
+            "or one sub-folder per tag"
+        )
+    return names
+
+
+def find_images(root, mask_folder=""):
+    """The images below a folder.
+
+    Args:
+      root: the folder. Links to folders are followed, each folder is visited once.
+      mask_folder: folder to leave out, "" for none.
+
+    Returns:
+      Dict from `image_id` to the file's path below the folder, str, in the order of the paths.
+
+    Raises:
+      UserError: if the folder or one in it can't be read, has no image, or two images differ in their suffix alone.
+    """
+    if not root:
+        raise UserError("config.data.root is empty: expected the folder of photographs")
+    images = {}
+    for path in list_images(root, mask_folder):
+        name = image_id(Path(path).as_posix())
+        if name in images:
+            raise UserError(
+                f"{root}: found both {images[name]} and {path}, expected names that differ without suffix"
+            )
+        images[name] = path
+    if not images:
+        raise UserError(f"{root}: found no images, expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+    return images
+
+
+def list_images(root, mask_folder=""):
+    """Paths of the image files below a folder, relative to it, str, sorted; else as for `find_images`.
+
+    Raises:
+      UserError: if the folder or one in it can't be read.
+    """
+    return sorted(
+        os.path.relpath(path, root)
+        for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ())
+        for path in files
+        if path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
+    )
+
+
+def _tags(files, root, tags_file, class_names):
+    """Dict from id to class numbers, of the images with tags."""
+    if tags_file:
+        tags = read_tags(tags_file, class_names)
+        missing = [name for name in tags if name not in files]
+        if missing:
+            raise UserError(
+                f"{tags_file}: no image {missing[0]!r} in {root} (missing for {len(missing)} of {len(tags)})"
+            )
+        return tags
+    numbers = {tag_key(name): number for number, name in enumerate(class_names)}
+    tags = {}
+    for name in files:
+        folder = name.split("/")[0] if "/" in name else None
+        if folder is not None and tag_key(folder) not in numbers:
+            raise UserError(
+                f"{Path(root, folder)}: found folder {folder!r}, expected one of {', '.join(class_names)}"
+            )
+        if folder is not None:
+            tags[name] = (numbers[tag_key(folder)],)
+    return tags
+
+
+def _split(names, val_list, val_fraction, seed, is_training):
+    """The names of one part, in their order."""
+    if val_list:
+        validation = {image_id(name) for name in read_list(val_list)}
+        unknown = sorted(validation.difference(names))
+        if unknown:
+            raise UserError(f"{val_list}: found {unknown[0]!r}, expected names of images with tags")
+    else:
+        # By hash, not by a shuffle: photographs that are added later leave the others (nearly all) in their part.
+        count = max(1, round(val_fraction * len(names))) if val_fraction else 0
+        validation = set(sorted(names, key=lambda name: _hash(f"{seed} {name}"))[:count])
+    return [name for name in names if (name in validation) != is_training]
+
+
+def _hash(text):
+    return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).digest()

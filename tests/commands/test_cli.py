@@ -1,0 +1,227 @@
+"""What a user's mistakes look like: one line that names the culprit, status 2, and nothing written."""
+
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import rml_jax
+from rml_jax.commands import cli
+from rml_jax.config import load_config, save_config
+from rml_jax.models import build
+from rml_jax.training.loop import train
+from rml_jax.utils.errors import Interrupted, UserError
+
+ROOT = Path(rml_jax.__file__).parents[1]
+DIGITS, ANIMALS = ROOT / "configs" / "digits.py", ROOT / "configs" / "voc_animals.py"
+
+
+def contents(folder):
+    """Every file below a folder with its bytes."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def error_of(folder, script, *arguments):
+    """Runs a command in a folder that is not the project's. Returns its one line of complaint."""
+    before = contents(folder)
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert contents(folder) == before, "nothing written"
+    return done.stderr
+
+
+# --- The commands. Each start takes seconds: what needs no command line is further below. ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([f"--config={DIGITS}", "--workdir=run", "--config.train.stepz=4"], ["train.stepz", "train.steps"]),
+        (["--config=nothing.py", "--workdir=run"], ["nothing.py"]),
+        ([f"--config={DIGITS}:fool", "--workdir=run"], ["'fool'", "full, baseline"]),
+        (
+            [f"--config={DIGITS}", "--workdir=run", "--config.train.steps=many"],
+            ["config.train.steps", "many"],
+        ),
+        ([f"--config={DIGITS}"], ["--workdir"]),
+        ([f"--config={ANIMALS}", "--workdir=run"], ["config.data.root is empty"]),
+        (["--workdir=run", f"--config={DIGITS}", "config.train.steps=4"], ["'config.train.steps=4'"]),
+    ],
+    ids=[
+        "unknown key",
+        "no config file",
+        "unknown variant",
+        "wrong type",
+        "no workdir",
+        "no root",
+        "no flag",
+    ],
+)
+def test_mistake_on_the_command_line_of_train(tmp_path, arguments, words):
+    message = error_of(tmp_path, "train.py", *arguments)
+    assert all(word in message for word in words), message
+
+
+def test_training_on_a_broken_picture(tmp_path, make_voc_folder):
+    """The error comes from a thread that reads ahead."""
+    files = make_voc_folder()
+    path = files.image_path("train_002")
+    path.write_bytes(path.read_bytes()[:200])
+    settings = {
+        "root": files.root,
+        "class_names": "('cat','dog')",
+        "mask_values": "(8,12)",
+        "train_split": "train",
+    }
+    flags = [f"--config.data.{key}={value}" for key, value in settings.items()]
+    assert str(path) in error_of(tmp_path, "train.py", f"--config={ANIMALS}", "--workdir=run", *flags)
+
+
+def test_evaluation_of_a_missing_workdir(tmp_path):
+    assert "run/config.json: No such file" in error_of(tmp_path, "eval.py", "--workdir=run")
+
+
+def test_evaluation_of_missing_weights_with_a_config_file(tmp_path):
+    flags = ["--weights=peer.pth", f"--config={DIGITS}:baseline", "--config.eval.pictures=1", "--workdir=run"]
+    assert "peer.pth: No such file" in error_of(tmp_path, "eval.py", *flags)
+
+
+def test_evaluation_on_an_unknown_split(tmp_path):
+    save_config(runpy.run_path(DIGITS)["get_config"](), tmp_path / "config.json")
+    message = error_of(tmp_path, "eval.py", f"--workdir={tmp_path}", "--split=test")
+    assert "no split 'test': expected one of train, val" in message
+
+
+def test_interrupted_command_says_so_and_exits_with_the_signals_status(capsys):
+    @cli._guarded
+    def work(_):
+        raise Interrupted("stopped by SIGTERM after step 3", signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        work([])
+    assert caught.value.code == 143, "what a shell gives for a command that SIGTERM ended"
+    assert capsys.readouterr().err == "stopped by SIGTERM after step 3\n"
+
+
+# --- Training, without a command line ---
+
+
+def refused(config, workdir):
+    """The message with which `train` refuses, having written nothing."""
+    before = contents(workdir)
+    existed = workdir.exists()
+    with pytest.raises(UserError) as caught:
+        train(config, workdir)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert workdir.exists() == existed
+    assert contents(workdir) == before
+    return message
+
+
+@pytest.fixture
+def digits_config():
+    return runpy.run_path(DIGITS)["get_config"]()
+
+
+@pytest.fixture
+def voc(make_voc_folder):
+    """A VOC folder and a configuration for it whose first batch holds every image."""
+    files = make_voc_folder()
+    config = runpy.run_path(ANIMALS)["get_config"]()
+    config.data.root = str(files.root)
+    config.data.class_names, config.data.mask_values = files.class_names, files.mask_values
+    config.data.train_split = "train"
+    return files, config
+
+
+def test_missing_image(voc, tmp_path):
+    files, config = voc
+    files.image_path("train_003").unlink()
+    message = refused(config, tmp_path / "run")
+    assert str(files.split_path("train")) in message
+    assert str(files.image_path("train_003")) in message
+
+
+def test_unknown_mask_value(voc, tmp_path):
+    files, config = voc
+    mask = files.read_stored_mask("train_001")
+    mask[0, 0] = 77
+    files.write_mask("train_001", mask)
+    message = refused(config, tmp_path / "run")
+    assert message.startswith(f"{files.mask_path('train_001')}: found mask value 77, expected")
+
+
+def test_truncated_picture(voc, tmp_path):
+    files, config = voc
+    path = files.image_path("train_000")
+    path.write_bytes(path.read_bytes()[:300])
+    assert refused(config, tmp_path / "run").startswith(f"{path}: ")
+
+
+def test_unknown_tag(voc, tmp_path):
+    _, config = voc
+    tags = tmp_path / "tags.csv"
+    tags.write_text("image,tags\ntrain_000,cat\ntrain_001,cat|crocodile\n")
+    config.data.tags = str(tags)
+    assert refused(config, tmp_path / "run").startswith(f"{tags} line 3: found tag 'crocodile', expected")
+
+
+def test_unknown_validation_split(voc, tmp_path):
+    files, config = voc
+    config.data.val_split = "test"
+    assert str(files.split_path("test")) in refused(config, tmp_path / "run")
+
+
+def test_masks_of_another_class_list(voc, tmp_path):
+    _, config = voc
+    config.data.mask_values = (8,)
+    assert "mask_values is (8,): expected 2" in refused(config, tmp_path / "run")
+
+
+def test_bad_value(digits_config, tmp_path):
+    digits_config.train.crop_size = 4
+    assert "config.train.crop_size is 4" in refused(digits_config, tmp_path / "run")
+
+
+def test_scene_without_room_for_digits(digits_config, tmp_path):
+    digits_config.data.scene.size = 32
+    assert "config.data.scene.digit_size" in refused(digits_config, tmp_path / "run")
+
+
+def test_weights_that_are_not_there(digits_config, tmp_path, monkeypatch):
+    # They are read once the fresh network is there, which would take ten seconds for a real one.
+    monkeypatch.setattr(build, "build_model", lambda config, seed: nnx.Linear(1, 1, rngs=nnx.Rngs(seed)))
+    digits_config.model.init_from = str(tmp_path / "nothing.safetensors")
+    assert refused(digits_config, tmp_path / "run").startswith(f"{tmp_path / 'nothing.safetensors'}: ")
+
+
+def test_workdir_of_another_run(digits_config, tmp_path):
+    save_config(digits_config, tmp_path / "config.json")
+    digits_config.train.batch_size += 1
+    digits_config.eval.batch_size += 1
+    message = refused(digits_config, tmp_path)
+    assert message.startswith(f"{tmp_path / 'config.json'} belongs to another run (train.batch_size is ")
+    assert "eval." not in message, "settings of evaluation may change"
+    assert load_config(tmp_path / "config.json").train.batch_size == digits_config.train.batch_size - 1
+
+
+def test_workdir_with_a_broken_config(digits_config, tmp_path):
+    (tmp_path / "config.json").write_text('{"train": ')
+    assert refused(digits_config, tmp_path).startswith(f"{tmp_path / 'config.json'}: no valid JSON")
+
+
+def test_workdir_that_is_a_file(digits_config, tmp_path):
+    path = tmp_path / "run"
+    path.write_bytes(np.arange(9).tobytes())
+    assert f"{path} is a file" in refused(digits_config, path)

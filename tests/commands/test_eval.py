@@ -1,0 +1,271 @@
+"""Scoring weights from elsewhere; the scores of a training run's checkpoint are in tests/training/test_loop.py."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs import digits
+from rml_jax.data.sources import make_source
+from rml_jax.evaluation import run
+from rml_jax.evaluation.masks import MaskFolder, MaskWriter
+from rml_jax.evaluation.run import evaluate_masks, evaluate_run
+from rml_jax.models import MiTConfig
+from rml_jax.models.weights import convert
+from rml_jax.report import score_table
+from rml_jax.utils.errors import UserError
+
+MINI = MiTConfig.variant("mini")
+CLASSES = 10
+
+
+def tiny_config(*stages):
+    config = digits.get_config()
+    config.data.num_train, config.data.num_val = 2, 3
+    config.data.scene.size, config.data.scene.digit_size = 32, (14, 20)
+    config.train.crop_size = 32
+    config.pseudo_label.iterations = 2
+    config.eval.canvases, config.eval.batch_size, config.eval.pictures = ((32, 32),), 3, 1
+    config.eval.stages = stages or ("cam", "affinity", "par", "par+crf")
+    config.eval.sweep.grid = (0.1, 0.3)
+    return config
+
+
+@pytest.fixture(scope="module")
+def peer(original_layout):
+    """The weights of an AFA-style PyTorch model."""
+    rng = np.random.default_rng(1)
+    tensors = {f"module.encoder.{name}": tensor for name, tensor in original_layout(MINI).items()} | {
+        "module.classifier.weight": rng.standard_normal((CLASSES, MINI.channels[3], 1, 1), np.float32),
+        "module.attn_proj.weight": 0.1 * rng.standard_normal((1, 2 * MINI.heads[3], 1, 1), np.float32),
+        "module.attn_proj.bias": np.zeros(1, np.float32),
+        "module.decoder.linear_pred.weight": np.zeros((11, 4, 1, 1), np.float32),
+    }
+    return {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+
+
+def save_without(tensors, names, path):
+    torch.save({name: tensor for name, tensor in tensors.items() if not name.endswith(names)}, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def scored(peer, tmp_path_factory):
+    """The file of weights, the work directory, what came out of scoring it, and what was printed."""
+    folder = tmp_path_factory.mktemp("scored")
+    weights, workdir = str(folder / "peer.pth"), folder / "new" / "workdir"
+    torch.save({"state_dict": peer, "iteration": 9}, weights)
+    config = tiny_config()
+    config.eval.sweep.split, config.eval.sweep.images = "train", 1
+    return weights, workdir, *evaluate_run(config, workdir, "val", weights, save_masks=True)
+
+
+def test_weights_of_a_peer_are_scored(scored):
+    weights, workdir, metrics, page = scored
+    assert json.loads((workdir / "eval" / "metrics.json").read_text()) == metrics
+    assert (metrics["dataset"], metrics["split"], metrics["images"]) == ("digits", "val", 3)
+    assert metrics["weights"] == weights
+    assert "step" not in metrics
+    stages = {"cam", "affinity", "par", "par+crf"}
+    assert {p: set(scores) for p, scores in metrics["miou"].items()} == {"predicted": stages, "given": stages}
+    assert page == workdir / "eval" / "report.html"
+    files = {
+        "metrics.json",
+        "report.html",
+        "report.json",
+        "per_class.md",
+        "confusion.png",
+        "sweep.json",
+        "sweep.png",
+        "masks",
+    }
+    assert {path.name for path in (workdir / "eval").iterdir()} == files
+    assert page.read_text().count("<h2>The worst images") == 1
+
+
+def test_everything_that_made_the_scores_is_recorded(scored):
+    metrics = scored[2]
+    assert metrics["settings"]["eval"]["stages"] == ["cam", "affinity", "par", "par+crf"]
+    assert metrics["settings"]["cam"] == {"flip": False, "scales": [1.0]}
+    assert metrics["seeds"] == {"train": 0, "data": 0}
+    assert {"python", "jax", "flax", "numpy"} <= metrics["versions"].keys()
+    assert metrics["chains"]["par+crf"] == ["cam", "par", "crf"]
+    assert metrics["canvases"] == {"32x32": 3}
+    assert metrics["programs"] == 3, "network, stages, CRF"
+    assert metrics["resized"] == []
+    assert metrics["devices"].startswith("1 x ")
+
+
+def test_scores_say_where_their_background_was_chosen(scored):
+    _, workdir, metrics, page = scored
+    sweep = json.loads((workdir / "eval" / "sweep.json").read_text())
+    assert (sweep["split"], sweep["images"], sweep["grid"]) == ("train", 1, [0.1, 0.3])
+    for protocol, stages in metrics["background"].items():
+        for stage, background in stages.items():
+            curve = sweep["miou"][protocol][stage.removesuffix("+crf")]
+            assert background["score"] == sweep["grid"][int(np.argmax(curve))]
+            assert background["chosen_on"] == "chosen on train (1 images)"
+    rows = score_table(metrics).splitlines()[2:-1]
+    assert len(rows) == 4
+    assert all(row.endswith("chosen on train (1 images)") for row in rows)
+    assert page.read_text().count("chosen on train (1 images)</td>") == 4
+
+
+def test_saved_masks_score_the_same_as_a_folder(scored, tmp_path):
+    """The masks lie where VOC's server expects them, and `--masks` finds the network's own score."""
+    _, workdir, metrics, _ = scored
+    for protocol, stage in (("predicted", "par+crf"), ("given", "cam")):
+        folder = workdir / "eval" / "masks" / protocol / stage / "results/VOC2012/Segmentation/comp6_val_cls"
+        assert sorted(path.name for path in folder.iterdir()) == [f"val_{i:06d}.png" for i in range(3)]
+        again, page = evaluate_masks(tiny_config(), tmp_path / protocol, "val", str(folder))
+        assert again["miou"] == {"files": {"masks": metrics["miou"][protocol][stage]}}
+        assert again["iou"] == {"files": {"masks": metrics["iou"][protocol][stage]}}
+        assert again["masks"] == str(folder)
+        assert "classification" not in again
+        assert "classification" not in page.read_text().partition("<h2>")[2].partition("<style>")[0]
+        with Image.open(folder / "val_000000.png") as picture:
+            assert picture.mode == "P"
+            # VOC's colour of class 15 is (192, 128, 128).
+            assert picture.getpalette()[45:48] == [192, 128, 128]
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """A folder of right masks for the three scenes."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    source = make_source(tiny_config().data, "val", with_masks=True)
+    for i in range(3):
+        Image.fromarray(source[i]["mask"]).save(folder / f"{source[i]['id']}.png")
+    return folder
+
+
+def test_right_masks_score_1(masks, tmp_path):
+    metrics, _ = evaluate_masks(tiny_config(), tmp_path / "run", "val", str(masks))
+    assert metrics["miou"] == {"files": {"masks": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: path.unlink(), ["no such file, expected a mask for every image"]),
+        (lambda path: Image.new("L", (32, 31)).save(path), ["found a mask of 32x31 pixels, expected 32x32"]),
+        (lambda path: Image.new("RGB", (32, 32)).save(path), ["found picture mode RGB"]),
+        (lambda path: Image.new("L", (32, 32), 11).save(path), ["found mask value 11", "9, 10, 255]"]),
+        (
+            lambda path: Image.new("L", (32, 32), 255).save(path),
+            ["found 255 (ignore), expected a class or 0"],
+        ),
+        (lambda path: path.write_bytes(b"no picture"), ["expected a whole JPEG or PNG picture"]),
+    ],
+    ids=["missing", "size", "colours", "unknown class", "ignore", "broken"],
+)
+def test_masks_that_cannot_be_scored(masks, tmp_path, spoil, words):
+    path = masks / "val_000001.png"
+    spoil(path)
+    with pytest.raises(UserError) as caught:
+        evaluate_masks(tiny_config(), tmp_path / "run", "val", str(masks))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert not (tmp_path / "run").exists()
+
+
+def test_mask_folder_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"--masks=.*nothing: no such folder"):
+        evaluate_masks(tiny_config(), tmp_path / "run", "val", str(tmp_path / "nothing"))
+
+
+def test_masks_are_written_in_the_data_sets_numbers(tmp_path):
+    mask = np.array([[0, 1, 2]], np.uint8)
+    MaskWriter(tmp_path, "test", (8, 12))("predicted", "cam", "a", mask)
+    path = tmp_path / "predicted/cam/results/VOC2012/Segmentation/comp6_test_cls/a.png"
+    np.testing.assert_array_equal(Image.open(path), [[0, 8, 12]])
+    np.testing.assert_array_equal(MaskFolder(path.parent, (8, 12), 2).read("a", (1, 3)), mask)
+
+
+def test_what_was_scored_is_shown(scored):
+    weights, _, metrics, page = scored
+    assert score_table(metrics).startswith(f"digits val, 3 images, weights {weights} (scores in %)\n")
+    text = page.read_text()
+    assert f"<dt>weights</dt><dd>{weights}</dd>" in text
+    assert f"digits val, 3 images, weights {weights}" in text
+    assert "started from" not in text, "of that nothing is known"
+
+
+def test_converted_weights_score_the_same(scored, tmp_path, capsys):
+    weights, _, metrics, _ = scored
+    converted = tmp_path / "converted.safetensors"
+    convert(weights, converted, "rml_jax")
+    config = tiny_config()
+    config.eval.sweep.split, config.eval.sweep.images = "train", 1
+    again, _ = evaluate_run(config, tmp_path / "run", "val", str(converted))
+    assert again == metrics | {"weights": str(converted)}
+    out = capsys.readouterr().out
+    assert f"{converted} (rml_jax layout): " in out
+    assert "fresh: fusion/bias, fusion/kernel (not in the file)" in out
+
+
+class ScoringBeganError(Exception):
+    pass
+
+
+def test_affinity_head_is_needed_for_its_stage_alone(peer, tmp_path, monkeypatch):
+    def begin(*arguments):
+        raise ScoringBeganError
+
+    monkeypatch.setattr(run, "Evaluator", begin)
+    weights = save_without(peer, ("attn_proj.weight", "attn_proj.bias"), tmp_path / "peer.pth")
+    with pytest.raises(ScoringBeganError):
+        evaluate_run(tiny_config("cam", "par"), tmp_path / "run", "val", weights)
+    with pytest.raises(UserError, match="the stages cam, affinity can't be scored without it") as caught:
+        evaluate_run(tiny_config("cam", "affinity"), tmp_path / "other", "val", weights)
+    message = str(caught.value)
+    assert message.startswith(f"{weights}: affinity/")
+    assert "is not in the file" in message
+    assert "config.eval.stages" in message
+    assert "\n" not in message
+    assert not (tmp_path / "other").exists()
+
+
+def other_classes(peer):
+    return peer | {"module.classifier.weight": torch.ones(20, MINI.channels[3], 1, 1)}
+
+
+def no_classifier(peer):
+    return {name: tensor for name, tensor in peer.items() if "classifier" not in name}
+
+
+def another_depth(peer):
+    return {name: tensor for name, tensor in peer.items() if "block4.1" not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            other_classes,
+            ["classifier/kernel is of shape (128, 20) in the file, expected (128, 10)", "class_names"],
+        ),
+        (no_classifier, ["classifier/kernel is not in the file"]),
+        (another_depth, ["expected MiT-mini", "missing: backbone/stages/3/blocks/1/"]),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(change, words, peer, tmp_path):
+    weights = tmp_path / "peer.pth"
+    torch.save(change(peer), weights)
+    with pytest.raises(UserError) as caught:
+        evaluate_run(tiny_config("cam"), tmp_path / "run", "val", str(weights))
+    message = str(caught.value)
+    assert message.startswith(str(weights))
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdir_that_is_a_file_is_refused_before_scoring(peer, tmp_path):
+    weights = save_without(peer, (), tmp_path / "peer.pth")
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match=f"--workdir={tmp_path / 'run'}: .*expected a folder to write to"):
+        evaluate_run(tiny_config("cam"), tmp_path / "run", "val", weights)
+    assert (tmp_path / "run").read_text() == "mine"

@@ -1,0 +1,182 @@
+"""The command `rml-jax predict`: files in, files out."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import rml_jax
+from rml_jax import visualize
+from rml_jax.commands.predict import main, named_files
+from rml_jax.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, noise):
+    """Good files, among them two of one name, and bad ones."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "trip").mkdir()
+    Image.fromarray(noise(32, 40, 1)).save(folder / "a.png")
+    Image.fromarray(noise(30, 30, 2)).save(folder / "a.webp", lossless=True)
+    Image.fromarray(noise(40, 70, 3)).save(folder / "trip" / "b.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predicted(photos, model_folder, tmp_path_factory):
+    """The folder that was written."""
+    out = tmp_path_factory.mktemp("out") / "new"
+    options = ["--stage=cam", "--background=0.3", "--tags=ant,cow", "--save_cams", "--save_rle"]
+    arguments = [f"--workdir={model_folder}", f"--out={out}", *options, str(photos)]
+    with pytest.raises(SystemExit) as left:
+        main([*arguments, str(photos / "gone.jpg")])
+    assert left.value.code == 1, "two bad files"
+    return out
+
+
+def test_what_is_written(predicted):
+    files = {path.relative_to(predicted).as_posix() for path in predicted.rglob("*") if path.is_file()}
+    names = ("a", "a-2", "trip/b")
+    assert files == {
+        "predictions.json",
+        "coco.json",
+        *(f"masks/{name}.png" for name in names),
+        *(f"overlays/{name}.jpg" for name in names),
+        *(f"cams/{name}/{cam}.jpg" for name in names for cam in ("8_ant", "15_cow")),
+    }
+
+
+def test_record(predicted, photos):
+    record = json.loads((predicted / "predictions.json").read_text())
+    assert (record["stage"], record["background"], record["scales"]) == ("cam", 0.3, [1.0])
+    assert record["numbers"] == {"background": 0, "ant": 8, "bee": 12, "cow": 15}
+    assert {picture["name"]: picture["file"] for picture in record["pictures"]} == {
+        "a": str(photos / "a.png"),
+        "a-2": str(photos / "a.webp"),
+        "trip/b": str(photos / "trip/b.png"),
+    }
+    assert [Path(failed["file"]).name for failed in record["failed"]] == ["broken.jpg", "gone.jpg"]
+    assert "gone.jpg: No such file" in record["failed"][1]["reason"]
+    numbers = record["numbers"]
+    for picture in record["pictures"]:
+        assert list(picture["tags"]) == ["ant", "cow"]
+        mask = np.asarray(Image.open(predicted / "masks" / f"{picture['name']}.png"))
+        assert mask.shape == (picture["height"], picture["width"])
+        counted = {name: int((mask == number).sum()) for name, number in numbers.items()}
+        assert {name: area["pixels"] for name, area in picture["areas"].items()} == {
+            name: count for name, count in counted.items() if count or name == "background"
+        }
+        assert sum(area["share"] for area in picture["areas"].values()) == pytest.approx(1)
+    tiles = {picture["name"]: picture["tiles"] for picture in record["pictures"]}
+    assert (tiles["a"], tiles["trip/b"]) == (1, 4)
+
+
+def test_masks_have_the_palette_and_codes_give_the_masks(predicted):
+    codes = json.loads((predicted / "coco.json").read_text())
+    assert codes
+    for code in codes:
+        with Image.open(predicted / "masks" / f"{code['image_id']}.png") as picture:
+            assert picture.mode == "P"
+            assert picture.getpalette() == visualize.palette().ravel().tolist()
+            mask = np.asarray(picture)
+        decoded = coco_mask.decode(code["segmentation"])
+        np.testing.assert_array_equal(decoded == 1, mask == code["category_id"])
+
+
+def test_overlay_has_a_legend_below(predicted, noise):
+    with Image.open(predicted / "overlays" / "a.jpg") as picture:
+        pixels = np.asarray(picture).astype(int)
+    assert pixels.shape[1] == 240, "a legend needs room"
+    assert pixels.shape[0] > 32
+    mask = np.asarray(Image.open(predicted / "masks" / "a.png"))
+    background = pixels[:32, :40][mask == 0].ravel()
+    assert np.corrcoef(background, noise(32, 40, 1)[mask == 0].ravel())[0, 1] > 0.4, "but for JPEG's losses"
+
+
+def test_nothing_is_overwritten(predicted, photos, model_folder, capsys):
+    before = {path: path.stat().st_mtime_ns for path in predicted.rglob("*")}
+    with pytest.raises(SystemExit) as left:
+        main([f"--workdir={model_folder}", f"--out={predicted}", str(photos)])
+    assert left.value.code == 2
+    assert "found files in it, expected a new or empty folder" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in predicted.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--tags=ant,dog", "unknown tag 'dog'"),
+        ("--tags=nothing.csv", "nothing.csv"),
+        ("--stage=best", "eval.stages"),
+    ],
+)
+def test_mistakes_come_before_the_first_picture(option, words, photos, model_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([f"--workdir={model_folder}", f"--out={tmp_path / 'out'}", option, str(photos)])
+    assert left.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tags_of_each_picture_from_a_file(photos, model_folder, tmp_path):
+    (tmp_path / "tags.csv").write_text("image,tags\na,ant\ntrip/b,bee|cow\n")
+    out = tmp_path / "out"
+    options = [f"--tags={tmp_path / 'tags.csv'}", "--stage=cam"]
+    with pytest.raises(SystemExit) as left:
+        main([f"--workdir={model_folder}", f"--out={out}", *options, str(photos)])
+    assert left.value.code == 1
+    record = json.loads((out / "predictions.json").read_text())
+    tags = {picture["name"]: list(picture["tags"]) for picture in record["pictures"]}
+    assert tags == {"a": ["ant"], "a-2": ["ant"], "trip/b": ["bee", "cow"]}
+    assert [Path(failed["file"]).name for failed in record["failed"]] == ["broken.jpg"]
+
+
+def test_pictures_without_tags_are_counted(photos, model_folder, tmp_path, capsys):
+    options = [f"--workdir={model_folder}", f"--out={tmp_path / 'out'}", "--stage=cam", "--tag_threshold=1"]
+    main([*options, str(photos / "a.png"), str(photos / "trip" / "b.png")])
+    assert "2 masks are background alone, as no class scored above 1.0" in capsys.readouterr().out
+
+
+def test_pictures_said_to_show_nothing_call_for_no_hint(photos, model_folder, tmp_path, capsys):
+    (tmp_path / "tags.csv").write_text("image,tags\na,\n")
+    options = [f"--workdir={model_folder}", f"--out={tmp_path / 'out'}", "--stage=cam"]
+    main([*options, f"--tags={tmp_path / 'tags.csv'}", str(photos / "a.png")])
+    assert "background alone" not in capsys.readouterr().out
+
+
+def test_names_never_collide(tmp_path):
+    for name in ("a.jpg", "a.png", "A.JPEG", "a-2.png", "x/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = named_files([str(tmp_path), str(tmp_path / "x" / "a.jpg")])
+    assert len({name.casefold() for name in names}) == len(names) == 6
+    assert sorted(path for path, _ in names.values()) == sorted(
+        [tmp_path / "x/a.jpg", *(path for path in tmp_path.rglob("*.*"))]
+    )
+
+
+def test_folder_without_pictures(tmp_path):
+    with pytest.raises(UserError, match="found no images"):
+        named_files([tmp_path])
+
+
+def test_readme_goes_from_photographs_to_masks(model_folder, noise, tmp_path, monkeypatch, capsys):
+    readme = (Path(rml_jax.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (script,) = [
+        code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "rml_jax.load(" in code
+    ]
+    assert script.count("\n") < 30
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(noise(32, 40)).save(tmp_path / "photos" / "one.jpg")
+    assert '"runs/mine"' in script
+    exec(compile(script.replace('"runs/mine"', repr(str(model_folder))), "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("one.jpg {")
+    with Image.open(tmp_path / "masks" / "one.png") as mask:
+        assert (mask.size, mask.mode) == ((40, 32), "L")
+    assert (tmp_path / "masks" / "one_overlay.png").is_file()
