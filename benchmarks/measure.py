@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from rml_jax.utils import files
+from rml_jax.utils.files import atomic_write
 
 _PACKAGES = (
     "jax",
@@ -82,7 +82,7 @@ def write_json(result, path):
     text = json.dumps(result, indent=2)
     print(text)
     if path:
-        files.write(path, text + "\n")
+        atomic_write(path, text + "\n")
 
 
 def _module_name():

@@ -21,7 +21,7 @@ def get_config(variant="full"):
     config.data.class_names = CLASS_NAMES
     config.data.train_split = "train2014"
     config.data.val_split = "val2014"
-    config.loss.warmup_steps = 5000
+    config.loss.start_step = 5000
     config.train.steps = 75_000
     config.checkpoint.every = 2500
     return with_variant(config, variant)

@@ -39,10 +39,10 @@ def get_config(variant="full"):
     config.pseudo_label.slots = 2
     config.pseudo_label.dilations = (1, 2, 4, 8)
     config.loss.radius = 4
-    config.loss.warmup_steps = 600
+    config.loss.start_step = 600
 
-    config.optimizer.backbone_rate = 1e-3
-    config.optimizer.head_rate = 1e-3
+    config.optimizer.backbone_lr = 1e-3
+    config.optimizer.head_lr = 1e-3
     config.optimizer.warmup_steps = 50
 
     config.train.steps = 900

@@ -25,8 +25,8 @@ def get_config():
     config.model.drop_path = 0.0
     config.model.pooling = "average"
 
-    config.optimizer.backbone_rate = 1e-3
-    config.optimizer.head_rate = 1e-3
+    config.optimizer.backbone_lr = 1e-3
+    config.optimizer.head_lr = 1e-3
     config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_steps = 300
 

@@ -22,11 +22,11 @@ def get_config(variant="full"):
     config.augment.scale = (0.5, 1.0)
     # At the photographs' own size things already appear larger than in training.
     config.cam.scales = (0.5, 1.0)
-    config.optimizer.backbone_rate = 2e-4
-    config.optimizer.head_rate = 2e-3
+    config.optimizer.backbone_lr = 2e-4
+    config.optimizer.head_lr = 2e-3
     config.train.crop_size = 128
     config.train.steps = 1400
-    config.loss.warmup_steps = 1000
+    config.loss.start_step = 1000
     config.log.pictures_every = 0
     config.eval.stages = ("cam", "par")
     config.eval.sweep.split = "train_aug"

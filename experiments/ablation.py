@@ -28,8 +28,8 @@ from rml_jax.commands import cli
 from rml_jax.config import config_difference, load_config
 from rml_jax.evaluation.run import evaluate_run
 from rml_jax.training.loop import train
-from rml_jax.utils import files
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import atomic_write
 from rml_jax.validate import check_config
 from rml_jax.variants import LADDER, REMOVALS, with_variant
 
@@ -76,7 +76,7 @@ def variant_config(config, name, seed):
     """
     config = config.copy_and_resolve_references()
     # The others go on from the baseline's checkpoint at the end of their warm-up: it must be there and stay.
-    config.checkpoint.every = max(config.loss.warmup_steps, 1)
+    config.checkpoint.every = max(config.loss.start_step, 1)
     config.checkpoint.keep = config.train.steps // config.checkpoint.every + 1
     key, equals, value = name.partition("=")
     if equals:
@@ -120,7 +120,7 @@ def run(config, folder, baseline):
     seconds = None if resumed else time.monotonic() - start
     metrics, _ = evaluate_run(config, folder, config.data.val_split)
     facts = {"train_seconds": seconds, "warm_up_from": baseline.name if shared else None}
-    files.write(result, json.dumps(facts | metrics, indent=2) + "\n")
+    atomic_write(result, json.dumps(facts | metrics, indent=2) + "\n")
 
 
 def share_warm_up(config, folder, baseline):
@@ -132,7 +132,7 @@ def share_warm_up(config, folder, baseline):
     Returns:
       Whether the run now starts there.
     """
-    checkpoint = baseline / "checkpoints" / str(config.loss.warmup_steps)
+    checkpoint = baseline / "checkpoints" / str(config.loss.start_step)
     target = folder / "checkpoints"
     if target.exists() or folder == baseline or not checkpoint.exists():
         return False
@@ -163,11 +163,11 @@ def write_summary(workdir):
             for name in (*named, *sorted(results.keys() - set(named)))
         },
     }
-    files.write(workdir / "ablation.json", json.dumps(summary, indent=2) + "\n")
+    atomic_write(workdir / "ablation.json", json.dumps(summary, indent=2) + "\n")
     text = table(summary["variants"])
     if len(summary["variants"]) > 1 and "full" in summary["variants"]:
         text += "\n" + differences(summary["variants"])
-    files.write(workdir / "ablation.md", text)
+    atomic_write(workdir / "ablation.md", text)
 
 
 def summarize(runs):

@@ -22,8 +22,8 @@ from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.evaluation.localization import SHARES, localization
 from rml_jax.models import build
 from rml_jax.report.training import read_events, tag_of
-from rml_jax.utils import files
 from rml_jax.utils.compilation_cache import use_compilation_cache
+from rml_jax.utils.files import atomic_write
 from rml_jax.variants import LADDER
 
 CURVES = (
@@ -55,9 +55,9 @@ def main():
     use_compilation_cache()
     runs = {name: chosen.workdir / f"{name}-seed{chosen.seed}" for name in chosen.variants.split(",")}
     chosen.out.mkdir(parents=True, exist_ok=True)
-    files.write(chosen.out / "ablation-curves.png", curves_figure(runs))
+    atomic_write(chosen.out / "ablation-curves.png", curves_figure(runs))
     samples = {name: _samples(folder) for name, folder in runs.items()}
-    files.write(chosen.out / "ablation-cams.png", cams_figure(samples))
+    atomic_write(chosen.out / "ablation-cams.png", cams_figure(samples))
     background = load_config(next(iter(runs.values())) / "config.json").eval.background.cam
     print(localization_table({name: localization(found, background) for name, found in samples.items()}))
 

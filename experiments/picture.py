@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from rml_jax import visualize
-from rml_jax.utils import files
+from rml_jax.utils.files import atomic_write
 
 _ROWS = 3
 _COLUMNS = ("image", "CAM", "affinity", "pseudo label", "prediction: crf", "ground truth")
@@ -35,7 +35,7 @@ def main():
     )
     file = io.BytesIO()
     Image.fromarray(visualize.grid([[picture], [legend]], min_side=1)).save(file, "PNG", optimize=True)
-    files.write(chosen.out, file.getvalue())
+    atomic_write(chosen.out, file.getvalue())
     print(f"{chosen.out}: {len(file.getvalue()) / 1024:.0f} KiB")
 
 

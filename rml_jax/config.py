@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rml_jax.utils import files
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import atomic_write
 
 
 def default_config():
@@ -98,11 +98,11 @@ def default_config():
     loss.ciml_gradient = "both"
     loss.decorrelate = False  # whether L_MFML whitens the context rather than standardising each channel
     loss.radius = 8  # cells of stage 4's grid
-    loss.warmup_steps = 2000  # steps of classification alone
+    loss.start_step = 2000  # steps of classification alone
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.backbone_rate = 6e-5
-    optimizer.head_rate = 6e-4
+    optimizer.backbone_lr = 6e-5
+    optimizer.head_lr = 6e-4
     optimizer.weight_decay = 0.01
     optimizer.warmup_steps = 1500
     optimizer.freeze_norms = "pretrained"  # "pretrained" (where init_from is set), "always" or "never"
@@ -110,7 +110,9 @@ def default_config():
     config.train = train = ConfigDict()
     train.steps = 18000
     train.batch_size = 4  # pictures of one update, over all devices
-    train.accumulate = 1  # parts a batch is computed in, one after the other; losses are means over the parts
+    train.grad_accum_steps = (
+        1  # parts a batch is computed in, one after the other; losses are means over the parts
+    )
     train.shard_optimizer = False  # whether each device keeps a share of the optimizer's state, not a copy
     train.max_skipped = 20  # steps in a row whose loss or gradient is not finite before training stops
     train.crop_size = 320
@@ -154,10 +156,10 @@ def size_for_cpu(config):
       config: ConfigDict of `default_config`'s keys.
     """
     config.model.variant = "b0"
-    config.optimizer.backbone_rate = 5e-4
-    config.optimizer.head_rate = 5e-4
+    config.optimizer.backbone_lr = 5e-4
+    config.optimizer.head_lr = 5e-4
     config.optimizer.warmup_steps = 50
-    config.loss.warmup_steps = 200
+    config.loss.start_step = 200
     config.train.steps = 400
     config.train.batch_size = 8
     config.train.crop_size = 160
@@ -172,7 +174,7 @@ def save_config(config, path):
       config: ConfigDict.
       path: pathlib.Path of the file.
     """
-    files.write(path, config.to_json_best_effort(indent=2) + "\n")
+    atomic_write(path, config.to_json_best_effort(indent=2) + "\n")
 
 
 def load_config(path):

@@ -41,5 +41,5 @@ def with_variant(config, name):
         raise UserError(f"found no variant {name!r}, expected one of {', '.join(CHANGES)}")
     config.update_from_flattened_dict(CHANGES[name])
     if CHANGES[name] == _WITHOUT_TERMS:
-        config.loss.warmup_steps = config.train.steps
+        config.loss.start_step = config.train.steps
     return config

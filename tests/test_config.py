@@ -81,7 +81,7 @@ def test_the_baseline_is_classification_alone():
     for file in ("digits.py", "coco.py"):
         config = config_of(f"{file}:baseline")
         assert config.loss.ciml == config.loss.mfml == config.loss.apml == 0
-        assert config.loss.warmup_steps == config.train.steps
+        assert config.loss.start_step == config.train.steps
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -102,8 +102,8 @@ def test_config_comes_back_from_its_file(name, tmp_path):
 
 def test_defaults_are_the_papers_for_voc():
     config = default_config()
-    assert (config.train.steps, config.loss.warmup_steps, config.train.crop_size) == (18000, 2000, 320)
-    assert (config.optimizer.backbone_rate, config.optimizer.head_rate) == (6e-5, 6e-4)
+    assert (config.train.steps, config.loss.start_step, config.train.crop_size) == (18000, 2000, 320)
+    assert (config.optimizer.backbone_lr, config.optimizer.head_lr) == (6e-5, 6e-4)
     assert (config.optimizer.warmup_steps, config.optimizer.weight_decay) == (1500, 0.01)
     assert (config.loss.ciml, config.loss.mfml, config.loss.apml, config.loss.alpha) == (0.1, 0.1, 0.1, 0.1)
     assert (config.pseudo_label.high, config.pseudo_label.low) == (0.55, 0.35)
@@ -226,9 +226,9 @@ def test_difference_names_the_keys(config):
         ("loss.beta1", -0.1),
         ("loss.beta2", -0.1),
         ("loss.radius", -1),
-        ("loss.warmup_steps", -1),
-        ("optimizer.backbone_rate", -1e-3),
-        ("optimizer.head_rate", float("nan")),
+        ("loss.start_step", -1),
+        ("optimizer.backbone_lr", -1e-3),
+        ("optimizer.head_lr", float("nan")),
         ("optimizer.weight_decay", -0.1),
         ("optimizer.warmup_steps", -1),
         ("optimizer.freeze_norms", "sometimes"),
@@ -274,10 +274,10 @@ def test_bad_value_is_named(config, key, value):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("loss.warmup_steps", 0),
+        ("loss.start_step", 0),
         ("loss.radius", 0),
         ("optimizer.warmup_steps", 0),
-        ("optimizer.backbone_rate", 0.0),
+        ("optimizer.backbone_lr", 0.0),
         ("log.pictures_every", 0),
         ("eval.pictures", 0),
         ("eval.stages", ("par",)),

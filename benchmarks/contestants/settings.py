@@ -34,8 +34,8 @@ def step_config():
 def optimizer_config():
     """OptimizerConfig of METHOD.md section 5, from a pre-trained start."""
     return OptimizerConfig(
-        backbone_rate=6e-5,
-        head_rate=6e-4,
+        backbone_lr=6e-5,
+        head_lr=6e-4,
         weight_decay=0.01,
         warmup_steps=1500,
         total_steps=18000,

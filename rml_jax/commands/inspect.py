@@ -21,9 +21,9 @@ from rml_jax.commands import cli
 from rml_jax.data.pipeline import configured_batches
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.ops.affine import AffineRange, box_mask, sample_affine, validity, warp
-from rml_jax.ops.normalize import IMAGENET_DEVIATION, IMAGENET_MEAN, normalize
-from rml_jax.utils import files
+from rml_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import atomic_write
 from rml_jax.validate import check_config
 
 _OUT = flags.DEFINE_string("out", "inspect.png", "Picture to write, PNG.")
@@ -102,7 +102,7 @@ def _rows(batch, theta, class_names):
 
 def _pictures(normalized):
     """The pictures that `normalize` made float32 [B, H, W, 3] of, as uint8."""
-    pixels = np.asarray(normalized) * IMAGENET_DEVIATION + IMAGENET_MEAN
+    pixels = np.asarray(normalized) * IMAGENET_STD + IMAGENET_MEAN
     return np.clip(np.rint(255 * pixels), 0, 255).astype(np.uint8)
 
 
@@ -117,7 +117,7 @@ def _write(pixels, path):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     try:
-        files.write(path, file.getvalue())
+        atomic_write(path, file.getvalue())
     except OSError as error:
         raise UserError(f"--out={path}: {error.strerror or error}, expected a file to write to") from error
 

@@ -26,8 +26,8 @@ from rml_jax.report.page import (
 from rml_jax.report.samples import data_uri
 from rml_jax.report.scores import scored_set
 from rml_jax.report.training import curves, read_events
-from rml_jax.utils import files
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import atomic_write
 
 _STRIPS = 6  # most steps whose CAMs are shown
 _STRIP_WIDTH = 1000  # pixels to which a row of CAMs is reduced
@@ -72,7 +72,7 @@ def write_run_report(workdir, path):
     sections = [scores, *_training(config, scalars, pictures), *images]
     sections.append(config_section(flatten(config.to_dict()), flatten(default_config().to_dict())))
     try:
-        files.write(path, page(f"RML on {config.data.name}", facts, sections))
+        atomic_write(path, page(f"RML on {config.data.name}", facts, sections))
     except OSError as error:
         raise UserError(f"--out={path}: {error.strerror}, expected a file to write to") from error
 
@@ -103,7 +103,7 @@ def _training(config, scalars, pictures):
     """The sections of what the loop logged."""
     sections = []
     if scalars:
-        begin, end = config.loss.warmup_steps, config.train.steps
+        begin, end = config.loss.start_step, config.train.steps
         sections.append(training_section(curves(scalars, begin if begin < end else None)))
     else:
         sections.append(note_section("Training", "There are no TensorBoard files of this run."))

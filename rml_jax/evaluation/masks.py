@@ -9,8 +9,8 @@ from PIL import Image
 from rml_jax import visualize
 from rml_jax.data.sources.voc import read_mask
 from rml_jax.labels import IGNORE
-from rml_jax.utils import files
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import atomic_write
 
 
 def voc_folder(root, split):
@@ -58,7 +58,7 @@ class MaskWriter:
         """Saves one mask, uint8 [H, W], 0 background, 1..C classes."""
         folder = voc_folder(self._root / protocol / stage, self._split)
         folder.mkdir(parents=True, exist_ok=True)
-        files.write(folder / f"{image_id}.png", palette_png(self._numbers[mask]))
+        atomic_write(folder / f"{image_id}.png", palette_png(self._numbers[mask]))
 
 
 class MaskFolder:

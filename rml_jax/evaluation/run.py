@@ -14,8 +14,9 @@ from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.report import Sample, best_stage, class_table, write_report
 from rml_jax.stages.stages import before_crf, parse_stage
-from rml_jax.utils import files, provenance
+from rml_jax.utils import provenance
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import atomic_write
 from rml_jax.utils.progress import Progress
 from rml_jax.validate import check_config
 
@@ -185,10 +186,10 @@ def _origin(config):
 
 def _write(config, folder, metrics, scores, facts, draw, sweep=None):
     """Writes the files of an evaluation, scores first. Returns the page's path."""
-    files.write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    files.write(folder / "per_class.md", class_table(metrics))
+    atomic_write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    atomic_write(folder / "per_class.md", class_table(metrics))
     if sweep:
-        files.write(folder / "sweep.json", json.dumps(sweep, indent=2) + "\n")
+        atomic_write(folder / "sweep.json", json.dumps(sweep, indent=2) + "\n")
     protocol, stage = best_stage(metrics)
     worst, best = scores.worst_and_best(protocol, stage, config.eval.pictures)
     first = range(min(config.eval.pictures, metrics["images"]))
@@ -199,11 +200,11 @@ def _write(config, folder, metrics, scores, facts, draw, sweep=None):
         f"{metrics['dataset']} {metrics['split']}: {stage} ({protocol})",
     )
     figures = {f"Confusion matrix of stage {stage} ({protocol})": confusion}
-    files.write(folder / "confusion.png", confusion)
+    atomic_write(folder / "confusion.png", confusion)
     if sweep:
         curve = sweep_picture(sweep)
         figures[f"Choice of the background scores on {sweep['split']}, {sweep['images']} images"] = curve
-        files.write(folder / "sweep.png", curve)
+        atomic_write(folder / "sweep.png", curve)
     by = f"by the IoU of stage {stage} ({protocol})"
     parts = {"The first images": first, f"The worst images, {by}": worst, f"The best images, {by}": best}
     page = folder / "report.html"
@@ -256,7 +257,7 @@ def _facts(config):
         "backbone": f"MiT {config.model.variant}",
         "started from": config.model.init_from or "scratch, no pre-trained weights",
         "training": f"{config.train.steps} steps of {config.train.batch_size} images, the first "
-        f"{min(config.loss.warmup_steps, config.train.steps)} on classification alone",
+        f"{min(config.loss.start_step, config.train.steps)} on classification alone",
         "loss weights": ", ".join(f"{name} {weight:g}" for name, weight in weights.items()),
         "seed": str(config.train.seed),
     }

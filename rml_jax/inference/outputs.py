@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from rml_jax import visualize
 from rml_jax.evaluation.masks import file_numbers, palette_png
-from rml_jax.utils import files
+from rml_jax.utils.files import atomic_write
 
 _QUALITY = 90  # of JPEG
 _STRIP = 512  # rows that are coloured at a time, since colours are blended in 64-bit numbers
@@ -137,4 +137,4 @@ def _jpeg(pixels):
 
 def _write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, content)
+    atomic_write(path, content)

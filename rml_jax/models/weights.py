@@ -22,8 +22,8 @@ from safetensors.numpy import load_file, save
 
 from rml_jax.models import layouts
 from rml_jax.models.mit import VARIANTS, MiTConfig, MixTransformer
-from rml_jax.utils import files
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import atomic_write
 from rml_jax.utils.trees import named_leaves, with_leaves
 
 _BACKBONE = "backbone/"
@@ -153,13 +153,13 @@ def save_transformers(params, backbone, folder):
     folder.mkdir(parents=True, exist_ok=True)
     tensors = layouts.to_transformers(named_leaves(params))
     _save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    files.write(folder / "config.json", json.dumps(_transformers_config(backbone), indent=2) + "\n")
+    atomic_write(folder / "config.json", json.dumps(_transformers_config(backbone), indent=2) + "\n")
 
 
 def _save_tensors(tensors, path, metadata=None):
     # safetensors writes the bytes of an array as they lie in memory and takes them for C order.
     ordered = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    files.write(path, save(ordered, metadata=metadata))
+    atomic_write(path, save(ordered, metadata=metadata))
 
 
 def _transformers_config(backbone):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from rml_jax.ops.affine import box_mask
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize(images, box=None):
@@ -19,9 +19,7 @@ def normalize(images, box=None):
     Returns:
       float32 [B, H, W, 3], with ImageNet's mean taken off and divided by its deviation.
     """
-    normalized = (images.astype(jnp.float32) / 255.0 - jnp.array(IMAGENET_MEAN)) / jnp.array(
-        IMAGENET_DEVIATION
-    )
+    normalized = (images.astype(jnp.float32) / 255.0 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
     if box is None:
         return normalized
     size = images.shape[1:3]

@@ -26,7 +26,7 @@ from rml_jax.evaluation.samples import Sample, pictures
 from rml_jax.report.page import evaluation_sections, page
 from rml_jax.report.samples import encoded_uri, scene
 from rml_jax.report.scores import best_stage, class_table, score_table, scored_set
-from rml_jax.utils import files
+from rml_jax.utils.files import atomic_write
 
 __all__ = ["Sample", "best_stage", "class_table", "pictures", "score_table", "write_report"]
 
@@ -69,5 +69,5 @@ def write_report(
     }
     text = page(title, {"scores on": scored_set(metrics), **facts}, evaluation_sections(evaluation))
     path = Path(path)
-    files.write(path.with_suffix(".json"), json.dumps(evaluation))
-    files.write(path, text)
+    atomic_write(path.with_suffix(".json"), json.dumps(evaluation))
+    atomic_write(path, text)

@@ -54,7 +54,7 @@ def train(config, workdir):
     config = with_class_names(config)
     check_config(config)
     check_workdir(config, workdir)
-    mesh = make_mesh(config.train.batch_size, config.train.accumulate)
+    mesh = make_mesh(config.train.batch_size, config.train.grad_accum_steps)
     source = make_source(config.data, config.data.train_split, with_masks=False)
     shown = _picture_source(config)
     with contextlib.ExitStack() as closing:
@@ -127,10 +127,10 @@ class _Loop:
         with InterruptionNotice() as notice:
             for step in range(int(state.step) + 1, total + 1):
                 batch = self._next_batch(state, notice)
-                state, metrics = self._train_step(state, batch, mutual=step > config.loss.warmup_steps)
+                state, metrics = self._train_step(state, batch, mutual=step > config.loss.start_step)
                 self._read_metrics()
                 self._unread = step, metrics
-                if step % config.log.every == 0 or step in (total, config.loss.warmup_steps):
+                if step % config.log.every == 0 or step in (total, config.loss.start_step):
                     self._write_entry(step)
                 if step % config.checkpoint.every == 0 or step == total:
                     self._save(state)
@@ -181,8 +181,8 @@ class _Loop:
         factor = float(self._rate(updates - 1))
         rates = self._config.optimizer
         scalars = self._means | {
-            "learning_rate/backbone": factor * rates.backbone_rate,
-            "learning_rate/heads": factor * rates.head_rate,
+            "learning_rate/backbone": factor * rates.backbone_lr,
+            "learning_rate/heads": factor * rates.head_lr,
         }
         self._log.write(step, scalars, self.window.skipped)
 

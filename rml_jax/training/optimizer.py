@@ -15,8 +15,8 @@ class OptimizerConfig:
     steps, and whether the backbone's norm parameters stay as they are.
     """
 
-    backbone_rate: float
-    head_rate: float
+    backbone_lr: float
+    head_lr: float
     weight_decay: float
     warmup_steps: int
     total_steps: int
@@ -26,8 +26,8 @@ class OptimizerConfig:
 def optimizer_config(config):
     """OptimizerConfig of a run."""
     return OptimizerConfig(
-        backbone_rate=config.optimizer.backbone_rate,
-        head_rate=config.optimizer.head_rate,
+        backbone_lr=config.optimizer.backbone_lr,
+        head_lr=config.optimizer.head_lr,
         weight_decay=config.optimizer.weight_decay,
         warmup_steps=config.optimizer.warmup_steps,
         total_steps=config.train.steps,
@@ -98,8 +98,8 @@ def make_optimizer(config, params):
         return optax.adamw(rate, b1=0.9, b2=0.999, weight_decay=config.weight_decay)
 
     transforms = {
-        "backbone": adamw(config.backbone_rate),
-        "heads": adamw(config.head_rate),
+        "backbone": adamw(config.backbone_lr),
+        "heads": adamw(config.head_lr),
         "frozen": optax.set_to_zero(),
     }
     return optax.multi_transform(transforms, parameter_groups(params, config.freeze_norms))

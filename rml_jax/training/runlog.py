@@ -6,7 +6,7 @@ import sys
 import time
 
 from rml_jax.losses import LOSS_TERMS
-from rml_jax.utils import files
+from rml_jax.utils.files import atomic_write
 from rml_jax.utils.progress import Progress, format_seconds
 
 
@@ -162,4 +162,4 @@ def _forget_after(path, step):
     except FileNotFoundError:
         return
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    files.write(path, "".join(kept))
+    atomic_write(path, "".join(kept))

@@ -29,7 +29,7 @@ def make_mesh(batch_size, accumulate=1):
     """
     devices = jax.device_count()
     if batch_size % (devices * accumulate):
-        times = f" times config.train.accumulate = {accumulate}" if accumulate > 1 else ""
+        times = f" times config.train.grad_accum_steps = {accumulate}" if accumulate > 1 else ""
         raise UserError(
             f"config.train.batch_size is {batch_size}: expected a multiple of the {devices} devices{times}"
         )

@@ -63,7 +63,7 @@ def step_config(config):
         stride=build.stride(config),
         ciml=losses.CIMLReading(**{name: config.loss[f"ciml_{name}"] for name in losses.READINGS}),
         decorrelate=config.loss.decorrelate,
-        accumulate=config.train.accumulate,
+        accumulate=config.train.grad_accum_steps,
         freeze_norms=freezes_norms(config),
     )
 

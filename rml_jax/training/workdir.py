@@ -10,9 +10,10 @@ import sys
 import jax
 
 from rml_jax.config import config_difference, load_config, save_config
-from rml_jax.utils import files, provenance
+from rml_jax.utils import provenance
 from rml_jax.utils.distributed import is_first
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import atomic_write
 
 # What may differ from the config of the run that is resumed; "x." is everything below x.
 FREE_KEYS = (
@@ -108,4 +109,4 @@ def _add_environment(path):
             "versions": provenance.versions(),
         }
     )
-    files.write(path, json.dumps(starts, indent=2) + "\n")
+    atomic_write(path, json.dumps(starts, indent=2) + "\n")

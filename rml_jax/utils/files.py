@@ -1,7 +1,7 @@
 """Files that are either whole or not there."""
 
 
-def write(path, content):
+def atomic_write(path, content):
     """Writes a file under a temporary name beside it, then renames it.
 
     A reader, and whoever comes after a crash, sees the old file or the new one, never a part of one.

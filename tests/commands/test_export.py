@@ -14,7 +14,7 @@ from rml_jax.inference.export import verify
 from rml_jax.inference.export.card import model_card
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.trees import named_leaves
-from tests.inference.conftest import CLASSES
+from tests.conftest import INSECTS as CLASSES
 
 
 @pytest.fixture(scope="module")

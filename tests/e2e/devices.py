@@ -49,7 +49,7 @@ def train(layout, workdir, steps, warm_up):
     Raises:
       RuntimeError: with all that was printed, if a process fails.
     """
-    settings = {"train.steps": steps, "loss.warmup_steps": warm_up, "checkpoint.every": 3}
+    settings = {"train.steps": steps, "loss.start_step": warm_up, "checkpoint.every": 3}
     ended = [run.finish() for run in LAYOUTS[layout](workdir, settings)]
     for status, output in ended:
         if status != 0:

@@ -26,7 +26,7 @@ from tests.e2e.runs import Run, entries, last_step, printed_digest, resumed_step
 
 # Classification alone compiles in seconds; `kill` has all losses from step 20 on.
 STEPS = 40
-BASELINE = {"train.steps": STEPS, "loss.warmup_steps": STEPS}
+BASELINE = {"train.steps": STEPS, "loss.start_step": STEPS}
 
 
 def main():
@@ -88,7 +88,7 @@ class Trial:
 
 def kill(trial):
     """kill -9 at random moments of one run, every second one of them while a checkpoint is being written."""
-    settings = {"train.steps": 100, "loss.warmup_steps": 20}
+    settings = {"train.steps": 100, "loss.start_step": 20}
     workdir, draw = trial.workdir("kill"), random.Random(0)
     lost, kills, reached, output = [], 0, 0, ""
     saving = lambda: any((workdir / "checkpoints").glob("*tmp*"))  # noqa: E731
@@ -249,7 +249,7 @@ def not_a_number(trial):
     """A learning rate of 1e30: after one update no loss is finite any more."""
     workdir = trial.workdir("nan")
     settings = BASELINE | {
-        "optimizer.backbone_rate": 1e30,
+        "optimizer.backbone_lr": 1e30,
         "optimizer.warmup_steps": 10,
         "checkpoint.every": 1,
         "train.max_skipped": 5,

@@ -78,9 +78,9 @@ def test_a_finished_run_is_not_repeated(calls, tmp_path):
         ("ciml", {}, True),
         ("affine.rotation=5.0", {}, True),
         ("no_fusion", {}, False),  # has other parameters
-        ("full", {"optimizer.head_rate": 0.5}, False),
+        ("full", {"optimizer.head_lr": 0.5}, False),
         ("full", {"train.steps": 1000}, False),  # another learning rate at the same step
-        ("full", {"loss.warmup_steps": 500}, False),  # no checkpoint there
+        ("full", {"loss.start_step": 500}, False),  # no checkpoint there
     ],
 )
 def test_what_shares_the_baselines_warm_up(calls, tmp_path, name, changes, shared):
@@ -88,10 +88,10 @@ def test_what_shares_the_baselines_warm_up(calls, tmp_path, name, changes, share
     make(name, tmp_path, **changes)
     result = json.loads((tmp_path / f"{name}-seed0" / "result.json").read_text())
     assert result["warm_up_from"] == ("baseline-seed0" if shared else None)
-    warm_up = tmp_path / f"{name}-seed0" / "checkpoints" / str(digits.get_config().loss.warmup_steps)
+    warm_up = tmp_path / f"{name}-seed0" / "checkpoints" / str(digits.get_config().loss.start_step)
     if shared:
         assert warm_up.exists()
-    assert load_config(tmp_path / "baseline-seed0" / "config.json").loss.warmup_steps == 900
+    assert load_config(tmp_path / "baseline-seed0" / "config.json").loss.start_step == 900
 
 
 def test_a_stopped_run_has_no_wall_time(calls, tmp_path):

@@ -12,7 +12,7 @@ import rml_jax
 from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.inference.predictor import as_picture
 from rml_jax.utils.errors import UserError
-from tests.inference.conftest import CLASSES
+from tests.conftest import INSECTS as CLASSES
 
 SIZES = [(32, 32), (20, 44), (5, 31)]  # the last is too small for the network
 

@@ -15,7 +15,7 @@ import sklearn
 import torch
 import transformers
 
-from rml_jax.utils import files
+from rml_jax.utils.files import atomic_write
 from rml_jax.utils.progress import Progress
 from tests.references.checks import CHECKS
 
@@ -52,7 +52,7 @@ def main():
     print(table)
     if chosen.out:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        files.write(chosen.out, table)
+        atomic_write(chosen.out, table)
     worse = [row.component for row in rows if not row.difference <= row.tolerance]
     if worse:
         sys.exit(f"beyond its tolerance: {'; '.join(worse)}")

@@ -418,7 +418,7 @@ def _measure_learning_rate():
 
 
 OPTIMIZER = OptimizerConfig(
-    backbone_rate=0.02, head_rate=0.05, weight_decay=0.1, warmup_steps=4, total_steps=20, freeze_norms=True
+    backbone_lr=0.02, head_lr=0.05, weight_decay=0.1, warmup_steps=4, total_steps=20, freeze_norms=True
 )
 
 
@@ -460,8 +460,8 @@ def _trained_by_torch(start, gradients):
     backbone = [tensor for name, tensor in tensors.items() if name.startswith("backbone/")]
     heads = [tensor for name, tensor in tensors.items() if not name.startswith("backbone/")]
     groups = [
-        {"params": backbone, "lr": OPTIMIZER.backbone_rate},
-        {"params": heads, "lr": OPTIMIZER.head_rate},
+        {"params": backbone, "lr": OPTIMIZER.backbone_lr},
+        {"params": heads, "lr": OPTIMIZER.head_lr},
     ]
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=OPTIMIZER.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(

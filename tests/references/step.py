@@ -39,8 +39,8 @@ STEP = StepConfig(
 )
 # No warm-up, whose first update would be a millionth of the size, and a weight decay great enough to show.
 OPTIMIZER = OptimizerConfig(
-    backbone_rate=6e-5,
-    head_rate=6e-4,
+    backbone_lr=6e-5,
+    head_lr=6e-4,
     weight_decay=1.0,
     warmup_steps=0,
     total_steps=1000,

@@ -20,7 +20,7 @@ from rml_jax.models.weights import save_transformers
 from rml_jax.utils.trees import named_leaves
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Outputs(NamedTuple):
@@ -114,7 +114,7 @@ class TorchRML(nn.Module):
         self.affinity = nn.Linear(2 * heads, 1)
         self.fusion = nn.Conv2d(sum(channels), context_channels, 1)
         self.dtype = dtype
-        for name, values in (("mean", IMAGENET_MEAN), ("deviation", IMAGENET_DEVIATION)):
+        for name, values in (("mean", IMAGENET_MEAN), ("deviation", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def normalize(self, images, real):

@@ -46,8 +46,8 @@ def make_optimizer(model, config):
     heads = [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
     backbone = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
     groups = [
-        {"params": backbone, "lr": config.backbone_rate},
-        {"params": heads, "lr": config.head_rate},
+        {"params": backbone, "lr": config.backbone_lr},
+        {"params": heads, "lr": config.head_lr},
     ]
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 

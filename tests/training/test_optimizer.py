@@ -13,7 +13,7 @@ from rml_jax.utils.trees import named_leaves
 from tests.references.networks import SMALL_BACKBONE
 
 CONFIG = OptimizerConfig(
-    backbone_rate=0.02, head_rate=0.05, weight_decay=0.1, warmup_steps=4, total_steps=20, freeze_norms=True
+    backbone_lr=0.02, head_lr=0.05, weight_decay=0.1, warmup_steps=4, total_steps=20, freeze_norms=True
 )
 
 

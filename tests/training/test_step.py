@@ -13,7 +13,7 @@ from rml_jax import losses
 from rml_jax.models import RML, MiTConfig, RMLConfig
 from rml_jax.ops import warp
 from rml_jax.ops.affine import validity, warp_matrix
-from rml_jax.ops.normalize import IMAGENET_DEVIATION, IMAGENET_MEAN, normalize
+from rml_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 from rml_jax.training import step as step_module
 from rml_jax.training.optimizer import parameter_groups
 from rml_jax.training.step import TrainState, make_train_step
@@ -70,7 +70,7 @@ def backbone_norms(gradients):
 
 def test_normalize_by_hand():
     images = np.full((1, 2, 2, 3), 51, np.uint8)
-    expected = (0.2 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_DEVIATION)
+    expected = (0.2 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     np.testing.assert_allclose(normalize(images)[0, 1, 1], expected, rtol=1e-5)
     boxed = np.asarray(normalize(images, np.array([[0, 1, 2, 2]])))[0]
     np.testing.assert_allclose(boxed[:, 1], np.tile(expected, (2, 1)), rtol=1e-5)

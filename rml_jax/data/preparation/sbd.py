@@ -20,8 +20,8 @@ from scipy.io import loadmat
 from rml_jax.data.images import check_same_size, decode_mask, read_image
 from rml_jax.data.sources.voc import CLASS_NAMES, IMAGE_FOLDER, MASK_FOLDER, SPLIT_FOLDER
 from rml_jax.data.tags import read_list
-from rml_jax.utils import files
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import atomic_write
 from rml_jax.utils.progress import Progress
 
 OFFICIAL_COUNTS = {"train": 1464, "train_aug": 10582, "val": 1449}
@@ -65,7 +65,7 @@ def add_sbd(voc, sbd, max_bad=0.01):
                 f"{len(bad)} of {len(wanted) + len(val)} images are bad, such as {min(bad.values())}"
             )
         good = [name for name in wanted if name not in bad]
-        files.write(voc / SPLIT_FOLDER / "train_aug.txt", "\n".join(good) + "\n")
+        atomic_write(voc / SPLIT_FOLDER / "train_aug.txt", "\n".join(good) + "\n")
     except OSError as error:
         raise UserError(f"{error.filename or voc}: {error.strerror}, expected room to write masks") from error
     found = {"train": len(train), "train_aug": len(good), "val": len(val)}
@@ -89,7 +89,7 @@ def _add_mask(voc, sbd, name):
     path = voc / IMAGE_FOLDER / f"{name}.jpg"
     check_same_size(mask, read_image(path), target)
     if not target.exists():
-        files.write(target, data)
+        atomic_write(target, data)
     return mask
 
 
