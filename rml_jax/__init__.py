@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rml_jax.inference.predictor import load
 
+__version__ = "0.2.0"
+
 __all__ = ["load"]
 
 

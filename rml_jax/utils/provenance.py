@@ -1,5 +1,6 @@
 """What a result came from: code, libraries and device."""
 
+import contextlib
 import importlib.metadata
 import platform
 import subprocess
@@ -7,12 +8,21 @@ from pathlib import Path
 
 import jax
 
-_PACKAGES = ("rml_jax", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow", "scikit-learn")
+import rml_jax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow", "scikit-learn")
 
 
 def versions():
-    """Dict from the name of each library that may change a number to its version; Python's own with them."""
-    return {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in _PACKAGES}
+    """Returns the versions of what may change a number: dict from name to version; packages not installed are left out.
+
+    The project's own version is the code's, not the installed package's: a checkout need not be installed.
+    """
+    found = {"python": platform.python_version(), "rml_jax": rml_jax.__version__}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def commit():
