@@ -14,7 +14,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow", "scik
 
 
 def versions():
-    """Returns the versions of what may change a number: dict from name to version; packages not installed are left out.
+    """Returns the versions of what may change a number, by name; packages that are not installed are left out.
 
     The project's own version is the code's, not the installed package's: a checkout need not be installed.
     """
