@@ -165,17 +165,15 @@ def test_folder_without_pictures(tmp_path):
         named_files([tmp_path])
 
 
-def test_readme_goes_from_photographs_to_masks(model_folder, noise, tmp_path, monkeypatch, capsys):
-    readme = (Path(rml_jax.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (script,) = [
-        code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "rml_jax.load(" in code
-    ]
+def test_example_goes_from_photographs_to_masks(model_folder, noise, tmp_path, monkeypatch, capsys):
+    page = (Path(rml_jax.__file__).parents[1] / "docs" / "inference.md").read_text(encoding="utf-8")
+    (script,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if ".glob(" in code]
     assert script.count("\n") < 30
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     Image.fromarray(noise(32, 40)).save(tmp_path / "photos" / "one.jpg")
     assert '"runs/mine"' in script
-    exec(compile(script.replace('"runs/mine"', repr(str(model_folder))), "README.md", "exec"), {})
+    exec(compile(script.replace('"runs/mine"', repr(str(model_folder))), "inference.md", "exec"), {})
     assert capsys.readouterr().out.startswith("one.jpg {")
     with Image.open(tmp_path / "masks" / "one.png") as mask:
         assert (mask.size, mask.mode) == ((40, 32), "L")
