@@ -1,10 +1,10 @@
-"""Photographs of one's own: a folder of images with a tag file, or with one sub-folder per tag.
+"""A folder of images with a tag file, or with one sub-folder per tag.
 
 PHOTOS/a.jpg                        PHOTOS/cat/1.jpg
 PHOTOS/trip/b.png                   PHOTOS/dog/2.jpg
 tags.csv (`rml_jax.data.tags`)
 
-MASKS/a.png, MASKS/trip/b.png       optional; class numbers, 255 = ignore; for scoring only
+MASKS/a.png, MASKS/trip/b.png       optional, for scoring only; class numbers, 255 = ignore
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rml_jax.data.archives import walk
 from rml_jax.data.images import check_same_size, read_image, read_mask
+from rml_jax.data.sources.layout import DataLayout
 from rml_jax.data.tags import (
     IMAGE_SUFFIXES,
     check_classes,
@@ -28,6 +28,7 @@ from rml_jax.data.tags import (
     tag_key,
 )
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Photo:
     Attributes:
       id: its path below the folder without suffix.
       image: path of the file.
-      mask: where its mask would be; None without a folder of masks.
+      mask: path of its mask, which need not exist; None without a folder of masks.
       numbers: places of its tags in the class list, ascending.
     """
 
@@ -54,9 +55,9 @@ class PhotoFolder:
     as a viewer shows it), `tags` (float32 [C]) and, only where `with_masks` is set, `mask` (uint8 [H, W], 0
     background, 1..C classes, 255 ignore).
 
-    The constructor reads names and tags; pictures are decoded by `source[i]`. With a tag file, images that it doesn't
-    list are left out (`untagged` counts them). Hidden files and files without an image's suffix are not looked at;
-    what kind of picture a file is, its content says.
+    The constructor reads names and tags; `source[i]` decodes images. With a tag file, images that it doesn't list are
+    left out (`untagged` counts them). Hidden files and files without an image's suffix are ignored. The format of an
+    image is read from its content, not its suffix.
 
     Args:
       root: the folder of photographs; sub-folders included, links followed once.
@@ -72,7 +73,7 @@ class PhotoFolder:
 
     Raises:
       UserError: by the constructor for what is missing, empty, named twice or malformed; by `source[i]` for a file
-        that is no photograph or no mask (`rml_jax.data.images`).
+        that can't be decoded as an image or a mask (`rml_jax.data.images`).
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class PhotoFolder:
         return item
 
     def photo(self, index):
-        """Where an item's files are, and its tags: a Photo."""
+        """Returns the Photo of an item: its files and tags."""
         name, file, numbers = self._files[index]
         return Photo(name, Path(self._root, file), self._mask_path(name) if self._masks else None, numbers)
 
@@ -141,7 +142,7 @@ class PhotoFolder:
 
 
 def folder_classes(root, tags_file="", mask_folder=""):
-    """The classes of a folder: the tags in the tag file, or the sub-folders with images, in alphabetical order.
+    """Returns the classes of a folder, sorted: the tags in the tag file, or the sub-folders with images.
 
     Raises:
       UserError: if there are none, or the folder or the tag file can't be read.
@@ -159,7 +160,7 @@ def folder_classes(root, tags_file="", mask_folder=""):
 
 
 def find_images(root, mask_folder=""):
-    """The images below a folder.
+    """Finds the images below a folder.
 
     Args:
       root: the folder. Links to folders are followed, each folder is visited once.
@@ -187,7 +188,7 @@ def find_images(root, mask_folder=""):
 
 
 def list_images(root, mask_folder=""):
-    """Paths of the image files below a folder, relative to it, str, sorted; else as for `find_images`.
+    """Returns the paths of the image files below a folder, relative to it, str, sorted; see `find_images`.
 
     Raises:
       UserError: if the folder or one in it can't be read.
@@ -201,7 +202,7 @@ def list_images(root, mask_folder=""):
 
 
 def _tags(files, root, tags_file, class_names):
-    """Dict from id to class numbers, of the images with tags."""
+    """Returns a dict from id to class numbers, of the images with tags."""
     if tags_file:
         tags = read_tags(tags_file, class_names)
         missing = [name for name in tags if name not in files]
@@ -224,14 +225,14 @@ def _tags(files, root, tags_file, class_names):
 
 
 def _split(names, val_list, val_fraction, seed, is_training):
-    """The names of one part, in their order."""
+    """Returns the names of one part, in their order."""
     if val_list:
         validation = {image_id(name) for name in read_list(val_list)}
         unknown = sorted(validation.difference(names))
         if unknown:
             raise UserError(f"{val_list}: found {unknown[0]!r}, expected names of images with tags")
     else:
-        # By hash, not by a shuffle: photographs that are added later leave the others (nearly all) in their part.
+        # By hash rather than by a shuffle: when images are added later, nearly all others stay in their part.
         count = max(1, round(val_fraction * len(names))) if val_fraction else 0
         validation = set(sorted(names, key=lambda name: _hash(f"{seed} {name}"))[:count])
     return [name for name in names if (name in validation) != is_training]
@@ -239,3 +240,30 @@ def _split(names, val_list, val_fraction, seed, is_training):
 
 def _hash(text):
     return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).digest()
+
+
+def _make(data_config, split, with_masks):
+    splits = (data_config.train_split, data_config.val_split)
+    if split not in splits:
+        raise UserError(f"folder has no split {split!r}: expected one of {', '.join(splits)}")
+    return PhotoFolder(
+        data_config.root,
+        split == data_config.train_split,
+        data_config.class_names,
+        tags_file=data_config.tags,
+        mask_folder=data_config.masks,
+        mask_values=data_config.mask_values,
+        val_list=data_config.val_list,
+        val_fraction=data_config.val_fraction,
+        seed=data_config.seed,
+        with_masks=with_masks,
+    )
+
+
+LAYOUT = DataLayout(
+    make=_make,
+    find_classes=lambda data_config: folder_classes(data_config.root, data_config.tags, data_config.masks),
+    has_masks=lambda data_config: bool(data_config.masks),
+    licence="The trainer's own photographs: their terms are not known here. **To be filled in before this model is "
+    "passed on.**",
+)

@@ -1,11 +1,11 @@
-"""Photographs in PASCAL VOC's folder layout, with tags from a CSV file or from which classes a mask contains.
+"""Images in PASCAL VOC's folder layout, with tags from a tag file or from which classes a mask contains.
 
     ROOT/JPEGImages/ID.jpg
     ROOT/SegmentationClassAug/ID.png         palette or grey, one class number per pixel, 255 = ignore
     ROOT/ImageSets/Segmentation/SPLIT.txt    one ID a line
 
 VOC's own `SegmentationClass` holds only VOC's 2,913 masks; `SegmentationClassAug` is the usual name of the
-folder with SBD's added to them, 12,031 in all (METHOD.md section 5).
+folder with SBD's added to them, 12,031 in all.
 """
 
 from pathlib import Path, PurePath
@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from rml_jax.data.images import check_same_size, presence, read_image, read_mask
+from rml_jax.data.sources.layout import DataLayout
 from rml_jax.data.tags import check_classes, read_list, read_tags
 from rml_jax.utils.errors import UserError
 
@@ -51,12 +52,10 @@ class VocFolder:
     `source[i]` is a dict with `id` (str), `image` (uint8 [H, W, 3], RGB as stored), `tags` (float32 [C], 1
     for each class in the image, else 0) and, only where `with_masks` is set, `mask` (uint8 [H, W], 0
     background, 1..C the classes in the order of `class_names`, 255 ignore). Tags come from the tag file for
-    each image that it lists, else from which classes occur in the mask: the presence of a class is all that a
-    training source lets through (METHOD.md, "Task": image-level tags only).
+    each image that it lists, else from which classes occur in the mask. Training sees nothing else of a mask.
 
-    The constructor reads the two lists and looks whether every file is there; pictures are decoded by
-    `source[i]`. Instances hold only strings and numbers, so they are cheap to send to worker processes and
-    safe to share between threads.
+    The constructor reads the two lists and checks that every file exists; `source[i]` decodes images. Instances
+    hold only strings and numbers, so they are cheap to send to worker processes and safe to share between threads.
 
     Args:
       root: the folder that holds JPEGImages.
@@ -70,7 +69,7 @@ class VocFolder:
     Raises:
       UserError: by the constructor for missing folders, lists, images or masks, an image named twice, an
         image with neither tags nor mask, and malformed lists, class names or mask values; by `source[i]` for
-        a picture that can't be decoded, a mask that is RGB-coded, has unknown values, or has another size
+        an image that can't be decoded, a mask that is RGB-coded, has unknown values, or has another size
         than its image.
     """
 
@@ -85,7 +84,7 @@ class VocFolder:
         self._ids = read_list(split_file)
         tags = read_tags(tags_file, self.class_names) if tags_file else {}
         self._tags = {PurePath(name).name: numbers for name, numbers in tags.items()}
-        self._presence = {}  # by id, from masks that were decoded before: no pixel is wanted twice
+        self._presence = {}  # by id, so that each mask is decoded once
         if tags_file and not with_masks and self._tags.keys().isdisjoint(self._ids):
             raise UserError(f"{tags_file}: found tags for none of the images in {split_file}")
         self._check_files(split_file, tags_file)
@@ -142,3 +141,24 @@ def _check_folders(root):
             raise UserError(
                 f"{folder} is no folder: expected VOC's layout, ROOT/{IMAGE_FOLDER} and ROOT/{SPLIT_FOLDER}"
             )
+
+
+def _make(data_config, split, with_masks):
+    if not data_config.root:
+        raise UserError(f"config.data.root is empty: expected the folder that holds {IMAGE_FOLDER}/")
+    return VocFolder(
+        data_config.root,
+        split,
+        data_config.class_names,
+        data_config.mask_values,
+        tags_file=data_config.tags,
+        with_masks=with_masks,
+    )
+
+
+LAYOUT = DataLayout(
+    make=_make,
+    licence="In PASCAL VOC's layout. If these are VOC's own images: they come from Flickr and are subject to "
+    "Flickr's terms of use; the challenge's organisers offer them for research. Whoever passes the model on must see "
+    "whether that covers it.",
+)
