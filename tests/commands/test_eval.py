@@ -151,7 +151,10 @@ def test_right_masks_score_1(masks, tmp_path):
 def test_masks_of_a_folder_whose_tags_name_the_classes(tmp_path):
     photos, masks = tmp_path / "photos", tmp_path / "masks"
     for number, tag in enumerate(("cat", "dog")):
-        for folder, pixels in ((photos, np.zeros((16, 16, 3))), (masks, np.full((16, 16), number + 1))):
+        for folder, pixels in (
+            (photos, np.full((16, 16, 3), 100 * number)),
+            (masks, np.full((16, 16), number + 1)),
+        ):
             (folder / tag).mkdir(parents=True)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / tag / "1.png")
     config = folder_config.get_config()

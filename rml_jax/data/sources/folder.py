@@ -10,12 +10,14 @@ MASKS/a.png, MASKS/trip/b.png       optional, for scoring only; class numbers, 2
 import dataclasses
 import hashlib
 import os
+import sys
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 
 from rml_jax.data.images import check_same_size, read_image, read_mask
+from rml_jax.data.sources.duplicates import first_copies
 from rml_jax.data.sources.layout import DataLayout
 from rml_jax.data.tags import (
     IMAGE_SUFFIXES,
@@ -56,8 +58,9 @@ class PhotoFolder:
     background, 1..C classes, 255 ignore).
 
     The constructor reads names and tags; `source[i]` decodes images. With a tag file, images that it doesn't list are
-    left out (`untagged` counts them). Hidden files and files without an image's suffix are ignored. The format of an
-    image is read from its content, not its suffix.
+    left out (`untagged` counts them). Without one, copies of an image under one name in several sub-folders are one
+    item with several tags, under the id of the first. Identical images are never in both parts. Hidden files and
+    files without an image's suffix are ignored. The format of an image is read from its content, not its suffix.
 
     Args:
       root: the folder of photographs; sub-folders included, links followed once.
@@ -97,14 +100,16 @@ class PhotoFolder:
         self._root, self._masks = str(root), str(mask_folder)
         files = find_images(root, mask_folder)
         tags = _tags(files, root, tags_file, self.class_names)
-        chosen = _split(sorted(tags), val_list, val_fraction, seed, is_training)
+        self.untagged = len(files) - len(tags)
+        first = first_copies({name: Path(root, files[name]) for name in sorted(tags)})
+        tags, aliases = (tags, {}) if tags_file else _merge_copies(tags, first)
+        chosen = _split(tags, first, aliases, val_list, val_fraction, seed, is_training)
         if not chosen:
             part = "training" if is_training else "validation"
             raise UserError(
                 f"{root}: no image is left for {part}, of {len(tags)} with tags "
                 "(config.data.val_fraction, config.data.val_list)"
             )
-        self.untagged = len(files) - len(tags)
         self._files = [(name, files[name], tags[name]) for name in chosen]
         if with_masks:
             self._check_masks()
@@ -224,18 +229,49 @@ def _tags(files, root, tags_file, class_names):
     return tags
 
 
-def _split(names, val_list, val_fraction, seed, is_training):
-    """Returns the names of one part, in their order."""
-    if val_list:
-        validation = {image_id(name) for name in read_list(val_list)}
-        unknown = sorted(validation.difference(names))
-        if unknown:
-            raise UserError(f"{val_list}: found {unknown[0]!r}, expected names of images with tags")
-    else:
+def _merge_copies(tags, first):
+    """Merges the tags of identical images that have the same path below different first-level sub-folders.
+
+    Args:
+      tags: dict from id to class numbers.
+      first: dict from each id to the first one of the same content (`first_copies`).
+
+    Returns:
+      As `tags`, without the later copies, and a dict from the id of each copy to the id that it was merged into.
+    """
+    kept, merged = {}, {}
+    for name in sorted(tags):
+        target = kept.setdefault((first[name], name.partition("/")[2]), name)
+        merged.setdefault(target, set()).update(tags[name])
+    aliases = {name: kept[first[name], name.partition("/")[2]] for name in tags}
+    return {name: tuple(sorted(numbers)) for name, numbers in merged.items()}, aliases
+
+
+def _split(tags, first, aliases, val_list, val_fraction, seed, is_training):
+    """Returns the names of one part, sorted. No two names of different parts have the same `first` copy."""
+    names = sorted(tags)
+    if not val_list:
         # By hash rather than by a shuffle: when images are added later, nearly all others stay in their part.
         count = max(1, round(val_fraction * len(names))) if val_fraction else 0
-        validation = set(sorted(names, key=lambda name: _hash(f"{seed} {name}"))[:count])
-    return [name for name in names if (name in validation) != is_training]
+        drawn = {first[name] for name in sorted(names, key=lambda name: _hash(f"{seed} {name}"))[:count]}
+        return [name for name in names if (first[name] in drawn) != is_training]
+    listed = {image_id(name) for name in read_list(val_list)}
+    unknown = sorted(name for name in listed if aliases.get(name, name) not in tags)
+    if unknown:
+        raise UserError(f"{val_list}: found {unknown[0]!r}, expected names of images with tags")
+    validation = {aliases.get(name, name) for name in listed}
+    if not is_training:
+        return sorted(validation)
+    copied = {first[name] for name in validation}
+    training = [name for name in names if name not in validation]
+    kept = [name for name in training if first[name] not in copied]
+    if len(kept) < len(training):
+        print(
+            f"{val_list}: {len(training) - len(kept)} other images are identical to listed ones and left out of "
+            "training",
+            file=sys.stderr,
+        )
+    return kept
 
 
 def _hash(text):

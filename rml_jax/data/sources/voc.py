@@ -8,13 +8,13 @@ VOC's own `SegmentationClass` holds only VOC's 2,913 masks; `SegmentationClassAu
 folder with SBD's added to them, 12,031 in all.
 """
 
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from rml_jax.data.images import check_same_size, presence, read_image, read_mask
 from rml_jax.data.sources.layout import DataLayout
-from rml_jax.data.tags import check_classes, read_list, read_tags
+from rml_jax.data.tags import check_classes, image_id, read_list, read_tags
 from rml_jax.utils.errors import UserError
 
 IMAGE_FOLDER = "JPEGImages"
@@ -62,13 +62,14 @@ class VocFolder:
       split: name of a list in ImageSets/Segmentation, without ".txt".
       class_names: the C class names, without background.
       mask_values: the number that each class has in the mask files, 1..254.
-      tags_file: CSV with the columns image,tags (`read_tags`); "" takes all tags from the masks. With a tag
-        file, masks are optional for the training images that it lists.
+      tags_file: see `read_tags`; "" takes all tags from the masks. Its rows name images by their id, by a path that
+        ends in it, or by the last part of an id where that is unambiguous. With a tag file, masks are optional for
+        the training images that it lists.
       with_masks: whether items carry their masks. Every image then needs one.
 
     Raises:
-      UserError: by the constructor for missing folders, lists, images or masks, an image named twice, an
-        image with neither tags nor mask, and malformed lists, class names or mask values; by `source[i]` for
+      UserError: by the constructor for missing folders, lists, images or masks, an image named twice or ambiguously,
+        an image with neither tags nor mask, and malformed lists, class names or mask values; by `source[i]` for
         an image that can't be decoded, a mask that is RGB-coded, has unknown values, or has another size
         than its image.
     """
@@ -82,10 +83,9 @@ class VocFolder:
         _check_folders(Path(root))
         split_file = Path(root, SPLIT_FOLDER, f"{split}.txt")
         self._ids = read_list(split_file)
-        tags = read_tags(tags_file, self.class_names) if tags_file else {}
-        self._tags = {PurePath(name).name: numbers for name, numbers in tags.items()}
+        self._tags = self._read_tags(tags_file) if tags_file else {}
         self._presence = {}  # by id, so that each mask is decoded once
-        if tags_file and not with_masks and self._tags.keys().isdisjoint(self._ids):
+        if tags_file and not with_masks and not self._tags:
             raise UserError(f"{tags_file}: found tags for none of the images in {split_file}")
         self._check_files(split_file, tags_file)
 
@@ -93,28 +93,55 @@ class VocFolder:
         return len(self._ids)
 
     def __getitem__(self, index):
-        image_id = self._ids[index]
-        item = {"id": image_id, "image": read_image(self._image_path(image_id))}
+        name = self._ids[index]
+        item = {"id": name, "image": read_image(self._image_path(name))}
         if self.with_masks:
-            item["mask"] = self._mask_for(image_id, item["image"])
-        if image_id not in self._tags:
-            if image_id not in self._presence:
-                mask = item["mask"] if self.with_masks else self._mask_for(image_id, item["image"])
-                self._presence[image_id] = presence(mask, len(self.class_names))
-            item["tags"] = self._presence[image_id].copy()
-        if image_id in self._tags:
+            item["mask"] = self._mask_for(name, item["image"])
+        if name in self._tags:
             item["tags"] = np.zeros(len(self.class_names), np.float32)
-            item["tags"][list(self._tags[image_id])] = 1.0
+            item["tags"][list(self._tags[name])] = 1.0
+            return item
+        if name not in self._presence:
+            mask = item["mask"] if self.with_masks else self._mask_for(name, item["image"])
+            self._presence[name] = presence(mask, len(self.class_names))
+        item["tags"] = self._presence[name].copy()
         return item
 
-    def _image_path(self, image_id):
-        return Path(self._root, IMAGE_FOLDER, f"{image_id}.jpg")
+    def _read_tags(self, tags_file):
+        """Returns a dict from id to class numbers, of the ids that the tag file lists.
 
-    def _mask_path(self, image_id):
-        return Path(self._root, MASK_FOLDER, f"{image_id}.png")
+        A row that is no image's whole id may be a longer path that ends in an id, or the end of an id.
+        """
+        tags = read_tags(tags_file, self.class_names)
+        ids = {image_id(name): name for name in self._ids}
+        by_last_part = {}
+        for name in ids:
+            by_last_part.setdefault(PurePosixPath(name).name, []).append(name)
+        rows = {name: name for name in ids if name in tags}
+        for row in tags:
+            alike = [name for name in by_last_part.get(PurePosixPath(row).name, ()) if name not in tags]
+            found = [
+                name for name in alike if f"/{row}".endswith(f"/{name}") or f"/{name}".endswith(f"/{row}")
+            ]
+            if not found or row in ids or self._image_path(row).is_file():
+                continue  # A row for another image.
+            taken = [row, rows[found[0]]] if found[0] in rows else [row]
+            if len(taken) > 1 or len(found) > 1:
+                raise UserError(
+                    f"{tags_file}: found {' and '.join(map(repr, taken))} for {' and '.join(map(repr, found))}, "
+                    "expected one row with the whole id for each image"
+                )
+            rows[found[0]] = row
+        return {ids[name]: tags[row] for name, row in rows.items()}
 
-    def _mask_for(self, image_id, image):
-        path = self._mask_path(image_id)
+    def _image_path(self, name):
+        return Path(self._root, IMAGE_FOLDER, f"{name}.jpg")
+
+    def _mask_path(self, name):
+        return Path(self._root, MASK_FOLDER, f"{name}.png")
+
+    def _mask_for(self, name, image):
+        path = self._mask_path(name)
         mask = read_mask(path, self.mask_values)
         check_same_size(mask, image, path)
         return mask
