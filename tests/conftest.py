@@ -112,7 +112,7 @@ def original_layout():
         shapes, before = {}, 3
         for t in (1, 2, 3, 4):
             c, kernel, reduction = (
-                of[t - 1] for of in (backbone.channels, backbone.kernels, backbone.reductions)
+                of[t - 1] for of in (backbone.embed_dims, backbone.patch_sizes, backbone.sr_ratios)
             )
             hidden = c * backbone.mlp_ratio
             shapes[f"patch_embed{t}.proj"] = (c, before, kernel, kernel)

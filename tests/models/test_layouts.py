@@ -22,10 +22,10 @@ from rml_jax.utils.trees import named_leaves, with_leaves
 
 # No two stages alike in width, depth or reduction, so that a wrong number in a name shows.
 BACKBONE = MiTConfig(
-    channels=(4, 8, 12, 16),
+    embed_dims=(4, 8, 12, 16),
     depths=(1, 2, 1, 3),
-    heads=(1, 2, 3, 4),
-    reductions=(4, 2, 2, 1),
+    num_heads=(1, 2, 3, 4),
+    sr_ratios=(4, 2, 2, 1),
     strides=(2, 2, 1, 1),
     mlp_ratio=2,
 )
@@ -39,10 +39,10 @@ ANCHORS = (
 
 def transformers_config():
     return SegformerConfig(
-        hidden_sizes=BACKBONE.channels,
+        hidden_sizes=BACKBONE.embed_dims,
         depths=BACKBONE.depths,
-        num_attention_heads=BACKBONE.heads,
-        sr_ratios=BACKBONE.reductions,
+        num_attention_heads=BACKBONE.num_heads,
+        sr_ratios=BACKBONE.sr_ratios,
         strides=BACKBONE.strides,
         mlp_ratios=(BACKBONE.mlp_ratio,) * 4,
         decoder_hidden_size=6,
@@ -109,8 +109,8 @@ def afa(original, seed=1):
     """An AFA-style model around the original backbone."""
     rng = np.random.default_rng(seed)
     heads = {
-        "classifier.weight": rng.standard_normal((CLASSES, BACKBONE.channels[3], 1, 1), np.float32),
-        "attn_proj.weight": 0.3 * rng.standard_normal((1, 2 * BACKBONE.heads[3], 1, 1), np.float32),
+        "classifier.weight": rng.standard_normal((CLASSES, BACKBONE.embed_dims[3], 1, 1), np.float32),
+        "attn_proj.weight": 0.3 * rng.standard_normal((1, 2 * BACKBONE.num_heads[3], 1, 1), np.float32),
         "attn_proj.bias": rng.standard_normal(1, np.float32),
     }
     return prefixed(original, "encoder.") | heads
@@ -382,7 +382,7 @@ def run_original(weights, images):
     """The original backbone: pictures [B, 3, H, W] -> features [B, C, H', W'] of each stage, q k^T of each block."""
     x, features, products = images, [], []
     for i in range(4):
-        t, kernel = i + 1, BACKBONE.kernels[i]
+        t, kernel = i + 1, BACKBONE.patch_sizes[i]
         x = functional.conv2d(
             x, *pair(weights, f"patch_embed{t}.proj"), stride=BACKBONE.strides[i], padding=kernel // 2
         )
@@ -392,7 +392,7 @@ def run_original(weights, images):
             block = f"block{t}.{b}"
             inputs = norm(x, weights, f"{block}.norm1", 1e-6)
             branch, scores = attend(
-                inputs, weights, f"{block}.attn", size, BACKBONE.heads[i], BACKBONE.reductions[i]
+                inputs, weights, f"{block}.attn", size, BACKBONE.num_heads[i], BACKBONE.sr_ratios[i]
             )
             products.append(scores)
             x = x + branch

@@ -11,7 +11,7 @@ import torch
 import transformers
 from flax import nnx
 
-from rml_jax.models import MiTConfig, MixTransformer, layouts
+from rml_jax.models import BACKBONES, MixTransformer, layouts
 from rml_jax.models.weights import save_transformers
 from rml_jax.utils.trees import named_leaves
 from tests.references.check import Check, Difference, relative
@@ -73,7 +73,7 @@ def _row(variant, strides, what, differences, tolerance):
 
 def _measure_outputs(variant, strides, sizes=SIZES):
     """Features of every stage and attention logits, largest difference over the sizes."""
-    backbone = MiTConfig.variant(variant, strides=strides)
+    backbone = BACKBONES[variant](strides=strides)
     model = random_network(lambda: MixTransformer(backbone, rngs=nnx.Rngs(0)))
     graph, parameters = nnx.split(model)
     encoder = torch_encoder(backbone, parameters)
@@ -96,7 +96,7 @@ def _measure_outputs(variant, strides, sizes=SIZES):
 
 def _measure_gradients(variant, size=GRADIENT_SIZE):
     """Gradients of a random linear function of all outputs, of every module and of the picture."""
-    backbone = MiTConfig.variant(variant)
+    backbone = BACKBONES[variant]()
     model = random_network(lambda: MixTransformer(backbone, rngs=nnx.Rngs(0)))
     graph, parameters = nnx.split(model)
     images = _pictures(size)
@@ -136,7 +136,7 @@ def measure_small_variance(original_epsilons=True):
     Returns:
       list of one Difference.
     """
-    backbone = MiTConfig.variant("mini")
+    backbone = BACKBONES["mini"]()
     model = random_network(lambda: MixTransformer(backbone, rngs=nnx.Rngs(0)))
     for stage in model.stages:
         stage.embedding_norm.scale[...] *= 1e-3
