@@ -108,14 +108,21 @@ def test_affinity_mixes_the_symmetrised_maps(model, results):
     assert np.abs(attention - attention.swapaxes(2, 3)).max() > 0.1, "the maps themselves are not symmetric"
 
 
-def test_affinity_without_symmetry(model, images, results):
-    config = dataclasses.replace(CONFIG, symmetric_affinity=False)
+@pytest.fixture(scope="module")
+def reduced(model, images):
+    """RMLOutputs without symmetry and fusion, from the network above but for the fusion's kernel, which is given."""
+    config = dataclasses.replace(CONFIG, symmetric_affinity=False, fused_stages=1)
     graph, _ = nnx.split(nnx.eval_shape(lambda: RML(config, rngs=nnx.Rngs(0))))
-    outputs = nnx.jit(lambda model, images: model(images))(nnx.merge(graph, nnx.state(model)), images)
+    params, kernel = nnx.state(model), np.random.default_rng(2).normal(size=(16, 5)).astype(np.float32)
+    params["fusion"]["kernel"] = nnx.Param(jnp.asarray(kernel))
+    return nnx.jit(lambda model, images: model(images))(nnx.merge(graph, params), images), kernel
+
+
+def test_affinity_without_symmetry(model, results, reduced):
     attention = np.asarray(results[2][1])
     weight, bias = np.asarray(model.affinity.kernel[...])[:, 0], np.asarray(model.affinity.bias[...])
     expected = np.einsum("bhij,h->bij", attention, weight) + bias
-    np.testing.assert_allclose(outputs.affinity_logits, expected, atol=1e-4)
+    np.testing.assert_allclose(reduced[0].affinity_logits, expected, atol=1e-4)
 
 
 def test_fusion_is_a_1x1_convolution_of_all_stages_on_the_first_grid(model, results):
@@ -125,16 +132,10 @@ def test_fusion_is_a_1x1_convolution_of_all_stages_on_the_first_grid(model, resu
     np.testing.assert_allclose(results[0].context, expected, atol=1e-4)
 
 
-def test_without_the_fusion_the_context_is_made_of_the_last_stage(model, images, results):
-    config = dataclasses.replace(CONFIG, fused_stages=1)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: RML(config, rngs=nnx.Rngs(0))))
-    # The network above, but for the fusion's parameters.
-    fusion = np.random.default_rng(2).normal(size=(16, 5)).astype(np.float32)
-    params = nnx.state(model)
-    params["fusion"]["kernel"][...], params["fusion"]["bias"][...] = jnp.asarray(fusion), jnp.ones(5)
-    outputs = nnx.jit(lambda model, images: model(images))(nnx.merge(graph, params), images)
-    expected = references.resize_bilinear(np.asarray(results[2][0][-1]), (8, 12)) @ fusion + 1
-    np.testing.assert_allclose(outputs.context, expected, atol=1e-4)
+def test_without_the_fusion_the_context_is_made_of_the_last_stage(model, results, reduced):
+    outputs, kernel = reduced
+    last = references.resize_bilinear(np.asarray(results[2][0][-1]), (8, 12))
+    np.testing.assert_allclose(outputs.context, last @ kernel + np.asarray(model.fusion.bias[...]), atol=1e-4)
 
 
 def test_only_the_backbone_computes_in_bfloat16(images):
