@@ -203,6 +203,6 @@ def _check(config, key, is_good, expected):
     try:
         good = is_good(value)
     except TypeError:
-        good = False  # ConfigDict does not check types inside of tuples.
+        good = False  # ConfigDict does not check types inside tuples.
     if not good:
         raise UserError(f"config.{key} is {value!r}: expected {expected}")

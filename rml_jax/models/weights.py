@@ -148,11 +148,7 @@ def _read_safetensors(path):
 
     try:
         return load_file(path)
-    except (
-        OSError,
-        SafetensorError,
-        AttributeError,
-    ) as error:  # AttributeError: a type that NumPy does not have.
+    except (OSError, SafetensorError, AttributeError) as error:  # The last one: a type NumPy does not have.
         raise UserError(f"{path}: {error}, expected a whole safetensors file of weights") from error
 
 

@@ -354,9 +354,9 @@ def attend(x, weights, name, size, heads, reduction):
     batch, _, channels = x.shape
     source = x
     if reduction > 1:
-        picture = x.transpose(1, 2).unflatten(2, size)
-        picture = functional.conv2d(picture, *pair(weights, f"{name}.sr"), stride=reduction)
-        source = norm(picture.flatten(2).transpose(1, 2), weights, f"{name}.norm", 1e-5)
+        maps = x.transpose(1, 2).unflatten(2, size)
+        maps = functional.conv2d(maps, *pair(weights, f"{name}.sr"), stride=reduction)
+        source = norm(maps.flatten(2).transpose(1, 2), weights, f"{name}.norm", 1e-5)
     width = channels // heads
     query = functional.linear(x, *pair(weights, f"{name}.q")).unflatten(2, (heads, width))
     # One linear layer for both: its outputs are (2, heads, width), keys before values.
@@ -370,16 +370,14 @@ def attend(x, weights, name, size, heads, reduction):
 
 def feed_forward(x, weights, name, size):
     x = functional.linear(x, *pair(weights, f"{name}.fc1"))
-    picture = x.transpose(1, 2).unflatten(2, size)
+    maps = x.transpose(1, 2).unflatten(2, size)
     kernel, bias = pair(weights, f"{name}.dwconv.dwconv")
-    picture = functional.conv2d(picture, kernel, bias, padding=1, groups=len(kernel))
-    return functional.linear(
-        functional.gelu(picture.flatten(2).transpose(1, 2)), *pair(weights, f"{name}.fc2")
-    )
+    maps = functional.conv2d(maps, kernel, bias, padding=1, groups=len(kernel))
+    return functional.linear(functional.gelu(maps.flatten(2).transpose(1, 2)), *pair(weights, f"{name}.fc2"))
 
 
 def run_original(weights, images):
-    """The original backbone: pictures [B, 3, H, W] -> features [B, C, H', W'] of each stage, q k^T of each block."""
+    """The original backbone: images [B, 3, H, W] -> features [B, C, H', W'] of each stage, q k^T of each block."""
     x, features, products = images, [], []
     for i in range(4):
         t, kernel = i + 1, BACKBONE.patch_sizes[i]
@@ -468,7 +466,7 @@ def test_converted_transformers_model_computes_what_transformers_computes(read, 
         for block in stage.blocks:
             block.layernorm_before.eps = block.layernorm_after.eps = 1e-6
     with torch.no_grad():
-        pictures = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        expected = model(pictures, output_hidden_states=True).hidden_states
+        inputs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        expected = model(inputs, output_hidden_states=True).hidden_states
     for found, theirs in zip(features, expected, strict=True):
         assert_close(found, theirs.permute(0, 2, 3, 1))

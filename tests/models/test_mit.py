@@ -19,7 +19,7 @@ TINY = MiTConfig(
     strides=(2, 2, 1, 1),
     drop_path_rate=0.5,
 )
-PICTURE = (16, 22)
+IMAGE = (16, 22)
 
 
 def shapes_only(config):
@@ -257,7 +257,7 @@ def tiny(build):
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(1).normal(size=(2, *PICTURE, 3)).astype(np.float32)
+    return np.random.default_rng(1).normal(size=(2, *IMAGE, 3)).astype(np.float32)
 
 
 @nnx.jit
@@ -295,21 +295,21 @@ def test_attention_with_reduction_equals_numpy(tiny):
 def test_blank_patches_have_gradients_like_others():
     # LayerNorm's slope is 1 / sqrt(epsilon) at a vector of zeros, which a blank patch gives where the bias is 0.
     stage = mit.Stage(TINY, 0, 3, (0.0,), dtype=jnp.float32, rngs=nnx.Rngs(0))
-    picture = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
-    half_blank = picture.copy()
+    image = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
+    half_blank = image.copy()
     half_blank[:, :, 8:] = 0
     weight = np.random.default_rng(1).normal(size=(1, 8, 8, 4))
 
     graph, params = nnx.split(stage)
 
     @jax.jit
-    def norm(params, picture):
-        gradients = jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(picture, [None])[0] * weight))(params)
+    def norm(params, image):
+        gradients = jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(image, [None])[0] * weight))(params)
         return optax.tree.norm(gradients)
 
-    assert norm(params, half_blank) < 10 * norm(params, picture)
+    assert norm(params, half_blank) < 10 * norm(params, image)
     params["embedding"]["bias"][...] = jnp.zeros(4)
-    assert norm(params, half_blank) > 1000 * norm(params, picture)
+    assert norm(params, half_blank) > 1000 * norm(params, image)
 
 
 def test_drop_path_without_key_or_rate_changes_nothing():
@@ -353,7 +353,7 @@ def test_every_residual_branch_draws_for_itself_at_its_blocks_rate(tiny, monkeyp
     @jax.vmap
     def draws(key):
         kept.clear()
-        tiny(jnp.zeros((samples, *PICTURE, 3)), key)
+        tiny(jnp.zeros((samples, *IMAGE, 3)), key)
         return jnp.stack(kept)
 
     drawn = np.asarray(draws(jax.random.split(jax.random.key(0), keys)))

@@ -155,21 +155,21 @@ def test_images_of_a_batch_do_not_mix(model, images, results):
 
 
 @pytest.mark.parametrize("pooling", ["max", "average"])
-def test_padding_changes_no_picture(build, pooling):
+def test_padding_changes_no_image(build, pooling):
     """Two sizes on one canvas give what each gives alone, whatever lies beyond them: not one bit depends on that."""
     config = dataclasses.replace(CONFIG, pooling=pooling)
     model = build(lambda: RML(config, rngs=nnx.Rngs(0)))
     run = nnx.jit(lambda model, images, sizes=None: model(images, sizes=sizes))
     sizes, rng = np.array([[16, 24], [13, 29]], np.int32), np.random.default_rng(3)
-    pictures = [rng.normal(size=(1, *size, 3)).astype(np.float32) for size in sizes]
+    images = [rng.normal(size=(1, *size, 3)).astype(np.float32) for size in sizes]
     results = []
     for beyond in (0.0, 1e3):
         canvas = beyond * rng.normal(size=(2, 20, 33, 3)).astype(np.float32)
-        for picture, place in zip(pictures, canvas, strict=True):
-            place[: picture.shape[1], : picture.shape[2]] = picture[0]
+        for image, place in zip(images, canvas, strict=True):
+            place[: image.shape[1], : image.shape[2]] = image[0]
         results.append(run(model, canvas, sizes))
-    for number, picture in enumerate(pictures):
-        alone = run(model, picture)
+    for number, image in enumerate(images):
+        alone = run(model, image)
         height, width = alone.cam_logits.shape[1:3]
         corner = np.flatnonzero(inside(np.array([[height, width]]), results[0].cam_logits.shape[1:3]))
         pairs = corner[:, None], corner[None, :]
@@ -193,7 +193,7 @@ def symmetric(model):
     return nnx.merge(graph, jax.tree.map(symmetrise, state))
 
 
-def test_a_mirror_symmetric_network_mirrors_its_cams_with_the_picture(build):
+def test_a_mirror_symmetric_network_mirrors_its_cams_with_the_image(build):
     # Grids of 33, 9, 5, 3, 3 cells: every stride and reduction samples them symmetrically.
     backbone = dataclasses.replace(BACKBONE, strides=(4, 2, 2, 1), sr_ratios=(3, 1, 1, 1))
     model = build(lambda: RML(dataclasses.replace(CONFIG, backbone=backbone), rngs=nnx.Rngs(0)))

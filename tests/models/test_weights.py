@@ -622,10 +622,10 @@ def test_features_of_a_transformers_model_survive_us_to_the_bit(tmp_path):
     model.save_pretrained(tmp_path / "theirs")
     loaded, _ = load_weights(make_shapes(BACKBONE), tmp_path / "theirs")
     save_transformers({"backbone": loaded["backbone"]}, BACKBONE, tmp_path / "ours")
-    pictures = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 32, 45), np.float32))
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 32, 45), np.float32))
     with torch.no_grad():
         expected, found = (
-            encoder(pictures, output_hidden_states=True).hidden_states
+            encoder(images, output_hidden_states=True).hidden_states
             for encoder in (model.segformer, read_back(tmp_path / "ours"))
         )
     assert len(found) == 4
