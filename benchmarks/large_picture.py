@@ -9,6 +9,7 @@ pages, JAX and the writing of the mosaic included.
 """
 
 import argparse
+import functools
 import resource
 import tempfile
 import time
@@ -22,11 +23,11 @@ from benchmarks import measure
 from configs import voc
 from rml_jax.inference.outputs import OutputFolder
 from rml_jax.inference.predictor import as_picture, predictor_of
-from rml_jax.models import build, mit
+from rml_jax.models import BACKBONES, MiTConfig, build
 from rml_jax.utils.compilation_cache import use_compilation_cache
 from tests.references.networks import random_network
 
-_REDUCED = {"channels": (8, 8, 16, 16), "depths": (1, 1, 1, 2), "heads": (1, 1, 2, 2)}
+_REDUCED = {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 2), "num_heads": (1, 1, 2, 2)}
 
 
 def main():
@@ -37,7 +38,7 @@ def main():
     chosen = parser.parse_args()
     use_compilation_cache()
     size = tuple(map(int, chosen.size.split(",")))
-    mit.VARIANTS["reduced"] = _REDUCED
+    BACKBONES["reduced"] = functools.partial(MiTConfig, **_REDUCED)
     config = voc.get_config()
     config.model.variant = "reduced"
     _, params = nnx.split(random_network(lambda: build.build_model(config, seed=0)))

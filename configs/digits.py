@@ -31,7 +31,7 @@ def get_config(variant="full"):
     config.cam.flip = False
 
     config.model.variant = "mini"
-    config.model.drop_path = 0.0
+    config.model.drop_path_rate = 0.0
 
     # Thresholds and distances for 64x64 pictures; METHOD.md's were found on VOC's.
     config.pseudo_label.high = 0.3

@@ -22,7 +22,7 @@ def get_config():
     config.augment.scale = (2.0, 2.8)
 
     config.model.variant = "b0"
-    config.model.drop_path = 0.0
+    config.model.drop_path_rate = 0.0
     config.model.pooling = "average"
 
     config.optimizer.backbone_lr = 1e-3

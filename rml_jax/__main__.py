@@ -9,6 +9,7 @@ COMMANDS = {
     "predict": ("rml_jax.commands.predict", "masks for photographs"),
     "export": ("rml_jax.commands.export", "a trained network as files that run without this project"),
     "report": ("rml_jax.commands.report", "one HTML page of a run"),
+    "convert": ("rml_jax.commands.convert", "weights of others to ours, or ours to transformers"),
     "prepare": ("rml_jax.commands.prepare", "a data set, checked and packed"),
     "inspect": (
         "rml_jax.commands.inspect",

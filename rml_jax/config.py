@@ -56,7 +56,7 @@ def default_config():
 
     config.model = model = ConfigDict()
     model.variant = "b1"
-    model.drop_path = 0.1
+    model.drop_path_rate = 0.1
     model.pooling = "max"
     model.context_channels = 15  # K of the fused context R_c
     model.fused_stages = (

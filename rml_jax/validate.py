@@ -1,20 +1,29 @@
-"""The checks of a configuration that types alone don't make: names and ranges."""
+"""Checks a configuration where types are not enough: names and ranges."""
 
 import math
 
 from rml_jax.data.sources import SOURCES
 from rml_jax.losses import LOSS_TERMS, READINGS
-from rml_jax.models.mit import VARIANTS, MiTConfig
+from rml_jax.models import BACKBONES, build
 from rml_jax.models.rml import POOLINGS
 from rml_jax.ops.cam import scaled_size
 from rml_jax.ops.crf import SETTINGS
 from rml_jax.stages.stages import PROTOCOLS, background_key, parse_stage
 from rml_jax.utils.errors import UserError
 
-FREEZE_NORMS = ("pretrained", "always", "never")
-DTYPES = ("float32", "bfloat16")
+# Keys of one of several values.
+_CHOICES = {
+    "data.source": SOURCES,
+    "model.variant": BACKBONES,
+    "model.pooling": POOLINGS,
+    "model.dtype": ("float32", "bfloat16"),
+    "optimizer.freeze_norms": ("pretrained", "always", "never"),
+    "checkpoint.best_metric": LOSS_TERMS,
+    **{f"loss.ciml_{name}": choices for name, choices in READINGS.items()},
+    "eval.crf": SETTINGS,
+}
 
-# Keys whose value is at least 1, and at least 0.
+# Keys of at least 1, and of at least 0.
 _POSITIVE = (
     "train.steps",
     "train.batch_size",
@@ -56,92 +65,6 @@ _NOT_NEGATIVE = (
 )
 
 
-def check_config(config, reads_data=True):
-    """Checks what types don't: names and ranges.
-
-    Args:
-      config: ConfigDict of `default_config`'s keys.
-      reads_data: whether `data.source` must be known, so that the data set can be opened. Prediction and export don't
-        open it.
-
-    Raises:
-      UserError: naming the first key that is wrong, what it holds and what was expected.
-    """
-    if reads_data:
-        _check_choice(config, "data.source", SOURCES)
-    _check_choice(config, "model.variant", VARIANTS)
-    _check_choice(config, "model.pooling", POOLINGS)
-    _check_choice(config, "model.dtype", DTYPES)
-    _check_choice(config, "optimizer.freeze_norms", FREEZE_NORMS)
-    _check_choice(config, "model.fused_stages", (1, 2, 3, 4))
-    _check_choice(config, "checkpoint.best_metric", LOSS_TERMS)
-    for name, choices in READINGS.items():
-        _check_choice(config, f"loss.ciml_{name}", choices)
-    for key in _POSITIVE:
-        _check(config, key, lambda value: value >= 1, "at least 1")
-    for key in _NOT_NEGATIVE:
-        _check(config, key, lambda value: value >= 0, "at least 0")
-    _check(config, "train.seed", lambda value: 0 <= value < 2**32, "0 to 2**32 - 1")
-    _check_class_names(config)
-    _check(config, "data.scene.digits", _is_int_range, "(least, greatest) with 1 <= least <= greatest")
-    _check(config, "data.scene.digit_size", _is_int_range, "(least, greatest) with 1 <= least <= greatest")
-    _check(config, "augment.scale", _is_range, "(low, high) with 0 < low <= high")
-    _check(config, "affine.scale", _is_range, "(low, high) with 0 < low <= high")
-    _check(config, "data.val_fraction", lambda value: 0 <= value < 1, "a share below 1")
-    _check(config, "affine.flip", lambda value: 0 <= value <= 1, "a probability")
-    _check(config, "model.drop_path", lambda value: 0 <= value < 1, "a probability below 1")
-    _check(
-        config, "cam.scales", lambda value: value and all(map(_is_scale, value)), "at least one scale above 0"
-    )
-    _check(
-        config,
-        "pseudo_label.low",
-        lambda value: value <= config.pseudo_label.high,
-        f"at most pseudo_label.high = {config.pseudo_label.high}",
-    )
-    _check(
-        config,
-        "pseudo_label.dilations",
-        lambda value: value and all(map(_is_positive_int, value)),
-        "at least one whole number of pixels, each at least 1",
-    )
-    _check(
-        config,
-        "eval.stages",
-        _are_stages,
-        "different stages: cam, or some of affinity, par, crf joined by + in this order",
-    )
-    _check(
-        config,
-        "eval.protocols",
-        lambda value: value and set(value) <= set(PROTOCOLS) and len(set(value)) == len(value),
-        f"some of {', '.join(PROTOCOLS)}",
-    )
-    _check_choice(config, "eval.crf", SETTINGS)
-    _check(
-        config,
-        "eval.checkpoint",
-        lambda value: value in ("newest", "best") or value.isdecimal(),
-        "newest, best (by checkpoint.best_metric) or a step in digits",
-    )
-    for stage in config.eval.stages:
-        key = f"eval.background.{background_key(stage)}"
-        _check(config, key, lambda value: value >= 0, "the background's score in that stage, at least 0")
-    _check(
-        config,
-        "eval.sweep.grid",
-        lambda value: value and all(score >= 0 for score in value),
-        "at least one background score, each at least 0",
-    )
-    _check(
-        config,
-        "eval.canvases",
-        lambda value: value and all(len(size) == 2 and all(map(_is_positive_int, size)) for size in value),
-        "at least one (height, width)",
-    )
-    _check_sides(config)
-
-
 def _are_stages(names):
     try:
         return names and len({parse_stage(name) for name in names}) == len(names)
@@ -165,6 +88,75 @@ def _is_int_range(value):
     return _is_range(value) and all(map(_is_positive_int, value))
 
 
+_INT_RANGE = _is_int_range, "(least, greatest) with 1 <= least <= greatest"
+_RANGE = _is_range, "(low, high) with 0 < low <= high"
+
+# Key -> whether a value is right, and what is expected.
+_RULES = {
+    **dict.fromkeys(_POSITIVE, (lambda value: value >= 1, "at least 1")),
+    **dict.fromkeys(_NOT_NEGATIVE, (lambda value: value >= 0, "at least 0")),
+    "train.seed": (lambda seed: 0 <= seed < 2**32, "0 to 2**32 - 1"),
+    "data.scene.digits": _INT_RANGE,
+    "data.scene.digit_size": _INT_RANGE,
+    "augment.scale": _RANGE,
+    "affine.scale": _RANGE,
+    "data.val_fraction": (lambda share: 0 <= share < 1, "a share below 1"),
+    "affine.flip": (lambda rate: 0 <= rate <= 1, "a probability"),
+    "model.drop_path_rate": (lambda rate: 0 <= rate < 1, "a probability below 1"),
+    "cam.scales": (lambda scales: scales and all(map(_is_scale, scales)), "at least one scale above 0"),
+    "pseudo_label.dilations": (
+        lambda dilations: dilations and all(map(_is_positive_int, dilations)),
+        "at least one whole number of pixels, each at least 1",
+    ),
+    "eval.stages": (
+        _are_stages,
+        "different stages: cam, or some of affinity, par, crf joined by + in this order",
+    ),
+    "eval.protocols": (
+        lambda names: names and set(names) <= set(PROTOCOLS) and len(set(names)) == len(names),
+        f"some of {', '.join(PROTOCOLS)}",
+    ),
+    "eval.checkpoint": (
+        lambda name: name in ("newest", "best") or name.isdecimal(),
+        "newest, best (by checkpoint.best_metric) or a step in digits",
+    ),
+    "eval.sweep.grid": (
+        lambda scores: scores and all(score >= 0 for score in scores),
+        "at least one background score, each at least 0",
+    ),
+    "eval.canvases": (
+        lambda sizes: sizes and all(len(size) == 2 and all(map(_is_positive_int, size)) for size in sizes),
+        "at least one (height, width)",
+    ),
+}
+
+
+def check_config(config, reads_data=True):
+    """Checks names and ranges, which types don't.
+
+    Args:
+      config: ConfigDict of `default_config`'s keys.
+      reads_data: whether `data.source` must be known, so that the data set can be opened. Prediction and export don't
+        open it.
+
+    Raises:
+      UserError: naming the first key that is wrong, its value and what is expected.
+    """
+    for key, choices in _CHOICES.items():
+        if key == "data.source" and not reads_data:
+            continue
+        _check(config, key, choices.__contains__, f"one of {', '.join(map(str, choices))}")
+    _check_class_names(config)
+    for key, (is_good, expected) in _RULES.items():
+        _check(config, key, is_good, expected)
+    high = config.pseudo_label.high
+    _check(config, "pseudo_label.low", lambda low: low <= high, f"at most pseudo_label.high = {high}")
+    for stage in config.eval.stages:
+        key = f"eval.background.{background_key(stage)}"
+        _check(config, key, lambda score: score >= 0, "the background's score in that stage, at least 0")
+    _check_backbone(config)
+
+
 def _check_class_names(config):
     key, layout = "data.class_names", SOURCES.get(config.data.source)
     if layout and layout.class_names:
@@ -185,23 +177,20 @@ def _check_class_names(config):
     )
 
 
-def _check_sides(config):
-    """Checks that every pass of the multi-scale CAM is large enough for the network's spatial reductions."""
-    backbone = MiTConfig.variant(config.model.variant)
-    smallest = backbone.smallest_side
+def _check_backbone(config):
+    """Checks that the backbone has the fused stages, and that every pass of the multi-scale CAM is large enough."""
+    backbone = build.backbone(config)
+    smallest, num_stages = backbone.smallest_side, len(backbone.embed_dims)
 
     def is_enough(size):
         return all(min(scaled_size(size, s, backbone.stride)) >= smallest for s in (1.0, *config.cam.scales))
 
-    expected = (
-        f"sides of {smallest} pixels or more at each of cam.scales, for model.variant {config.model.variant}"
-    )
+    of_backbone = f"for model.variant {config.model.variant}"
+    expected = f"1 to {num_stages} {of_backbone}"
+    _check(config, "model.fused_stages", lambda count: 1 <= count <= num_stages, expected)
+    expected = f"sides of {smallest} pixels or more at each of cam.scales, {of_backbone}"
     _check(config, "eval.canvases", lambda canvases: all(map(is_enough, canvases)), expected)
     _check(config, "train.crop_size", lambda side: is_enough((side, side)), expected)
-
-
-def _check_choice(config, key, choices):
-    _check(config, key, lambda value: value in choices, f"one of {', '.join(map(str, choices))}")
 
 
 def _check(config, key, is_good, expected):
@@ -211,6 +200,6 @@ def _check(config, key, is_good, expected):
     try:
         good = is_good(value)
     except TypeError:
-        good = False  # ConfigDict does not check types inside of tuples.
+        good = False  # ConfigDict does not check types inside tuples.
     if not good:
         raise UserError(f"config.{key} is {value!r}: expected {expected}")

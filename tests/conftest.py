@@ -45,9 +45,9 @@ class VocFiles:
 
     def write_mask(self, image_id, numbers):
         """Writes uint8 [H, W], class numbers as they are stored, as a palette PNG."""
-        picture = Image.frombytes("P", numbers.shape[::-1], np.ascontiguousarray(numbers).tobytes())
-        picture.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
-        picture.save(self.mask_path(image_id))
+        image = Image.frombytes("P", numbers.shape[::-1], np.ascontiguousarray(numbers).tobytes())
+        image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+        image.save(self.mask_path(image_id))
 
     def read_stored_mask(self, image_id):
         return np.array(Image.open(self.mask_path(image_id)))
@@ -112,7 +112,7 @@ def original_layout():
         shapes, before = {}, 3
         for t in (1, 2, 3, 4):
             c, kernel, reduction = (
-                of[t - 1] for of in (backbone.channels, backbone.kernels, backbone.reductions)
+                of[t - 1] for of in (backbone.embed_dims, backbone.patch_sizes, backbone.sr_ratios)
             )
             hidden = c * backbone.mlp_ratio
             shapes[f"patch_embed{t}.proj"] = (c, before, kernel, kernel)

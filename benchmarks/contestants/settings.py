@@ -3,7 +3,7 @@
 import numpy as np
 
 from rml_jax.losses import LossWeights
-from rml_jax.models import MiTConfig, RMLConfig
+from rml_jax.models import BACKBONES, RMLConfig
 from rml_jax.ops import AffineRange, PseudoLabelConfig
 from rml_jax.ops.resize import bilinear_matrix
 from rml_jax.training.optimizer import OptimizerConfig
@@ -13,8 +13,8 @@ CLASSES, TAGS_PER_PICTURE = 20, 2
 
 
 def network_config(variant):
-    """RMLConfig of a MiT variant for VOC's classes."""
-    return RMLConfig(MiTConfig.variant(variant), num_classes=CLASSES)
+    """RMLConfig of a backbone for VOC's classes."""
+    return RMLConfig(BACKBONES[variant](), num_classes=CLASSES)
 
 
 def step_config():

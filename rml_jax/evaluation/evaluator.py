@@ -8,7 +8,7 @@ from PIL import Image
 
 from rml_jax.evaluation import metrics
 from rml_jax.evaluation.samples import Sample
-from rml_jax.models.mit import cells
+from rml_jax.ops.grid import ceil_div
 from rml_jax.stages.canvas import cut_labels
 from rml_jax.stages.runner import StageRunner
 from rml_jax.stages.stages import TAG_THRESHOLD, background_key, make_pictures
@@ -176,7 +176,7 @@ class Evaluator:
                 masks_here = self._in_order(batch, number, masks, self._stages.stages)
                 prediction = {"probabilities": probabilities[number], "masks": masks_here}
                 if with_pictures:
-                    grid = [cells(side, self._stages.stride) for side in size]
+                    grid = [ceil_div(side, self._stages.stride) for side in size]
                     prediction["cam"] = pictures["cam"][number, : size[0], : size[1]]
                     prediction["affinity"] = pictures["affinity"][number, : grid[0], : grid[1]]
                     prediction["pixel"] = pictures["pixel"][number] * item["image"].shape[:2] // size

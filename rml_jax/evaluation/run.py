@@ -249,13 +249,13 @@ def _load_for_scoring(config, abstract, path):
 
 
 def _facts_of_weights(config, weights):
-    return {"backbone": f"MiT {config.model.variant}", "weights": str(weights)}
+    return {"backbone": build.backbone_name(config), "weights": str(weights)}
 
 
 def _facts(config):
     weights = {name: config.loss[name] for name in ("ciml", "mfml", "apml")}
     return {
-        "backbone": f"MiT {config.model.variant}",
+        "backbone": build.backbone_name(config),
         "started from": config.model.init_from or "scratch, no pre-trained weights",
         "training": f"{config.train.steps} steps of {config.train.batch_size} images, the first "
         f"{min(config.loss.start_step, config.train.steps)} on classification alone",

@@ -1,6 +1,16 @@
-"""The network: Mix Transformer backbone and the RML heads. Needs nothing but jax and flax."""
+"""The network: backbones and the RML heads. Needs nothing but jax, flax and numpy."""
 
+from rml_jax.models.backbone import BACKBONES, Backbone, BackboneConfig
 from rml_jax.models.mit import MiTConfig, MixTransformer
 from rml_jax.models.rml import RML, RMLConfig, RMLOutputs
 
-__all__ = ["RML", "MiTConfig", "MixTransformer", "RMLConfig", "RMLOutputs"]
+__all__ = [
+    "BACKBONES",
+    "RML",
+    "Backbone",
+    "BackboneConfig",
+    "MiTConfig",
+    "MixTransformer",
+    "RMLConfig",
+    "RMLOutputs",
+]

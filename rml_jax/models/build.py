@@ -1,20 +1,25 @@
-"""From a run's configuration to its network."""
+"""Builds the network of a run's configuration."""
 
 import jax.numpy as jnp
 from flax import nnx
 
-from rml_jax.models import RML, MiTConfig, RMLConfig
+from rml_jax.models.backbone import BACKBONES, BackboneConfig
+from rml_jax.models.rml import RML, RMLConfig
+from rml_jax.utils.errors import UserError
 
 
-def build_model(config, seed):
-    """The network with fresh parameters.
+def build_model(config, seed: int) -> RML:
+    """Builds the network with fresh parameters.
 
     Args:
       config: ConfigDict of a run.
-      seed: int, of the initial parameters.
+      seed: of the initial parameters.
 
     Returns:
       RML. Inside `nnx.eval_shape` or `jax.eval_shape` nothing is computed.
+
+    Raises:
+      UserError: if the backbone is not registered.
     """
     model_config = RMLConfig(
         backbone=backbone(config),
@@ -27,8 +32,8 @@ def build_model(config, seed):
     return RML(model_config, dtype=jnp.dtype(config.model.dtype), rngs=nnx.Rngs(params=seed))
 
 
-def build_graph(config):
-    """The network's structure without its numbers.
+def build_graph(config) -> tuple[nnx.GraphDef, nnx.State]:
+    """Builds the network's structure without its numbers.
 
     Args:
       config: ConfigDict of a run.
@@ -39,11 +44,23 @@ def build_graph(config):
     return nnx.split(nnx.eval_shape(lambda: build_model(config, seed=0)))
 
 
-def backbone(config):
-    """MiTConfig of a run."""
-    return MiTConfig.variant(config.model.variant, drop_path=config.model.drop_path)
+def backbone(config) -> BackboneConfig:
+    """Returns the description of a run's backbone.
+
+    Raises:
+      UserError: if it is not registered.
+    """
+    name = config.model.variant
+    if name not in BACKBONES:
+        raise UserError(f"config.model.variant is {name!r}: expected one of {', '.join(BACKBONES)}")
+    return BACKBONES[name](drop_path_rate=config.model.drop_path_rate)
 
 
-def stride(config):
-    """Pixels per cell of the network's last grid."""
+def backbone_name(config) -> str:
+    """Returns the name of a run's backbone for reports, such as "MiT b1"."""
+    return f"{backbone(config).family} {config.model.variant}"
+
+
+def stride(config) -> int:
+    """Returns the pixels per cell of the network's last grid."""
     return backbone(config).stride

@@ -1,14 +1,14 @@
-"""Names and shapes of Mix Transformer weights in other people's files, and the way from theirs to ours and back.
+"""Translates names and shapes of weights between files of others and ours.
 
-Three layouts are known besides our own (`rml_jax.utils.trees`):
+Three layouts of Mix Transformers are known, besides our own of any backbone (`rml_jax.utils.trees`):
 
-  "original"      the SegFormer authors' `mit_b*.pth`; keys and values in one matrix `kv`. AFA-style models hold it
-                  under `encoder.`, next to RML's `classifier` and `attn_proj`.
+  "original"      the SegFormer authors' `mit_b*.pth`, with keys and values in one matrix `kv`. AFA-style models have
+                  it under `encoder.`, beside RML's `classifier` and `attn_proj`.
   "transformers"  files of Hugging Face's transformers, as on its hub.
-  "state_dict"    the names that transformers, from version 5 on, gives the same modules in memory.
+  "state_dict"    the names of the same modules in memory, from transformers 5 on.
 
-Any prefix (`module.`, `segformer.`, `backbone.`, ...) may stand before a layout's names. All functions here are pure
-and work on dicts of arrays.
+A prefix (`module.`, `segformer.`, `backbone.`, ...) may precede a layout's names. All functions are pure and work on
+dicts of arrays.
 """
 
 import dataclasses
@@ -19,6 +19,9 @@ import numpy as np
 OURS = "rml_jax"
 
 LAYOUTS = ("original", "transformers", "state_dict")
+
+BACKBONE_PREFIX = "backbone/"
+"""Prefix of the names of a backbone's parameters in our layout."""
 
 # Our modules and their names in each layout. {s} is the stage, {t} the stage counted from 1, {b} the block.
 _STAGE = "backbone/stages/{s}/"
@@ -56,7 +59,7 @@ _BLOCK_MODULES = {
 
 
 def _templates(layout):
-    """Pairs of module names, ours and the layout's, with {s}, {t} and {b} still open."""
+    """Returns pairs of module names, ours and the layout's, with {s}, {t} and {b} to be filled in."""
     column = LAYOUTS.index(layout)
     stages = [(_STAGE + ours, theirs[column]) for ours, theirs in _STAGE_MODULES.items()]
     blocks = [
@@ -68,12 +71,12 @@ def _templates(layout):
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """What a file's tensors are in our layout.
+    """A file's tensors in our layout.
 
     Attributes:
-      layout: the file's: "original", "transformers", "state_dict" or "rml_jax".
+      layout: of the file: "original", "transformers", "state_dict" or "rml_jax".
       weights: dict from our parameter names to arrays.
-      left_out: dict from the file's other names to the reason why they are not taken.
+      left_out: dict from the file's other names to the reason why they are not used.
     """
 
     layout: str
@@ -81,7 +84,7 @@ class Converted:
     left_out: dict[str, str]
 
 
-def from_foreign(tensors):
+def from_foreign(tensors: dict[str, np.ndarray]) -> Converted:
     """Recognises a layout and translates it into ours.
 
     Args:
@@ -95,7 +98,7 @@ def from_foreign(tensors):
     """
     layout, prefix = _recognise(tensors)
     if layout == OURS:
-        ours = ("backbone/", "classifier/", "affinity/", "fusion/")
+        ours = (BACKBONE_PREFIX, "classifier/", "affinity/", "fusion/")
         weights = {name: tensor for name, tensor in tensors.items() if name.startswith(ours)}
         return Converted(layout, weights, {name: _reason(name) for name in tensors if name not in weights})
     heads = {}
@@ -118,11 +121,11 @@ def from_foreign(tensors):
     return Converted(layout, weights, left_out)
 
 
-def to_transformers(weights):
-    """Backbone weights as transformers' `SegformerModel` has them in its files.
+def to_transformers(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Translates a Mix Transformer's weights into the layout of transformers' `SegformerModel` in its files.
 
     Args:
-      weights: dict from our parameter names to arrays; heads are passed over.
+      weights: dict from our parameter names to arrays; heads are ignored.
 
     Returns:
       Dict from names such as "encoder.patch_embeddings.0.proj.weight" to arrays.
@@ -141,12 +144,11 @@ def to_transformers(weights):
 # --- Recognition ---
 
 _ANCHORS = {layout: dict(_templates(layout))[_STAGE + "embedding"].format(s=0, t=1) for layout in LAYOUTS}
-_OUR_ANCHOR = "backbone/stages/0/embedding/kernel"
 
 
 def _recognise(tensors):
-    """The layout and the prefix before its names, by where the first patch embedding's weight is."""
-    if _OUR_ANCHOR in tensors:
+    """Returns the layout and the prefix of its names, by the name of the first patch embedding's weight."""
+    if any(name.startswith(BACKBONE_PREFIX) for name in tensors):
         return OURS, ""
     found = []
     for layout, module in _ANCHORS.items():
@@ -158,7 +160,8 @@ def _recognise(tensors):
         some = ", ".join(sorted(tensors)[:3]) or "no tensors at all"
         expected = ", ".join(f"{module}.weight" for module in _ANCHORS.values())
         raise ValueError(
-            f"no Mix Transformer is in it (found {some}): expected a name ending in {expected} or {_OUR_ANCHOR}"
+            f"no Mix Transformer is in it (found {some}): expected a name ending in {expected} or beginning with "
+            f"{BACKBONE_PREFIX}"
         )
     if len(found) > 1:
         prefixes = ", ".join(prefix or "(none)" for _, prefix in found)
@@ -173,7 +176,7 @@ def _pattern(template):
 
 
 def _find(patterns, module):
-    """What stands beside the pattern that a module's name fits, with its stage and block; None if none fits."""
+    """Returns the value of the pattern that matches a module's name, with its stage and block, or None."""
     for pattern, value in patterns:
         if match := pattern.fullmatch(module):
             place = {key: int(number) for key, number in match.groupdict().items()}
@@ -182,7 +185,7 @@ def _find(patterns, module):
     return None
 
 
-# --- Shapes: PyTorch has outputs before inputs, and kernel axes last ---
+# --- Shapes: in PyTorch outputs precede inputs, and a kernel's spatial axes are last ---
 
 
 def _leaf(module, kind):
@@ -208,7 +211,7 @@ def _to_theirs(module, tensor):
 
 
 def _split_key_and_value(tensors, prefix):
-    """The original's joint matrix: keys in the first half of its rows, values in the second."""
+    """Splits the original's joint matrix: keys in the first half of its rows, values in the second."""
     result = {}
     for name, tensor in tensors.items():
         stem, joint, kind = name.rpartition(".kv.")
@@ -223,10 +226,10 @@ def _split_key_and_value(tensors, prefix):
 
 
 def _afa_heads(tensors, prefix):
-    """RML's classifier and affinity head in an AFA-style model, whose backbone has the given prefix.
+    """Returns RML's classifier and affinity head in an AFA-style model, whose backbone has the given prefix.
 
-    AFA mixes the products q k^T themselves, ours are divided by the square root of a head's width: its weights
-    grow by that factor.
+    AFA mixes the products q k^T. Ours are divided by the square root of a head's width, so its weights are multiplied
+    by that factor.
 
     Returns:
       Dict from the model's name to ours and the array.
@@ -236,7 +239,7 @@ def _afa_heads(tensors, prefix):
     classifier, projection, bias = (
         tensors.get(root + name) for name in ("classifier.weight", "attn_proj.weight", "attn_proj.bias")
     )
-    # A classifier with a bias is another function than ours.
+    # Ours has no bias.
     if classifier is not None and _is_pointwise(classifier) and root + "classifier.bias" not in tensors:
         kernel = classifier.reshape(classifier.shape[:2]).T
         heads[root + "classifier.weight"] = "classifier/kernel", kernel
@@ -255,7 +258,7 @@ def _is_pointwise(kernel):
 
 
 def _reason(name):
-    """Why a tensor is not taken."""
+    """Returns why a tensor is not used."""
     parts = name.split(".")
     if "decode_head" in parts or "decoder" in parts:
         return "a decoder, RML has none"

@@ -1,101 +1,125 @@
-"""Mix Transformer (MiT), the backbone of SegFormer (Xie et al. 2021), as METHOD.md section 1 describes it.
+"""Mix Transformer (MiT), the backbone of SegFormer (Xie et al. 2021); docs/method.md, Network.
 
-Read it from the bottom up: `MixTransformer` is four `Stage`s, a stage is an overlapping patch embedding and
-`Block`s, a block is spatial-reduction attention and a feed-forward layer with a depthwise convolution. Feature
-maps are [batch, height, width, channels] throughout. Besides the features, the pre-softmax attention logits of
-the last two blocks come out: they are the raw semantic affinity.
+`MixTransformer` is four `Stage`s. A stage is an overlapping patch embedding and `Block`s; a block is
+spatial-reduction attention and a feed-forward layer with a depthwise convolution. Feature maps are [batch, height,
+width, channels].
 
-Pictures of several sizes can share a batch, each in the top left corner of the canvas, if `sizes`, int32 [B, 2], says
-where they end. Then every convolution sees zeros beyond a picture, as it would if the picture were alone, and no
-cell attends to a key from there; what comes out beyond a picture has no meaning.
+Images of several sizes can share a batch, each in the top left corner of the canvas, if `sizes`, int32 [B, 2], gives
+their heights and widths. Then every convolution sees zeros beyond an image, as it would if the image were alone, and
+no cell attends to a key from there. Results beyond an image have no meaning.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import math
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rml_jax.models.backbone import BACKBONES
+from rml_jax.ops.grid import ceil_div
 from rml_jax.ops.padded import blank_outside, inside
 
-# The original weights were trained with two different epsilons (METHOD.md section 1).
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Key
+
+# The original weights were trained with two different epsilons (docs/method.md, Network).
 BLOCK_EPSILON = 1e-6
 EMBEDDING_EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class MiTConfig:
-    """Shape of a Mix Transformer; tuples hold one value for each of the four stages."""
+    """Shape of a Mix Transformer, a `BackboneConfig`.
 
-    channels: tuple[int, ...]
+    Attributes:
+      embed_dims: channels of each of the four stages.
+      depths: blocks of each stage.
+      num_heads: attention heads of each stage.
+      sr_ratios: factor by which each stage reduces the sides of its keys and values.
+      patch_sizes, strides: kernel and stride of each stage's patch embedding.
+      mlp_ratio: width of the feed-forward layers over that of their stage.
+      drop_path_rate: probability in [0, 1) of stochastic depth in the last block; it rises linearly from 0 in the
+        first.
+
+    Raises:
+      ValueError: if the last stage has fewer than two blocks or reduces its keys: its attention maps must be square.
+    """
+
+    embed_dims: tuple[int, ...]
     depths: tuple[int, ...]
-    heads: tuple[int, ...] = (1, 2, 5, 8)
-    reductions: tuple[int, ...] = (8, 4, 2, 1)
+    num_heads: tuple[int, ...] = (1, 2, 5, 8)
+    sr_ratios: tuple[int, ...] = (8, 4, 2, 1)
+    patch_sizes: tuple[int, ...] = (7, 3, 3, 3)
     strides: tuple[int, ...] = (4, 2, 2, 1)
-    kernels: tuple[int, ...] = (7, 3, 3, 3)
     mlp_ratio: int = 4
-    drop_path: float = 0.1
+    drop_path_rate: float = 0.1
+
+    family: ClassVar[str] = "MiT"
 
     def __post_init__(self):
-        if self.depths[-1] < 2 or self.reductions[-1] != 1:
+        if self.depths[-1] < 2 or self.sr_ratios[-1] != 1:
             raise ValueError(
                 "the affinity needs the last two blocks in stage 4, without reduction: expected depths[3] >= 2 and "
-                f"reductions[3] == 1, found {self.depths[-1]} and {self.reductions[-1]}"
+                f"sr_ratios[3] == 1, found {self.depths[-1]} and {self.sr_ratios[-1]}"
             )
 
     @property
-    def stride(self):
+    def stride(self) -> int:
         """Pixels per cell of stage 4's grid."""
         return math.prod(self.strides)
 
     @property
-    def smallest_side(self):
+    def smallest_side(self) -> int:
         """Fewest pixels a side that leave each spatial reduction at least one key to attend to."""
         pixels = (
-            math.prod(self.strides[: stage + 1]) * (reduction - 1) + 1
-            for stage, reduction in enumerate(self.reductions)
+            math.prod(self.strides[: stage + 1]) * (ratio - 1) + 1
+            for stage, ratio in enumerate(self.sr_ratios)
         )
         return max(pixels)
 
-    @classmethod
-    def variant(cls, name, **changes):
-        """The named variant: "b0" to "b5" of the SegFormer paper, or "mini", sized for a CPU and small pictures.
+    @property
+    def num_attention_maps(self) -> int:
+        """Heads of the last two blocks."""
+        return 2 * self.num_heads[-1]
 
-        Raises:
-          ValueError: for an unknown name.
-        """
-        if name not in VARIANTS:
-            raise ValueError(f"unknown MiT variant {name!r}: expected one of {', '.join(VARIANTS)}")
-        return cls(**{**VARIANTS[name], **changes})
+    def build(self, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs) -> MixTransformer:
+        """Returns the network with fresh parameters."""
+        return MixTransformer(self, dtype=dtype, rngs=rngs)
 
 
-_WIDE = (64, 128, 320, 512)
-VARIANTS = {
-    "b0": {"channels": (32, 64, 160, 256), "depths": (2, 2, 2, 2)},
-    "b1": {"channels": _WIDE, "depths": (2, 2, 2, 2)},
-    "b2": {"channels": _WIDE, "depths": (3, 4, 6, 3)},
-    "b3": {"channels": _WIDE, "depths": (3, 4, 18, 3)},
-    "b4": {"channels": _WIDE, "depths": (3, 8, 27, 3)},
-    "b5": {"channels": _WIDE, "depths": (3, 6, 40, 3)},
-    "mini": {
-        "channels": (32, 64, 96, 128),
-        "depths": (1, 1, 1, 2),
-        "heads": (1, 2, 3, 4),
-        "reductions": (4, 2, 1, 1),
-        "strides": (2, 2, 1, 1),
-    },
-}
+def _register(name, embed_dims, depths, **changes):
+    BACKBONES[name] = functools.partial(MiTConfig, embed_dims=embed_dims, depths=depths, **changes)
+
+
+# "b0" to "b5" are the SegFormer paper's; "mini" is sized for a CPU and small images.
+_register("b0", (32, 64, 160, 256), (2, 2, 2, 2))
+_register("b1", (64, 128, 320, 512), (2, 2, 2, 2))
+_register("b2", (64, 128, 320, 512), (3, 4, 6, 3))
+_register("b3", (64, 128, 320, 512), (3, 4, 18, 3))
+_register("b4", (64, 128, 320, 512), (3, 8, 27, 3))
+_register("b5", (64, 128, 320, 512), (3, 6, 40, 3))
+_register(
+    "mini",
+    (32, 64, 96, 128),
+    (1, 1, 1, 2),
+    num_heads=(1, 2, 3, 4),
+    sr_ratios=(4, 2, 1, 1),
+    strides=(2, 2, 1, 1),
+)
 
 
 @jax.custom_vjp
-def depthwise_conv3x3(x, kernel):
-    """3x3 depthwise convolution, stride 1, zero padding 1, as nine shifted multiply-adds.
+def depthwise_conv3x3(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c"]) -> Float[Array, "b h w c"]:
+    """Computes a 3x3 depthwise convolution, stride 1, zero padding 1, as nine shifted multiply-adds.
 
-    Written out because XLA's CPU backend takes 20 times longer for the grouped convolution (DESIGN.md), and
-    with its own gradient because one fused reduction of nine shifted products runs on a single core there.
+    XLA's CPU backend takes 20 times as long for the grouped convolution. The gradient is written out, too, because
+    one fused reduction of nine shifted products runs on a single core there.
 
     Args:
       x: [B, H, W, C].
@@ -121,12 +145,12 @@ def _depthwise_backward(residuals, gradient):
 
 
 def _depthwise_kernel_gradient(x, gradient):
-    """[B, H, W, C] each -> float32 [3, 3, C], sums over all pixels of the nine shifted products.
+    """Computes the sums over all pixels of the nine shifted products: [B, H, W, C] each -> float32 [3, 3, C].
 
     A loop over rows of pixels, which stay in a core's cache for all nine products. Sums over a row and over the batch
-    are left to the end: adding up columns is what a CPU does slowly (17 ms on 2 cores against 30 with the sums inside
-    of the loop and 72 for nine reductions over whole maps, 4x80x80x256), and pictures that are shared among devices
-    meet in one reduction rather than in one a row.
+    are left to the end: CPUs add up columns slowly (17 ms on 2 cores, against 30 with the sums inside the loop and 72
+    for nine reductions over whole maps, 4x80x80x256), and a batch split over devices then needs one reduction, not
+    one a row.
     """
     batch, height, width, channels = x.shape
     # In float32: XLA's CPU compiler fails on such a loop in bfloat16 under vmap.
@@ -165,7 +189,7 @@ class DepthwiseConv(nnx.Module):
 class Dense(nnx.Linear):
     """`nnx.Linear` over the last axis of a map, computed as one matrix product.
 
-    XLA's CPU backend takes 3 times longer for the kernel's gradient when the leading axes are not merged.
+    XLA's CPU backend takes 3 times as long for the kernel's gradient if the leading axes are not merged.
     """
 
     def __call__(self, x):
@@ -179,10 +203,10 @@ def _linear(features_in, features_out, *, dtype, rngs):
 
 
 def _conv(features_in, features_out, kernel, stride, padding, *, dtype, rngs):
-    """Convolution with the original's initialisation: normal, deviation sqrt(2 / (k * k * features_out)).
+    """Makes a convolution with the original's initialisation: normal, deviation sqrt(2 / (k * k * features_out)).
 
-    Other than there, the bias is not 0: a patch of a view's or crop's filling is all 0, and LayerNorm's slope at a
-    vector of zeros is 1 / sqrt(epsilon). Two in a row made the gradient of such patches 1e5 times too large.
+    Unlike there, the bias is not 0. A patch outside the image is all 0, and LayerNorm's slope at a vector of zeros is
+    1 / sqrt(epsilon): two such norms in a row made the gradient of these patches 1e5 times too large.
     """
     return nnx.Conv(
         features_in,
@@ -198,8 +222,10 @@ def _conv(features_in, features_out, kernel, stride, padding, *, dtype, rngs):
 
 
 def _norm(channels, epsilon, *, dtype, rngs):
-    """LayerNorm that takes the variance around the mean: the faster E[x^2] - E[x]^2 cancels where a few channels
-    are far from 0, as in trained networks, and costs as much here.
+    """Makes a LayerNorm that computes the variance around the mean.
+
+    The alternative E[x^2] - E[x]^2 cancels where a few channels are far from 0, as in trained networks, and is no
+    faster here.
     """
     return nnx.LayerNorm(channels, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
@@ -207,25 +233,25 @@ def _norm(channels, epsilon, *, dtype, rngs):
 class EfficientSelfAttention(nnx.Module):
     """Self-attention whose keys and values are reduced by a strided convolution (spatial reduction)."""
 
-    def __init__(self, channels, heads, reduction, *, dtype, rngs):
-        self.heads = heads
+    def __init__(self, channels, num_heads, sr_ratio, *, dtype, rngs):
+        self.num_heads = num_heads
         self.query = _linear(channels, channels, dtype=dtype, rngs=rngs)
         self.key = _linear(channels, channels, dtype=dtype, rngs=rngs)
         self.value = _linear(channels, channels, dtype=dtype, rngs=rngs)
         self.projection = _linear(channels, channels, dtype=dtype, rngs=rngs)
-        self.reduction = reduction
-        if reduction > 1:
-            self.reduce = _conv(channels, channels, reduction, reduction, 0, dtype=dtype, rngs=rngs)
+        self.sr_ratio = sr_ratio
+        if sr_ratio > 1:
+            self.reduce = _conv(channels, channels, sr_ratio, sr_ratio, 0, dtype=dtype, rngs=rngs)
             self.reduce_norm = _norm(channels, EMBEDDING_EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, sizes=None):
-        """[B, H, W, C] -> output [B, H, W, C], pre-softmax logits float32 [B, heads, H W, keys]."""
+        """Maps [B, H, W, C] to the output [B, H, W, C] and pre-softmax logits, float32 [B, heads, H W, keys]."""
         batch, height, width, channels = x.shape
-        source = self.reduce_norm(self.reduce(x)) if self.reduction > 1 else x
+        source = self.reduce_norm(self.reduce(x)) if self.sr_ratio > 1 else x
         query = self._split_heads(self.query(x))
         key = self._split_heads(self.key(source))
         value = self._split_heads(self.value(source))
-        scale = (channels // self.heads) ** -0.5
+        scale = (channels // self.num_heads) ** -0.5
         logits = jnp.einsum("bhqd,bhkd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits, axis=-1, where=self._real_keys(source, sizes)).astype(value.dtype)
         mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
@@ -233,37 +259,37 @@ class EfficientSelfAttention(nnx.Module):
         return self.projection(mixed), logits
 
     def _real_keys(self, source, sizes):
-        """bool [B, 1, 1, keys], which keys lie inside the pictures; None where all do."""
+        """Returns which keys lie inside the images, bool [B, 1, 1, keys]; None if all do."""
         if sizes is None:
             return None
-        # The reducing convolution has no padding: it drops the cells that fill no whole window.
-        return inside(sizes // self.reduction, source.shape[1:3]).reshape(source.shape[0], 1, 1, -1)
+        # The reducing convolution has no padding: it drops cells that fill no whole window.
+        return inside(sizes // self.sr_ratio, source.shape[1:3]).reshape(source.shape[0], 1, 1, -1)
 
     def _split_heads(self, x):
-        """[B, H, W, C] -> [B, heads, H W, C / heads]: heads first, or the products are 4 times slower on CPU."""
+        """Maps [B, H, W, C] to [B, heads, H W, C / heads]; heads last are 4 times as slow on CPU."""
         batch, height, width, channels = x.shape
-        return x.reshape(batch, height * width, self.heads, channels // self.heads).swapaxes(1, 2)
+        return x.reshape(batch, height * width, self.num_heads, channels // self.num_heads).swapaxes(1, 2)
 
 
 class MixFFN(nnx.Module):
-    """Feed-forward layer with a depthwise convolution inside, which stands in for a positional embedding."""
+    """Feed-forward layer with a depthwise convolution, which takes the place of a positional embedding."""
 
-    def __init__(self, channels, ratio, *, dtype, rngs):
-        self.expand = _linear(channels, channels * ratio, dtype=dtype, rngs=rngs)
-        self.depthwise = DepthwiseConv(channels * ratio, dtype=dtype, rngs=rngs)
-        self.contract = _linear(channels * ratio, channels, dtype=dtype, rngs=rngs)
+    def __init__(self, channels, mlp_ratio, *, dtype, rngs):
+        self.expand = _linear(channels, channels * mlp_ratio, dtype=dtype, rngs=rngs)
+        self.depthwise = DepthwiseConv(channels * mlp_ratio, dtype=dtype, rngs=rngs)
+        self.contract = _linear(channels * mlp_ratio, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, sizes=None):
-        """[B, H, W, C] -> [B, H, W, C]."""
+        """Maps [B, H, W, C] to [B, H, W, C]."""
         hidden = blank_outside(self.expand(x), sizes)
-        # Behind a barrier, or XLA's CPU backend writes out each of the nine shifted maps for the GELU's two uses.
+        # Without the barrier, XLA's CPU backend writes out each of the nine shifted maps for the GELU's two uses.
         return self.contract(gelu(jax.lax.optimization_barrier(self.depthwise(hidden))))
 
 
-def gelu(x):
-    """The exact GELU, x Phi(x), by erf.
+def gelu(x: Float[Array, " ..."]) -> Float[Array, " ..."]:
+    """Computes the exact GELU, x Phi(x), by erf.
 
-    `jax.nn.gelu` takes erfc, whose two branches cost a CPU 2.7 times as much (7.3 against 2.7 ms for 4x80x80x256).
+    `jax.nn.gelu` uses erfc, whose two branches cost a CPU 2.7 times as much (7.3 against 2.7 ms for 4x80x80x256).
 
     Args:
       x: float [...].
@@ -274,52 +300,50 @@ def gelu(x):
     return 0.5 * x * (1 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
-def drop_path(x, rate, key):
-    """Stochastic depth: each sample's residual branch is dropped with probability `rate`, else scaled up.
+def drop_path(x: Float[Array, "b ..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b ..."]:
+    """Applies stochastic depth: drops each sample's residual branch with probability `rate`, else scales it up.
 
     Args:
       x: residual branch [B, ...].
       rate: probability in [0, 1).
-      key: random key, or None at inference, where x passes unchanged.
+      key: random key, or None at inference, where x is returned unchanged.
+
+    Returns:
+      [B, ...], in x's type.
     """
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     # A product, not a selection: with a batch split over devices, XLA's CPU backend (jax 0.10.2) gives a wrong
-    # gradient of the latter under vmap (tests/training/test_devices.py).
+    # gradient of the latter under vmap.
     return x * (keep / (1.0 - rate)).astype(x.dtype)
 
 
 class Block(nnx.Module):
     """Pre-norm transformer block: attention and feed-forward, each on a residual branch."""
 
-    def __init__(self, channels, heads, reduction, ratio, drop_rate, *, dtype, rngs):
+    def __init__(self, channels, num_heads, sr_ratio, mlp_ratio, drop_path_rate, *, dtype, rngs):
         self.attention_norm = _norm(channels, BLOCK_EPSILON, dtype=dtype, rngs=rngs)
-        self.attention = EfficientSelfAttention(channels, heads, reduction, dtype=dtype, rngs=rngs)
+        self.attention = EfficientSelfAttention(channels, num_heads, sr_ratio, dtype=dtype, rngs=rngs)
         self.ffn_norm = _norm(channels, BLOCK_EPSILON, dtype=dtype, rngs=rngs)
-        self.ffn = MixFFN(channels, ratio, dtype=dtype, rngs=rngs)
-        self.drop_rate = drop_rate
+        self.ffn = MixFFN(channels, mlp_ratio, dtype=dtype, rngs=rngs)
+        self.drop_path_rate = drop_path_rate
 
     def __call__(self, x, key, sizes=None):
-        """[B, H, W, C], key or None -> [B, H, W, C], attention logits float32 [B, heads, H W, keys]."""
+        """Maps [B, H, W, C] to [B, H, W, C] and attention logits, float32 [B, heads, H W, keys]."""
         attention_key, ffn_key = (None, None) if key is None else jax.random.split(key)
         branch, logits = self.attention(self.attention_norm(x), sizes)
-        x = x + drop_path(branch, self.drop_rate, attention_key)
-        x = x + drop_path(self.ffn(self.ffn_norm(x), sizes), self.drop_rate, ffn_key)
+        x = x + drop_path(branch, self.drop_path_rate, attention_key)
+        x = x + drop_path(self.ffn(self.ffn_norm(x), sizes), self.drop_path_rate, ffn_key)
         return x, logits
-
-
-def cells(pixels, stride):
-    """Length of a grid, in cells: every strided convolution of the network rounds up."""
-    return -(-pixels // stride)
 
 
 class Stage(nnx.Module):
     """Overlapping patch embedding, blocks and a closing LayerNorm."""
 
-    def __init__(self, config, index, channels_in, drop_rates, *, dtype, rngs):
-        channels = config.channels[index]
-        kernel = config.kernels[index]
+    def __init__(self, config, index, channels_in, drop_path_rates, *, dtype, rngs):
+        channels = config.embed_dims[index]
+        kernel = config.patch_sizes[index]
         self.embedding = _conv(
             channels_in, channels, kernel, config.strides[index], kernel // 2, dtype=dtype, rngs=rngs
         )
@@ -327,19 +351,25 @@ class Stage(nnx.Module):
         self.blocks = nnx.List(
             Block(
                 channels,
-                config.heads[index],
-                config.reductions[index],
+                config.num_heads[index],
+                config.sr_ratios[index],
                 config.mlp_ratio,
                 rate,
                 dtype=dtype,
                 rngs=rngs,
             )
-            for rate in drop_rates
+            for rate in drop_path_rates
         )
         self.norm = _norm(channels, BLOCK_EPSILON, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, keys, sizes=None):
-        """[B, H, W, C_in], key or None per block, sizes in the result -> [B, H', W', C], logits of every block."""
+        """Maps [B, H, W, C_in] to [B, H', W', C] and the attention logits of every block.
+
+        Args:
+          x: [B, H, W, C_in].
+          keys: random key or None of each block.
+          sizes: int32 [B, 2], in cells of the result, or None.
+        """
         x = self.embedding_norm(self.embedding(x))
         logits = []
         for block, key in zip(self.blocks, keys, strict=True):
@@ -349,43 +379,53 @@ class Stage(nnx.Module):
 
 
 class MixTransformer(nnx.Module):
-    """The MiT backbone."""
+    """The MiT backbone, a `rml_jax.models.backbone.Backbone`.
 
-    def __init__(self, config, *, dtype=jnp.float32, rngs):
+    Args:
+      config: MiTConfig.
+      dtype: type of the activations; parameters are float32.
+      rngs: nnx.Rngs of the initial parameters.
+    """
+
+    def __init__(self, config: MiTConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         total = sum(config.depths)
-        # Stochastic depth rises linearly from 0 at the first block to config.drop_path at the last.
-        rates = [config.drop_path * i / (total - 1) for i in range(total)]
+        rates = [config.drop_path_rate * i / (total - 1) for i in range(total)]
         stages, channels_in = [], 3
         for index, depth in enumerate(config.depths):
             first = sum(config.depths[:index])
             stages.append(
                 Stage(config, index, channels_in, rates[first : first + depth], dtype=dtype, rngs=rngs)
             )
-            channels_in = config.channels[index]
+            channels_in = config.embed_dims[index]
         self.stages = nnx.List(stages)
         self.config = config
 
-    def __call__(self, images, key=None, sizes=None):
-        """Features of the four stages and the raw affinity.
+    def __call__(
+        self,
+        images: Float[Array, "b h w 3"],
+        key: Key[Array, ""] | None = None,
+        sizes: Int[Array, "b 2"] | None = None,
+    ) -> tuple[list[Float[Array, "b _h _w _d"]], Float[Array, "b maps n n"]]:
+        """Computes the features of the four stages and the raw affinity.
 
         Args:
-          images: float [B, H, W, 3], normalised by ImageNet's mean and deviation.
-          key: random key for stochastic depth; None switches it off (inference).
-          sizes: int32 [B, 2], true height and width of each picture; None if all fill the canvas.
+          images: float [B, H, W, 3], normalised by ImageNet's mean and standard deviation.
+          key: random key of stochastic depth; None at inference.
+          sizes: int32 [B, 2], height and width of each image; None if all fill the canvas.
 
         Returns:
-          features: four arrays [B, H_i, W_i, channels_i].
-          attention: float32 [B, heads of the last two blocks, N, N], N = H_4 W_4: pre-softmax logits of the
-            last two blocks, concatenated.
+          features: four arrays [B, H_i, W_i, embed_dims[i]].
+          attention: float32 [B, heads of the last two blocks, N, N], N = H_4 W_4: pre-softmax logits of the last
+            two blocks, concatenated.
         """
         total = sum(self.config.depths)
-        # A key of its own for every block: shared keys would drop whole columns of blocks together.
+        # Every block has its own key: with a shared one, blocks would be dropped together.
         keys = [None] * total if key is None else list(jax.random.split(key, total))
         features, attention, x = [], [], images
         for stage, stride in zip(self.stages, self.config.strides, strict=True):
             count = len(stage.blocks)
             x = blank_outside(x, sizes)
-            sizes = None if sizes is None else cells(sizes, stride)
+            sizes = None if sizes is None else ceil_div(sizes, stride)
             x, logits = stage(x, keys[:count], sizes)
             keys = keys[count:]
             features.append(x)

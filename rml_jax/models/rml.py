@@ -1,15 +1,20 @@
-"""RML's network: the Mix Transformer with its three heads (METHOD.md section 1). There is no decoder."""
+"""RML's network: a backbone with three heads and no decoder (docs/method.md, Network)."""
+
+from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rml_jax.models.mit import MiTConfig, MixTransformer, cells
+from rml_jax.models.backbone import BackboneConfig
+from rml_jax.ops.grid import ceil_div
 from rml_jax.ops.padded import inside
 from rml_jax.ops.resize import resize_bilinear
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Key
 
 
 def _max_pool(x, axis, where=None):
@@ -17,6 +22,7 @@ def _max_pool(x, axis, where=None):
 
 
 POOLINGS = {"max": _max_pool, "average": jnp.mean}
+"""Name in `model.pooling` -> function of maps, axes and a mask of what counts, as `jnp.mean`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +30,18 @@ class RMLConfig:
     """Backbone and heads.
 
     Attributes:
-      backbone: shape of the Mix Transformer.
+      backbone: description of the backbone, such as `BACKBONES["b1"]()`.
       num_classes: foreground classes C; the background has no score of its own.
-      pooling: "max" (the released code's default) or "average", over stage 4's grid.
+      pooling: "max" (the released code's default) or "average", over the last stage's grid.
       context_channels: K, channels of the fused multi-scale context (Eq. 5).
       fused_stages: how many stages, counted from the last, are fused; 1 is the paper's "without fusion module".
-      symmetric_affinity: whether the affinity head sees x + x^T, as in AFA, or x alone, as in the released code.
+      symmetric_affinity: whether the affinity head takes x + x^T, as in AFA, or x alone, as in the released code.
+
+    Raises:
+      ValueError: if the pooling is unknown.
     """
 
-    backbone: MiTConfig
+    backbone: BackboneConfig
     num_classes: int
     pooling: str = "max"
     context_channels: int = 15
@@ -45,58 +54,64 @@ class RMLConfig:
 
 
 class RMLOutputs(NamedTuple):
-    """What one view yields; h x w is stage 4's grid, N = h w, H1 x W1 stage 1's. All float32.
+    """Outputs for one view, all float32. h x w is the last stage's grid, N = h w, H1 x W1 the first stage's grid.
 
     Attributes:
-      logits: [B, C], class logits of the whole picture.
-      features: [B, h, w, D], stage 4.
+      logits: [B, C], class logits of the image.
+      features: [B, h, w, D], of the last stage.
       cam_logits: [B, h, w, C], the classifier applied to every cell, before ReLU.
       affinity_logits: [B, N, N], symmetric unless the configuration says otherwise; R_a is their sigmoid.
-      context: [B, H1, W1, K], the fused context R_c before its normalisation; None where not wanted.
+      context: [B, H1, W1, K], the fused context R_c before its normalisation; None if not asked for.
     """
 
-    logits: jax.Array
-    features: jax.Array
-    cam_logits: jax.Array
-    affinity_logits: jax.Array
-    context: jax.Array | None
+    logits: Float[Array, "b c"]
+    features: Float[Array, "b h w d"]
+    cam_logits: Float[Array, "b h w c"]
+    affinity_logits: Float[Array, "b n n"]
+    context: Float[Array, "b h1 w1 k"] | None
 
 
 class RML(nnx.Module):
     """Backbone, classifier, affinity head and context fusion.
 
     Args:
-      config: see `RMLConfig`.
-      dtype: type of the backbone's activations; parameters and everything behind the backbone stay float32.
-      rngs: for the initial parameters.
+      config: RMLConfig.
+      dtype: type of the backbone's activations; parameters and everything after the backbone are float32.
+      rngs: nnx.Rngs of the initial parameters.
     """
 
-    def __init__(self, config, *, dtype=jnp.float32, rngs):
+    def __init__(self, config: RMLConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         backbone = config.backbone
-        features = backbone.channels[-1]
-        self.backbone = MixTransformer(backbone, dtype=dtype, rngs=rngs)
+        features = backbone.embed_dims[-1]
+        self.backbone = backbone.build(dtype=dtype, rngs=rngs)
         small = nnx.initializers.truncated_normal(0.02)
         self.classifier = nnx.Linear(
             features, config.num_classes, use_bias=False, kernel_init=small, rngs=rngs
         )
-        self.affinity = nnx.Linear(2 * backbone.heads[-1], 1, rngs=rngs)
+        self.affinity = nnx.Linear(backbone.num_attention_maps, 1, rngs=rngs)
         self.fusion = nnx.Linear(
-            sum(backbone.channels[-config.fused_stages :]), config.context_channels, rngs=rngs
+            sum(backbone.embed_dims[-config.fused_stages :]), config.context_channels, rngs=rngs
         )
         self.fused_stages = config.fused_stages
         self.symmetric_affinity = config.symmetric_affinity
         self.pooling = config.pooling
         self.stride = backbone.stride
 
-    def __call__(self, images, key=None, sizes=None, with_context=True):
-        """Everything the losses need from one view.
+    def __call__(
+        self,
+        images: Float[Array, "b h w 3"],
+        key: Key[Array, ""] | None = None,
+        sizes: Int[Array, "b 2"] | None = None,
+        with_context: bool = True,
+    ) -> RMLOutputs:
+        """Computes what the losses need from one view.
 
         Args:
-          images: float [B, H, W, 3], normalised.
-          key: random key for stochastic depth, None at inference.
-          sizes: int32 [B, 2], true height and width of pictures in the top left corner of the canvas; None if
-            they fill it. Beyond them the maps have no meaning, and `context` has none near their edges either.
-          with_context: whether `context` is wanted, which only training needs.
+          images: float [B, H, W, 3], normalised by ImageNet's mean and standard deviation.
+          key: random key of stochastic depth; None at inference.
+          sizes: int32 [B, 2], height and width of each image, which lies in the top left corner of the canvas; None
+            if the images fill it. Beyond an image the maps have no meaning, and `context` has none near its edges.
+          with_context: whether to compute `context`, which only training needs.
 
         Returns:
           RMLOutputs.
@@ -104,7 +119,7 @@ class RML(nnx.Module):
         stages, attention = self.backbone(images, key, sizes)
         stages = [stage.astype(jnp.float32) for stage in stages]
         features = stages[-1]
-        real = None if sizes is None else inside(cells(sizes, self.stride), features.shape[1:3])[..., None]
+        real = None if sizes is None else inside(ceil_div(sizes, self.stride), features.shape[1:3])[..., None]
         pooled = POOLINGS[self.pooling](features, axis=(1, 2), where=real)
         return RMLOutputs(
             logits=self.classifier(pooled),
@@ -114,17 +129,19 @@ class RML(nnx.Module):
             context=self._fuse(stages) if with_context else None,
         )
 
-    def classify(self, images):
-        """Class logits [B, C] and CAM logits [B, h, w, C], without the training-only heads."""
+    def classify(
+        self, images: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b c"], Float[Array, "b _h _w c"]]:
+        """Computes the class logits [B, C] and CAM logits [B, h, w, C], without the other heads."""
         stages, _ = self.backbone(images)
         features = stages[-1].astype(jnp.float32)
         pooled = POOLINGS[self.pooling](features, axis=(1, 2))
         return self.classifier(pooled), self.classifier(features)
 
     def _affinity_logits(self, attention):
-        """Mix the attention maps [B, 2 heads, N, N] into one map [B, N, N].
+        """Mixes the attention maps [B, maps, N, N] into one map [B, N, N].
 
-        The head is linear, so mixing first and symmetrising (x + x^T, as AFA does) once after is the same.
+        The head is linear, so the map is symmetrised (x + x^T, as in AFA) once after mixing.
         """
         weight = self.affinity.kernel[...][:, 0]
         mixed = jnp.einsum("bhij,h->bij", attention, weight)
@@ -133,10 +150,10 @@ class RML(nnx.Module):
         return mixed + self.affinity.bias[...]
 
     def _fuse(self, stages):
-        """Eq. 5: the stages on stage 1's grid, concatenated, 1x1 convolution to K channels.
+        """Computes Eq. 5: the stages on the first stage's grid, concatenated, 1x1 convolution to K channels.
 
-        A 1x1 convolution commutes with the resize, so each stage is projected to K channels on its own grid and
-        only those are enlarged: the same result for a fraction of the work.
+        The convolution commutes with the resize: each stage is projected to K channels on its own grid, and only
+        these are enlarged, for a fraction of the work.
         """
         grid = stages[0].shape[1:3]
         context, first = self.fusion.bias[...], 0

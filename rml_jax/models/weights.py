@@ -1,14 +1,12 @@
 """Weights from and to files.
 
-In: Hugging Face SegFormer files or model folders, the original `mit_b*.pth`, checkpoints of AFA-style PyTorch models,
-our own safetensors; told apart by their content (`rml_jax.models.layouts` knows the names). Out: our own safetensors,
-or a folder that transformers reads as a SegFormer encoder. Nothing is ever unpickled.
-
-    python -m rml_jax.models.weights IN OUT.safetensors
-    python -m rml_jax.models.weights IN OUT_FOLDER --to=transformers
+Read are Hugging Face SegFormer files or model folders, the original `mit_b*.pth`, checkpoints of AFA-style PyTorch
+models and our own safetensors, told apart by their content (`rml_jax.models.layouts`). Written are our own
+safetensors, or a folder that transformers reads as a SegFormer encoder. Nothing is unpickled.
 """
 
-import argparse
+from __future__ import annotations
+
 import dataclasses
 import json
 import re
@@ -17,29 +15,28 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from rml_jax.models import layouts
-from rml_jax.models.mit import VARIANTS, MiTConfig, MixTransformer
+from rml_jax.models.backbone import BACKBONES
+from rml_jax.models.layouts import BACKBONE_PREFIX
+from rml_jax.models.mit import MiTConfig
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
 from rml_jax.utils.trees import named_leaves, with_leaves
 
-_BACKBONE = "backbone/"
 _LISTED = 8  # names of each kind in an error or a report
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What was taken from a file.
+    """What was loaded from a file.
 
     Attributes:
       path: the file or folder.
-      layout: "original", "transformers", "state_dict" or "rml_jax", see `rml_jax.models.layouts`.
-      loaded: parameters that the file gave, by our names.
-      left_out: dict from names in the file that were not taken to the reason.
-      fresh: dict from parameters that the file did not give to the reason.
+      layout: "original", "transformers", "state_dict" or "rml_jax" (`rml_jax.models.layouts`).
+      loaded: our names of the parameters from the file.
+      left_out: dict from names in the file that were not used to the reason.
+      fresh: dict from our names of parameters that are not from the file to the reason.
     """
 
     path: str
@@ -57,18 +54,18 @@ class LoadReport:
         return "\n".join(lines)
 
 
-def load_weights(params, path):
-    """Takes over the weights that a file holds for a network.
+def load_weights(params: nnx.State, path: str | Path) -> tuple[nnx.State, LoadReport]:
+    """Loads the weights that a file holds for a network.
 
-    The backbone must be complete and of the same shape. Heads are taken where the file has them in the wanted
-    shape: the classifier of another data set has other classes and starts afresh.
+    The backbone must be complete and of the same shape. Heads are loaded if the file has them in the same shape: a
+    classifier for other classes is left out.
 
     Args:
       params: nnx.State of `RML`, arrays or jax.ShapeDtypeStruct.
       path: file, or folder of a Hugging Face model.
 
     Returns:
-      nnx.State, in which parameters that the file does not give are as they were, and a LoadReport.
+      nnx.State, in which parameters that are not in the file are unchanged, and a LoadReport.
 
     Raises:
       UserError: if the file can't be read or recognised, or its backbone is another one; the message lists what
@@ -91,11 +88,11 @@ def load_weights(params, path):
     return with_leaves(params, wanted | loaded), report
 
 
-def read_weights(path):
+def read_weights(path: str | Path) -> layouts.Converted:
     """Reads a file of weights in any known layout and translates it into ours.
 
     Args:
-      path: safetensors or PyTorch file, told apart by content, or folder of a Hugging Face model.
+      path: safetensors or PyTorch file, told apart by their content, or folder of a Hugging Face model.
 
     Returns:
       layouts.Converted.
@@ -127,65 +124,11 @@ def _is_real(tensor):
     return jnp.issubdtype(tensor.dtype, jnp.floating)
 
 
-def save_weights(params, path, metadata=None):
-    """Writes parameters as safetensors, under a temporary name first.
-
-    Args:
-      params: nnx.State of `RML`, or a dict from names to arrays as `read_weights` gives.
-      path: pathlib.Path of the file.
-      metadata: dict from str to str for the file's header, or None.
-    """
-    _save_tensors({name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}, path, metadata)
-
-
-def save_transformers(params, backbone, folder):
-    """Writes the backbone as a folder that `transformers.SegformerModel.from_pretrained` reads.
-
-    transformers' LayerNorms all have the epsilon 1e-5; the original weights, and ours, have 1e-6 in the blocks and
-    at the ends of stages. The weights are the same to the bit, features differ by that epsilon. The strides are the
-    given backbone's: MiT here ends with stride 1, SegFormer's own models with 2.
-
-    Args:
-      params: nnx.State of `RML`, or a dict from names to arrays.
-      backbone: MiTConfig.
-      folder: pathlib.Path, made where it doesn't exist. config.json and model.safetensors in it are replaced.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = layouts.to_transformers(named_leaves(params))
-    _save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    atomic_write(folder / "config.json", json.dumps(_transformers_config(backbone), indent=2) + "\n")
-
-
-def _save_tensors(tensors, path, metadata=None):
-    # safetensors writes the bytes of an array as they lie in memory and takes them for C order.
-    ordered = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    atomic_write(path, save(ordered, metadata=metadata))
-
-
-def _transformers_config(backbone):
-    return {
-        "architectures": ["SegformerModel"],
-        "model_type": "segformer",
-        "num_channels": 3,
-        "num_encoder_blocks": len(backbone.depths),
-        "depths": backbone.depths,
-        "hidden_sizes": backbone.channels,
-        "num_attention_heads": backbone.heads,
-        "sr_ratios": backbone.reductions,
-        "patch_sizes": backbone.kernels,
-        "strides": backbone.strides,
-        "mlp_ratios": (backbone.mlp_ratio,) * len(backbone.depths),
-        "hidden_act": "gelu",
-        "drop_path_rate": backbone.drop_path,
-        "dtype": "float32",
-    }
-
-
 # --- Reading files ---
 
 
 def _read_file(path):
-    """All tensors of a file as a dict from names to NumPy arrays."""
+    """Reads all tensors of a file into a dict from names to NumPy arrays."""
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -200,9 +143,12 @@ def _read_file(path):
 
 
 def _read_safetensors(path):
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     try:
         return load_file(path)
-    except (OSError, SafetensorError, AttributeError) as error:  # The last one: a type that NumPy hasn't.
+    except (OSError, SafetensorError, AttributeError) as error:  # The last one: a type NumPy does not have.
         raise UserError(f"{path}: {error}, expected a whole safetensors file of weights") from error
 
 
@@ -214,7 +160,7 @@ def _read_torch(path):
             f"{path} is a PyTorch file, which needs torch to be read: pip install 'rml_jax[torch]'"
         ) from error
     try:
-        # Given a path, torch would take its name for the file's kind.
+        # Given a path, torch would decide by the file's name.
         with path.open("rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
         return {
@@ -222,7 +168,7 @@ def _read_torch(path):
             for name, tensor in _flatten(content)
             if isinstance(tensor, torch.Tensor)
         }
-    except Exception as error:  # A damaged file can fail in any way inside of zip, pickle or torch.
+    except Exception as error:  # A damaged file can fail in any way inside zip, pickle or torch.
         raise UserError(
             f"{path}: {_torch_reason(error)}; expected a whole PyTorch file of dense tensors only, such as "
             "torch.save(model.state_dict(), FILE) writes"
@@ -230,15 +176,15 @@ def _read_torch(path):
 
 
 def _torch_reason(error):
-    """What is wrong with a PyTorch file, without torch's advice to unpickle it all the same."""
+    """Returns what is wrong with a PyTorch file, without torch's advice to unpickle it."""
     foreign = re.search(r"GLOBAL (\S+)", str(error))
     if foreign:
-        return f"holds a Python object ({foreign[1]}), and to unpickle one can run foreign code"
+        return f"holds a Python object ({foreign[1]}), and unpickling one can run foreign code"
     return str(error).split("\n")[0].split(". ")[0] or type(error).__name__
 
 
 def _flatten(content, prefix=""):
-    """Leaves of nested dicts with dotted names: checkpoints often hold the weights under a key of their own."""
+    """Yields the leaves of nested dicts with dotted names: checkpoints often hold the weights under a key."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield from _flatten(value, f"{prefix}{key}.")
@@ -247,14 +193,14 @@ def _flatten(content, prefix=""):
 
 
 def _read_folder(folder):
-    """All tensors of a Hugging Face model folder: one safetensors file, several with an index, or a PyTorch file."""
+    """Reads a Hugging Face model folder: one safetensors file, several with an index, or a PyTorch file."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").exists():
         return _read_file(folder / "model.safetensors")
     if index.exists():
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            paths = sorted(folder / Path(name).name for name in names)  # never outside of the folder
+            paths = sorted(folder / Path(name).name for name in names)  # never outside the folder
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(
                 f"{index}: expected a JSON object with weight_map, the file of each tensor"
@@ -267,7 +213,7 @@ def _read_folder(folder):
 
 
 def _check_folder_config(path, shapes):
-    """Raises a UserError if a model folder's config.json has settings that shapes don't show and ours differ from."""
+    """Raises a UserError if settings in a model folder's config.json that the shapes don't show differ from ours."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -275,7 +221,7 @@ def _check_folder_config(path, shapes):
     if not isinstance(config, dict):
         raise UserError(f"{path}: found no JSON object, expected the settings of a model")
     variant = find_variant(shapes)
-    heads = list(MiTConfig.variant(variant).heads) if variant else None
+    heads = list(BACKBONES[variant]().num_heads) if variant else None
     for key, expected in (("num_attention_heads", heads), ("hidden_act", "gelu")):
         found = config.get(key, expected)
         if expected is not None and found != expected:
@@ -286,7 +232,7 @@ def _check_folder_config(path, shapes):
 
 
 def _backbone_shapes(leaves):
-    return {name: tuple(leaf.shape) for name, leaf in leaves.items() if name.startswith(_BACKBONE)}
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items() if name.startswith(BACKBONE_PREFIX)}
 
 
 def _check_backbone(path, stored, wanted):
@@ -315,12 +261,14 @@ def _describe(shapes):
     variant = find_variant(shapes)
     if variant:
         return f"MiT-{variant}"
-    channels, depths = _measure(shapes)
-    return f"a Mix Transformer with channels {channels} and depths {depths}"
+    embed_dims, depths = _measure(shapes)
+    if not any(embed_dims):
+        return f"another backbone, of {len(shapes)} arrays"
+    return f"a Mix Transformer with embed_dims {embed_dims} and depths {depths}"
 
 
-def find_variant(shapes):
-    """The named variant that has these channels, depths and reductions.
+def find_variant(shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """Returns the registered Mix Transformer with the same embed_dims, depths and sr_ratios.
 
     Args:
       shapes: dict from our names of backbone parameters to shapes.
@@ -328,24 +276,26 @@ def find_variant(shapes):
     Returns:
       "b0" to "b5", "mini", or None.
     """
-    for name in VARIANTS:
-        config = MiTConfig.variant(name)
-        reductions = tuple(
+    for name, make in BACKBONES.items():
+        config = make()
+        if not isinstance(config, MiTConfig):
+            continue
+        sr_ratios = tuple(
             _first(shapes.get(f"backbone/stages/{stage}/blocks/0/attention/reduce/kernel", (1,)))
             for stage in range(len(config.depths))
         )
-        if _measure(shapes) == (config.channels, config.depths) and reductions == config.reductions:
+        if _measure(shapes) == (config.embed_dims, config.depths) and sr_ratios == config.sr_ratios:
             return name
     return None
 
 
 def _measure(shapes):
-    """Channels and depths of the stages."""
+    """Returns embed_dims and depths of a Mix Transformer."""
     places = [match.groups() for name in shapes if (match := _PLACE.match(name))]
     stages = sorted({int(stage) for stage, _ in places})
-    channels = tuple(_first(shapes.get(f"backbone/stages/{stage}/embedding/bias", ())) for stage in stages)
+    embed_dims = tuple(_first(shapes.get(f"backbone/stages/{stage}/embedding/bias", ())) for stage in stages)
     blocks = {(int(stage), int(block)) for stage, block in places if block}
-    return channels, tuple(sum(stage == s for s, _ in blocks) for stage in stages)
+    return embed_dims, tuple(sum(stage == s for s, _ in blocks) for stage in stages)
 
 
 _PLACE = re.compile(r"backbone/stages/(\d+)/(?:blocks/(\d+)/)?")
@@ -360,10 +310,68 @@ def _some(names):
     return ", ".join(names[:_LISTED]) + more
 
 
-# --- The command ---
+# --- Writing files ---
 
 
-def convert(source, target, to):
+def save_weights(
+    params: nnx.State | dict[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes parameters as safetensors. The write is atomic.
+
+    Args:
+      params: nnx.State of `RML`, or a dict from names to arrays as `read_weights` gives.
+      path: pathlib.Path of the file.
+      metadata: dict from str to str for the file's header, or None.
+    """
+    _save_tensors({name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}, path, metadata)
+
+
+def save_transformers(params: nnx.State | dict[str, np.ndarray], backbone: MiTConfig, folder: Path) -> None:
+    """Writes a Mix Transformer as a folder that `transformers.SegformerModel.from_pretrained` reads.
+
+    The weights are the same to the bit; features differ by an epsilon: transformers' LayerNorms all have 1e-5, the
+    original weights and ours have 1e-6 in the blocks and at the ends of stages. Strides are those of `backbone`: the
+    last one is 1 here and 2 in SegFormer's models.
+
+    Args:
+      params: nnx.State of `RML`, or a dict from names to arrays; heads are ignored.
+      backbone: MiTConfig of the parameters.
+      folder: pathlib.Path, made if it doesn't exist. config.json and model.safetensors in it are replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = layouts.to_transformers(named_leaves(params))
+    _save_tensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    atomic_write(folder / "config.json", json.dumps(_transformers_config(backbone), indent=2) + "\n")
+
+
+def _save_tensors(tensors, path, metadata=None):
+    from safetensors.numpy import save
+
+    # safetensors writes the bytes of an array as they are in memory and reads them in C order.
+    ordered = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    atomic_write(path, save(ordered, metadata=metadata))
+
+
+def _transformers_config(backbone):
+    return {
+        "architectures": ["SegformerModel"],
+        "model_type": "segformer",
+        "num_channels": 3,
+        "num_encoder_blocks": len(backbone.depths),
+        "depths": backbone.depths,
+        "hidden_sizes": backbone.embed_dims,
+        "num_attention_heads": backbone.num_heads,
+        "sr_ratios": backbone.sr_ratios,
+        "patch_sizes": backbone.patch_sizes,
+        "strides": backbone.strides,
+        "mlp_ratios": (backbone.mlp_ratio,) * len(backbone.depths),
+        "hidden_act": "gelu",
+        "drop_path_rate": backbone.drop_path_rate,
+        "dtype": "float32",
+    }
+
+
+def convert(source: str | Path, target: Path, to: str) -> LoadReport:
     """Converts a file of weights in any known layout.
 
     Args:
@@ -375,23 +383,24 @@ def convert(source, target, to):
       LoadReport.
 
     Raises:
-      UserError: if the source can't be read, or its backbone is incomplete or no named variant.
+      UserError: if the source can't be read, its backbone is incomplete or no registered Mix Transformer, or the
+        target can't be written.
     """
     converted = read_weights(source)
     shapes = _backbone_shapes(converted.weights)
     variant = find_variant(shapes)
     if variant is None:
-        raise UserError(f"{source} holds {_describe(shapes)}: expected one of {', '.join(VARIANTS)}")
-    backbone = MiTConfig.variant(variant)
-    network = nnx.eval_shape(lambda: MixTransformer(backbone, rngs=nnx.Rngs(0)))
-    wanted = {_BACKBONE + name: leaf for name, leaf in named_leaves(nnx.state(network)).items()}
+        raise UserError(f"{source} holds {_describe(shapes)}: expected one of {', '.join(BACKBONES)}")
+    backbone = BACKBONES[variant]()
+    network = nnx.eval_shape(lambda: backbone.build(rngs=nnx.Rngs(0)))
+    wanted = {BACKBONE_PREFIX + name: leaf for name, leaf in named_leaves(nnx.state(network)).items()}
     _check_backbone(source, converted.weights, wanted)
     if to == layouts.OURS and target.is_dir():
         raise UserError(f"{target} is a folder: expected the name of a file to write")
     weights, left_out = converted.weights, converted.left_out
     try:
         if to == "transformers":
-            heads = [name for name in weights if not name.startswith(_BACKBONE)]
+            heads = [name for name in weights if not name.startswith(BACKBONE_PREFIX)]
             weights = {name: tensor for name, tensor in weights.items() if name not in heads}
             left_out = left_out | dict.fromkeys(heads, "SegFormer's encoder has no such head")
             save_transformers(weights, backbone, target)
@@ -401,27 +410,3 @@ def convert(source, target, to):
     except OSError as error:
         raise UserError(f"{target}: {error.strerror or error}, expected a place to write to") from error
     return LoadReport(str(source), converted.layout, tuple(weights), left_out, {})
-
-
-def main(arguments=None):
-    """The command line of this module, see its docstring."""
-    parser = argparse.ArgumentParser(
-        "python -m rml_jax.models.weights", description="Converts weights in any known layout."
-    )
-    parser.add_argument(
-        "source", metavar="IN", help="safetensors or PyTorch file, or Hugging Face model folder"
-    )
-    parser.add_argument(
-        "target", metavar="OUT", type=Path, help="file to write; a folder with --to=transformers"
-    )
-    parser.add_argument("--to", choices=(layouts.OURS, "transformers"), default=layouts.OURS)
-    chosen = parser.parse_args(arguments)
-    try:
-        print(convert(chosen.source, chosen.target, chosen.to))
-    except UserError as error:
-        parser.exit(2, f"error: {error}\n")
-    print(f"written: {chosen.target}")
-
-
-if __name__ == "__main__":
-    main()

@@ -70,7 +70,7 @@ def smallest_side(backbone, scales):
     """Least side of a picture that leaves every pass of the multi-scale CAM large enough for the network.
 
     Args:
-      backbone: MiTConfig.
+      backbone: BackboneConfig.
       scales: factors on the picture's size.
 
     Returns:

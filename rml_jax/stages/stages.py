@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rml_jax.models.mit import cells
 from rml_jax.ops.affinity import random_walk
 from rml_jax.ops.cam import EPSILON, scaled_size, with_background
 from rml_jax.ops.crf import dense_crf_batch
+from rml_jax.ops.grid import ceil_div
 from rml_jax.ops.normalize import normalize
 from rml_jax.ops.padded import inside, mirror_inside, resize_inside
 from rml_jax.ops.par import par
@@ -240,7 +240,7 @@ def _is_symbolic(canvas):
 
 def _enlarge(outputs, new_sizes, sizes, canvas, scale, config):
     """The CAMs of one pass before their normalisation, on the canvas; METHOD.md section 4."""
-    maps, grid_sizes = outputs.cam_logits, cells(new_sizes, config.stride)
+    maps, grid_sizes = outputs.cam_logits, ceil_div(new_sizes, config.stride)
     if config.flip:
         maps, mirrored = _views(maps, 2)
         maps = jnp.maximum(maps, mirror_inside(mirrored, grid_sizes))
@@ -321,7 +321,7 @@ def _probabilities(refiners, cams, affinity, images, sizes, used, background, co
 def _walk(cams, affinity, sizes, used, background, config):
     """Stage `affinity`: probabilities on the network's grid, propagated by one step of the random walk."""
     canvas = cams.shape[1:3]
-    grid, grid_sizes = tuple(cells(side, config.stride) for side in canvas), cells(sizes, config.stride)
+    grid, grid_sizes = tuple(ceil_div(side, config.stride) for side in canvas), ceil_div(sizes, config.stride)
     scores = with_background(resize_inside(cams, sizes, grid, grid_sizes), used, background)
     # Nothing walks in from beyond the picture.
     real = inside(grid_sizes, grid).reshape(len(cams), -1, 1)
@@ -389,7 +389,7 @@ def make_pictures(config):
         labels = pseudo_labels(cams, images.astype(jnp.float32), tags, box, config.pseudo_label)
         cam = jnp.max(cams * tags[:, None, None, :], axis=-1)
         row, column = jnp.divmod(cam.reshape(len(cam), -1).argmax(axis=1), canvas[1])
-        grid = tuple(cells(side, config.stride) for side in canvas)
+        grid = tuple(ceil_div(side, config.stride) for side in canvas)
         cell = row // config.stride * grid[1] + column // config.stride
         return {
             "cam": cam,

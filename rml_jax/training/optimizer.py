@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import optax
 
+from rml_jax.models.backbone import is_norm
+
 # The released recipe's start of the warm-up, as a share of the base rate.
 _WARMUP_START = 1e-6
 
@@ -62,11 +64,11 @@ def warmup_poly(base, warmup_steps, total_steps):
 
 
 def parameter_groups(params, freeze_norms):
-    """The group of every parameter: "backbone", "heads" or "frozen".
+    """Returns the group of every parameter: "backbone", "heads" or "frozen".
 
     Args:
       params: nnx.State of `RML`.
-      freeze_norms: whether the backbone's LayerNorm parameters are frozen.
+      freeze_norms: whether the parameters of the backbone's normalisation layers are frozen (`is_norm`).
 
     Returns:
       Pytree of strings with the structure of `params`.
@@ -76,8 +78,7 @@ def parameter_groups(params, freeze_norms):
         names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
         if names[0] != "backbone":
             return "heads"
-        is_norm = any(name == "norm" or name.endswith("_norm") for name in names)
-        return "frozen" if is_norm and freeze_norms else "backbone"
+        return "frozen" if freeze_norms and is_norm("/".join(names)) else "backbone"
 
     return jax.tree_util.tree_map_with_path(group, params)
 

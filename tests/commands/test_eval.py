@@ -13,12 +13,12 @@ from rml_jax.data.sources import make_source
 from rml_jax.evaluation import run
 from rml_jax.evaluation.masks import MaskFolder, MaskWriter
 from rml_jax.evaluation.run import evaluate_masks, evaluate_run
-from rml_jax.models import MiTConfig
+from rml_jax.models import BACKBONES
 from rml_jax.models.weights import convert
 from rml_jax.report import score_table
 from rml_jax.utils.errors import UserError
 
-MINI = MiTConfig.variant("mini")
+MINI = BACKBONES["mini"]()
 CLASSES = 10
 
 
@@ -39,8 +39,8 @@ def peer(original_layout):
     """The weights of an AFA-style PyTorch model."""
     rng = np.random.default_rng(1)
     tensors = {f"module.encoder.{name}": tensor for name, tensor in original_layout(MINI).items()} | {
-        "module.classifier.weight": rng.standard_normal((CLASSES, MINI.channels[3], 1, 1), np.float32),
-        "module.attn_proj.weight": 0.1 * rng.standard_normal((1, 2 * MINI.heads[3], 1, 1), np.float32),
+        "module.classifier.weight": rng.standard_normal((CLASSES, MINI.embed_dims[3], 1, 1), np.float32),
+        "module.attn_proj.weight": 0.1 * rng.standard_normal((1, 2 * MINI.num_heads[3], 1, 1), np.float32),
         "module.attn_proj.bias": np.zeros(1, np.float32),
         "module.decoder.linear_pred.weight": np.zeros((11, 4, 1, 1), np.float32),
     }
@@ -247,7 +247,7 @@ def test_affinity_head_is_needed_for_its_stage_alone(peer, tmp_path, monkeypatch
 
 
 def other_classes(peer):
-    return peer | {"module.classifier.weight": torch.ones(20, MINI.channels[3], 1, 1)}
+    return peer | {"module.classifier.weight": torch.ones(20, MINI.embed_dims[3], 1, 1)}
 
 
 def no_classifier(peer):

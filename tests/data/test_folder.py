@@ -353,7 +353,7 @@ def test_from_photographs_to_scores(tmp_path):
     config = digits.get_config()
     config.data.update(folder.get_config().data)
     config.data.root, config.data.masks = str(root), str(masks)
-    config.model.drop_path = 0.1
+    config.model.drop_path_rate = 0.1
     config.loss.start_step = 4  # Mutual learning is another program, and none of the data's business.
     config.train.steps, config.train.batch_size, config.train.crop_size = 4, 2, 32
     config.checkpoint.every, config.log.every, config.log.pictures_every = 2, 1, 0

@@ -17,7 +17,7 @@ TINY = {
     "data.num_val": 3,
     "data.scene.size": 32,
     "data.scene.digit_size": "(14,20)",
-    "model.drop_path": 0.1,
+    "model.drop_path_rate": 0.1,
     "train.crop_size": 32,
     "train.batch_size": 8,
     "log.every": 1,

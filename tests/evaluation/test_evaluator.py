@@ -14,7 +14,7 @@ from flax import nnx
 import rml_jax
 from rml_jax.config import default_config
 from rml_jax.evaluation.evaluator import Evaluator, Scores
-from rml_jax.models import MiTConfig
+from rml_jax.models import BACKBONES
 from rml_jax.models import build as build_module
 from rml_jax.stages.canvas import cut_labels, pad_picture, place, smallest_side
 from rml_jax.utils.errors import UserError
@@ -310,7 +310,7 @@ def test_place(size, placed):
 
 @pytest.mark.parametrize(("variant", "scales"), [("b1", (0.5, 1.0, 1.5)), ("mini", (1.0,)), ("b1", (2.0,))])
 def test_smallest_side_is_just_enough(variant, scales):
-    backbone = MiTConfig.variant(variant)
+    backbone = BACKBONES[variant]()
     side = smallest_side(backbone, scales)
     shortest = [min(round(s * min(1.0, *scales)) for s in (side + d,)) for d in (-1, 0)]
     assert shortest[0] < backbone.smallest_side <= shortest[1]

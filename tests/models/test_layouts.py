@@ -22,10 +22,10 @@ from rml_jax.utils.trees import named_leaves, with_leaves
 
 # No two stages alike in width, depth or reduction, so that a wrong number in a name shows.
 BACKBONE = MiTConfig(
-    channels=(4, 8, 12, 16),
+    embed_dims=(4, 8, 12, 16),
     depths=(1, 2, 1, 3),
-    heads=(1, 2, 3, 4),
-    reductions=(4, 2, 2, 1),
+    num_heads=(1, 2, 3, 4),
+    sr_ratios=(4, 2, 2, 1),
     strides=(2, 2, 1, 1),
     mlp_ratio=2,
 )
@@ -39,10 +39,10 @@ ANCHORS = (
 
 def transformers_config():
     return SegformerConfig(
-        hidden_sizes=BACKBONE.channels,
+        hidden_sizes=BACKBONE.embed_dims,
         depths=BACKBONE.depths,
-        num_attention_heads=BACKBONE.heads,
-        sr_ratios=BACKBONE.reductions,
+        num_attention_heads=BACKBONE.num_heads,
+        sr_ratios=BACKBONE.sr_ratios,
         strides=BACKBONE.strides,
         mlp_ratios=(BACKBONE.mlp_ratio,) * 4,
         decoder_hidden_size=6,
@@ -109,8 +109,8 @@ def afa(original, seed=1):
     """An AFA-style model around the original backbone."""
     rng = np.random.default_rng(seed)
     heads = {
-        "classifier.weight": rng.standard_normal((CLASSES, BACKBONE.channels[3], 1, 1), np.float32),
-        "attn_proj.weight": 0.3 * rng.standard_normal((1, 2 * BACKBONE.heads[3], 1, 1), np.float32),
+        "classifier.weight": rng.standard_normal((CLASSES, BACKBONE.embed_dims[3], 1, 1), np.float32),
+        "attn_proj.weight": 0.3 * rng.standard_normal((1, 2 * BACKBONE.num_heads[3], 1, 1), np.float32),
         "attn_proj.bias": rng.standard_normal(1, np.float32),
     }
     return prefixed(original, "encoder.") | heads
@@ -354,9 +354,9 @@ def attend(x, weights, name, size, heads, reduction):
     batch, _, channels = x.shape
     source = x
     if reduction > 1:
-        picture = x.transpose(1, 2).unflatten(2, size)
-        picture = functional.conv2d(picture, *pair(weights, f"{name}.sr"), stride=reduction)
-        source = norm(picture.flatten(2).transpose(1, 2), weights, f"{name}.norm", 1e-5)
+        maps = x.transpose(1, 2).unflatten(2, size)
+        maps = functional.conv2d(maps, *pair(weights, f"{name}.sr"), stride=reduction)
+        source = norm(maps.flatten(2).transpose(1, 2), weights, f"{name}.norm", 1e-5)
     width = channels // heads
     query = functional.linear(x, *pair(weights, f"{name}.q")).unflatten(2, (heads, width))
     # One linear layer for both: its outputs are (2, heads, width), keys before values.
@@ -370,19 +370,17 @@ def attend(x, weights, name, size, heads, reduction):
 
 def feed_forward(x, weights, name, size):
     x = functional.linear(x, *pair(weights, f"{name}.fc1"))
-    picture = x.transpose(1, 2).unflatten(2, size)
+    maps = x.transpose(1, 2).unflatten(2, size)
     kernel, bias = pair(weights, f"{name}.dwconv.dwconv")
-    picture = functional.conv2d(picture, kernel, bias, padding=1, groups=len(kernel))
-    return functional.linear(
-        functional.gelu(picture.flatten(2).transpose(1, 2)), *pair(weights, f"{name}.fc2")
-    )
+    maps = functional.conv2d(maps, kernel, bias, padding=1, groups=len(kernel))
+    return functional.linear(functional.gelu(maps.flatten(2).transpose(1, 2)), *pair(weights, f"{name}.fc2"))
 
 
 def run_original(weights, images):
-    """The original backbone: pictures [B, 3, H, W] -> features [B, C, H', W'] of each stage, q k^T of each block."""
+    """The original backbone: images [B, 3, H, W] -> features [B, C, H', W'] of each stage, q k^T of each block."""
     x, features, products = images, [], []
     for i in range(4):
-        t, kernel = i + 1, BACKBONE.kernels[i]
+        t, kernel = i + 1, BACKBONE.patch_sizes[i]
         x = functional.conv2d(
             x, *pair(weights, f"patch_embed{t}.proj"), stride=BACKBONE.strides[i], padding=kernel // 2
         )
@@ -392,7 +390,7 @@ def run_original(weights, images):
             block = f"block{t}.{b}"
             inputs = norm(x, weights, f"{block}.norm1", 1e-6)
             branch, scores = attend(
-                inputs, weights, f"{block}.attn", size, BACKBONE.heads[i], BACKBONE.reductions[i]
+                inputs, weights, f"{block}.attn", size, BACKBONE.num_heads[i], BACKBONE.sr_ratios[i]
             )
             products.append(scores)
             x = x + branch
@@ -468,7 +466,7 @@ def test_converted_transformers_model_computes_what_transformers_computes(read, 
         for block in stage.blocks:
             block.layernorm_before.eps = block.layernorm_after.eps = 1e-6
     with torch.no_grad():
-        pictures = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        expected = model(pictures, output_hidden_states=True).hidden_states
+        inputs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        expected = model(inputs, output_hidden_states=True).hidden_states
     for found, theirs in zip(features, expected, strict=True):
         assert_close(found, theirs.permute(0, 2, 3, 1))

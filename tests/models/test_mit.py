@@ -9,17 +9,17 @@ import optax
 import pytest
 from flax import nnx
 
-from rml_jax.models import MiTConfig, MixTransformer, mit
+from rml_jax.models import BACKBONES, MiTConfig, MixTransformer, mit
 
 TINY = MiTConfig(
-    channels=(4, 8, 12, 16),
+    embed_dims=(4, 8, 12, 16),
     depths=(1, 1, 1, 3),
-    heads=(1, 2, 3, 4),
-    reductions=(4, 2, 2, 1),
+    num_heads=(1, 2, 3, 4),
+    sr_ratios=(4, 2, 2, 1),
     strides=(2, 2, 1, 1),
-    drop_path=0.5,
+    drop_path_rate=0.5,
 )
-PICTURE = (16, 22)
+IMAGE = (16, 22)
 
 
 def shapes_only(config):
@@ -46,44 +46,40 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_variants_are_the_papers(name):
-    config = MiTConfig.variant(name)
-    assert (config.channels, config.depths) == TABLE[name]
-    assert config.heads == (1, 2, 5, 8)
-    assert config.reductions == (8, 4, 2, 1)
+    config = BACKBONES[name]()
+    assert (config.embed_dims, config.depths) == TABLE[name]
+    assert config.num_heads == (1, 2, 5, 8)
+    assert config.sr_ratios == (8, 4, 2, 1)
     assert config.strides == (4, 2, 2, 1), "stage 4 stays at 1/16"
-    assert config.kernels == (7, 3, 3, 3)
-    assert (config.mlp_ratio, config.drop_path) == (4, 0.1)
+    assert config.patch_sizes == (7, 3, 3, 3)
+    assert (config.mlp_ratio, config.drop_path_rate) == (4, 0.1)
     assert config.stride == 16
 
 
-def test_variant_takes_changes():
-    assert MiTConfig.variant("b1", drop_path=0.3).drop_path == 0.3
-    assert MiTConfig.variant("b1", drop_path=0.3).channels == TABLE["b1"][0]
+def test_registered_backbones_take_changes():
+    assert BACKBONES["b1"](drop_path_rate=0.3).drop_path_rate == 0.3
+    assert BACKBONES["b1"](drop_path_rate=0.3).embed_dims == TABLE["b1"][0]
 
 
-def test_unknown_variant_is_refused():
-    with pytest.raises(ValueError, match=r"unknown MiT variant 'b6'.*b0, b1, b2, b3, b4, b5, mini"):
-        MiTConfig.variant("b6")
-
-
-@pytest.mark.parametrize("changes", [{"depths": (2, 2, 2, 1)}, {"reductions": (8, 4, 2, 2)}])
+@pytest.mark.parametrize("changes", [{"depths": (2, 2, 2, 1)}, {"sr_ratios": (8, 4, 2, 2)}])
 def test_stage_4_must_yield_two_square_attention_maps(changes):
     with pytest.raises(ValueError, match="last two blocks in stage 4"):
-        MiTConfig.variant("b1", **changes)
+        BACKBONES["b1"](**changes)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 70), (320, 320)])
 @pytest.mark.parametrize("name", ["mini", "b0"])
 def test_output_shapes(name, size):
-    config = MiTConfig.variant(name)
+    config = BACKBONES[name]()
     features, attention = output_shapes(config, 2, *size, 3)
+    assert config.num_attention_maps == attention.shape[1]
     height, width = size
     for i, kernel in enumerate((7, 3, 3, 3)):
         height, width = (
             math.floor((side + 2 * (kernel // 2) - kernel) / config.strides[i]) + 1
             for side in (height, width)
         )
-        assert features[i].shape == (2, height, width, config.channels[i])
+        assert features[i].shape == (2, height, width, config.embed_dims[i])
     heads = {"mini": 4, "b0": 8}[name]
     assert attention.shape == (2, 2 * heads, height * width, height * width)
     if size == (320, 320) and name == "b0":
@@ -107,7 +103,7 @@ def count_by_formula(channels, depths):
 
 @pytest.mark.parametrize("name", ["b0", "b1"])
 def test_number_of_parameters(name):
-    parameters = jax.tree.leaves(nnx.state(shapes_only(MiTConfig.variant(name)), nnx.Param))
+    parameters = jax.tree.leaves(nnx.state(shapes_only(BACKBONES[name]()), nnx.Param))
     assert sum(math.prod(leaf.shape) for leaf in parameters) == count_by_formula(*TABLE[name])
 
 
@@ -116,14 +112,14 @@ def test_number_of_parameters(name):
     ("name", "millions"), [("b1", 13.1), ("b2", 24.2), ("b3", 44.0), ("b4", 60.8), ("b5", 81.4)]
 )
 def test_variants_have_the_published_size(name, millions):
-    config = MiTConfig.variant(name)
-    assert count_by_formula(config.channels, config.depths) / 1e6 == pytest.approx(millions, abs=0.1)
+    config = BACKBONES[name]()
+    assert count_by_formula(config.embed_dims, config.depths) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 def test_layer_norms_have_the_originals_epsilons():
     norms = {
         ".".join(map(str, path)): module.epsilon
-        for path, module in nnx.iter_graph(shapes_only(MiTConfig.variant("b0")))
+        for path, module in nnx.iter_graph(shapes_only(BACKBONES["b0"]()))
         if isinstance(module, nnx.LayerNorm)
     }
     # 4 embeddings, 4 stage ends, 8 blocks of two, 6 of them with a reduction.
@@ -237,14 +233,14 @@ def reference(model, config, image):
     """One image [H, W, 3] -> the features of the stages, and the logits of all blocks."""
     x, features, logits = image.astype(float), [], []
     for i, stage in enumerate(model.stages):
-        x = convolve(x, stage.embedding, config.strides[i], config.kernels[i] // 2)
+        x = convolve(x, stage.embedding, config.strides[i], config.patch_sizes[i] // 2)
         x = layer_norm(x, stage.embedding_norm, 1e-5)
         for block in stage.blocks:
             branch, scores = attend(
                 layer_norm(x, block.attention_norm, 1e-6),
                 block.attention,
-                config.reductions[i],
-                config.heads[i],
+                config.sr_ratios[i],
+                config.num_heads[i],
             )
             logits.append(scores)
             x = x + branch
@@ -261,7 +257,7 @@ def tiny(build):
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(1).normal(size=(2, *PICTURE, 3)).astype(np.float32)
+    return np.random.default_rng(1).normal(size=(2, *IMAGE, 3)).astype(np.float32)
 
 
 @nnx.jit
@@ -299,21 +295,21 @@ def test_attention_with_reduction_equals_numpy(tiny):
 def test_blank_patches_have_gradients_like_others():
     # LayerNorm's slope is 1 / sqrt(epsilon) at a vector of zeros, which a blank patch gives where the bias is 0.
     stage = mit.Stage(TINY, 0, 3, (0.0,), dtype=jnp.float32, rngs=nnx.Rngs(0))
-    picture = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
-    half_blank = picture.copy()
+    image = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
+    half_blank = image.copy()
     half_blank[:, :, 8:] = 0
     weight = np.random.default_rng(1).normal(size=(1, 8, 8, 4))
 
     graph, params = nnx.split(stage)
 
     @jax.jit
-    def norm(params, picture):
-        gradients = jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(picture, [None])[0] * weight))(params)
+    def norm(params, image):
+        gradients = jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(image, [None])[0] * weight))(params)
         return optax.tree.norm(gradients)
 
-    assert norm(params, half_blank) < 10 * norm(params, picture)
+    assert norm(params, half_blank) < 10 * norm(params, image)
     params["embedding"]["bias"][...] = jnp.zeros(4)
-    assert norm(params, half_blank) > 1000 * norm(params, picture)
+    assert norm(params, half_blank) > 1000 * norm(params, image)
 
 
 def test_drop_path_without_key_or_rate_changes_nothing():
@@ -337,7 +333,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 @pytest.mark.parametrize("name", ["b0", "b2"])
 def test_drop_rates_rise_linearly_over_all_blocks(name):
     rates = [
-        block.drop_rate for stage in shapes_only(MiTConfig.variant(name)).stages for block in stage.blocks
+        block.drop_path_rate for stage in shapes_only(BACKBONES[name]()).stages for block in stage.blocks
     ]
     np.testing.assert_allclose(rates, np.linspace(0, 0.1, sum(TABLE[name][1])), atol=1e-9)
 
@@ -357,7 +353,7 @@ def test_every_residual_branch_draws_for_itself_at_its_blocks_rate(tiny, monkeyp
     @jax.vmap
     def draws(key):
         kept.clear()
-        tiny(jnp.zeros((samples, *PICTURE, 3)), key)
+        tiny(jnp.zeros((samples, *IMAGE, 3)), key)
         return jnp.stack(kept)
 
     drawn = np.asarray(draws(jax.random.split(jax.random.key(0), keys)))

@@ -1,11 +1,9 @@
 """Weights from and to files."""
 
-import errno
 import functools
 import json
 import math
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,16 +16,20 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import SegformerConfig, SegformerForImageClassification, SegformerModel
 
-import rml_jax
-from rml_jax.models import RML, MiTConfig, RMLConfig, layouts
-from rml_jax.models.weights import load_weights, main, read_weights, save_transformers, save_weights
+from rml_jax.models import BACKBONES, RML, MiTConfig, RMLConfig, layouts
+from rml_jax.models.weights import load_weights, read_weights, save_transformers, save_weights
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.trees import named_leaves
 
-SMALL = {"depths": (1, 1, 1, 2), "heads": (1, 1, 2, 2), "reductions": (2, 2, 1, 1), "strides": (2, 2, 1, 1)}
-BACKBONE = MiTConfig(channels=(4, 4, 8, 8), mlp_ratio=2, **SMALL)
-WIDER = MiTConfig(channels=(4, 4, 8, 16), mlp_ratio=2, **SMALL)
-MINI = MiTConfig.variant("mini")
+SMALL = {
+    "depths": (1, 1, 1, 2),
+    "num_heads": (1, 1, 2, 2),
+    "sr_ratios": (2, 2, 1, 1),
+    "strides": (2, 2, 1, 1),
+}
+BACKBONE = MiTConfig(embed_dims=(4, 4, 8, 8), mlp_ratio=2, **SMALL)
+WIDER = MiTConfig(embed_dims=(4, 4, 8, 16), mlp_ratio=2, **SMALL)
+MINI = BACKBONES["mini"]()
 
 
 @functools.cache
@@ -47,10 +49,10 @@ def make_segformer(cls=SegformerModel, backbone=BACKBONE):
     """A transformers model with random weights and the shape of a backbone of ours."""
     torch.manual_seed(0)
     config = SegformerConfig(
-        hidden_sizes=backbone.channels,
+        hidden_sizes=backbone.embed_dims,
         depths=backbone.depths,
-        num_attention_heads=backbone.heads,
-        sr_ratios=backbone.reductions,
+        num_attention_heads=backbone.num_heads,
+        sr_ratios=backbone.sr_ratios,
         strides=backbone.strides,
         mlp_ratios=(backbone.mlp_ratio,) * 4,
     )
@@ -485,8 +487,8 @@ def save_zeros(original_layout, backbone, path):
 
 def test_b0_in_place_of_b1_is_refused_and_both_are_named(original_layout, tmp_path):
     path = tmp_path / "mit_b0.pth"
-    save_zeros(original_layout, MiTConfig.variant("b0"), path)
-    lines = error_of(make_shapes(MiTConfig.variant("b1")), path).splitlines()
+    save_zeros(original_layout, BACKBONES["b0"](), path)
+    lines = error_of(make_shapes(BACKBONES["b1"]()), path).splitlines()
     assert lines[0] == f"{path} holds MiT-b0, expected MiT-b1 (config.model.variant)"
     start = "backbone/stages/0/blocks/0/"
     assert f"  of another shape: {start}attention/key/kernel (32, 32), expected (64, 64)" in lines
@@ -505,8 +507,8 @@ def test_b0_in_place_of_b1_is_refused_and_both_are_named(original_layout, tmp_pa
 def test_variants_that_differ_in_depth_alone(stored, wanted, title, name, original_layout, tmp_path):
     """The names and shapes of b1 are all in b2, too."""
     path = tmp_path / "weights.pth"
-    save_zeros(original_layout, MiTConfig.variant(stored), path)
-    lines = error_of(make_shapes(MiTConfig.variant(wanted)), path).splitlines()
+    save_zeros(original_layout, BACKBONES[stored](), path)
+    lines = error_of(make_shapes(BACKBONES[wanted]()), path).splitlines()
     assert lines[0] == f"{path} holds MiT-{stored}, expected MiT-{wanted} (config.model.variant)"
     assert f"  {title}: {name}" in lines
     assert all(line.startswith(f"  {title}: ") for line in lines[1:])
@@ -517,7 +519,7 @@ def test_variants_that_differ_in_depth_alone(stored, wanted, title, name, origin
 def test_another_width_is_refused(build, stored):
     _, path = stored
     message = error_of(make_params(build, backbone=WIDER), path)
-    assert "channels (4, 4, 8, 8) and depths (1, 1, 1, 2), expected a Mix Transformer with" in message
+    assert "embed_dims (4, 4, 8, 8) and depths (1, 1, 1, 2), expected a Mix Transformer with" in message
     name = "backbone/stages/3/blocks/0/attention/key/bias"
     assert f"  of another shape: {name} (8,), expected (16,)" in message
 
@@ -620,10 +622,10 @@ def test_features_of_a_transformers_model_survive_us_to_the_bit(tmp_path):
     model.save_pretrained(tmp_path / "theirs")
     loaded, _ = load_weights(make_shapes(BACKBONE), tmp_path / "theirs")
     save_transformers({"backbone": loaded["backbone"]}, BACKBONE, tmp_path / "ours")
-    pictures = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 32, 45), np.float32))
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 32, 45), np.float32))
     with torch.no_grad():
         expected, found = (
-            encoder(pictures, output_hidden_states=True).hidden_states
+            encoder(images, output_hidden_states=True).hidden_states
             for encoder in (model.segformer, read_back(tmp_path / "ours"))
         )
     assert len(found) == 4
@@ -644,7 +646,7 @@ def test_settings_for_transformers_are_the_networks(build, tmp_path):
         "mlp_ratios",
     )
     assert {key: list(found[key]) for key in keys} == {key: list(expected[key]) for key in keys}
-    assert (found["hidden_act"], found["drop_path_rate"]) == ("gelu", BACKBONE.drop_path)
+    assert (found["hidden_act"], found["drop_path_rate"]) == ("gelu", BACKBONE.drop_path_rate)
 
 
 def test_nothing_but_two_files_is_left_for_transformers(build, tmp_path):
@@ -654,112 +656,3 @@ def test_nothing_but_two_files_is_left_for_transformers(build, tmp_path):
         assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     loaded, _ = load_weights(make_params(build), folder)
     assert_equal(loaded["backbone"], make_params(build, 1)["backbone"])
-
-
-# --- The command ---
-
-
-@pytest.fixture(scope="module")
-def afa_file(original_layout, tmp_path_factory):
-    """An AFA-style checkpoint of `mini`."""
-    path = tmp_path_factory.mktemp("afa") / "checkpoint.pth"
-    tensors = {f"module.encoder.{name}": tensor for name, tensor in original_layout(MINI).items()}
-    tensors["module.classifier.weight"] = np.ones((3, 128, 1, 1), np.float32)
-    torch.save({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, path)
-    return path
-
-
-def test_command_writes_our_safetensors(afa_file, tmp_path, capsys):
-    target = tmp_path / "new" / "weights.safetensors"
-    main([str(afa_file), str(target)])
-    assert list(tmp_path.rglob("*.*")) == [target]
-    expected = read_weights(afa_file)
-    found = read_weights(target)
-    assert (found.layout, found.left_out) == ("rml_jax", {})
-    assert_same(found.weights, expected.weights)
-    report = f"{afa_file} (original layout): {len(expected.weights)} parameters loaded\n"
-    assert capsys.readouterr().out == f"{report}written: {target}\n"
-
-
-def test_command_writes_a_folder_for_transformers(afa_file, tmp_path):
-    main([str(afa_file), str(tmp_path / "model"), "--to=transformers"])
-    found = layouts.from_foreign(to_numpy(read_back(tmp_path / "model").state_dict())).weights
-    expected = read_weights(afa_file).weights
-    assert expected.keys() - found.keys() == {"classifier/kernel"}
-    assert_same(found, {name: expected[name] for name in found})
-
-
-def test_command_reads_what_it_wrote_for_transformers(afa_file, tmp_path):
-    main([str(afa_file), str(tmp_path / "model"), "--to=transformers"])
-    main([str(tmp_path / "model"), str(tmp_path / "weights.safetensors")])
-    found, expected = (read_weights(path).weights for path in (tmp_path / "weights.safetensors", afa_file))
-    assert_same(found, {name: expected[name] for name in found})
-
-
-def contents(folder):
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-def refused(capsys, folder, *arguments):
-    """The command's complaint, after status 2, with nothing written."""
-    before = contents(folder)
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    assert caught.value.code == 2
-    assert contents(folder) == before
-    out, err = capsys.readouterr()
-    assert not out
-    return err
-
-
-@pytest.mark.parametrize("to", ["rml_jax", "transformers"])
-def test_command_on_bad_input(to, original, original_layout, tmp_path, capsys):
-    source, target = tmp_path / "weights.pth", tmp_path / "new" / "target"
-    message = refused(capsys, tmp_path, source, target, f"--to={to}")
-    assert message == f"error: {source}: No such file or directory, expected a file of weights\n"
-    source.write_text("no weights")
-    assert refused(capsys, tmp_path, source, target, f"--to={to}").startswith(f"error: {source}: expected a ")
-    torch.save(original, source)
-    message = refused(capsys, tmp_path, source, target, f"--to={to}")
-    assert "depths (1, 1, 1, 2): expected one of b0, b1, b2, b3, b4, b5, mini" in message
-    incomplete = {
-        n: torch.from_numpy(tensor) for n, tensor in original_layout(MINI).items() if n != "norm2.bias"
-    }
-    torch.save(incomplete, source)
-    message = refused(capsys, tmp_path, source, target, f"--to={to}")
-    assert message.splitlines() == [
-        f"error: {source} holds MiT-mini, incomplete or changed",
-        "  missing: backbone/stages/1/norm/bias (64,)",
-    ]
-
-
-def test_command_on_a_bad_target(afa_file, tmp_path, capsys):
-    file, folder = tmp_path / "file", tmp_path / "folder"
-    file.write_text("mine")
-    folder.mkdir()
-    for target, to in ((folder, "rml_jax"), (file / "x", "rml_jax"), (file, "transformers")):
-        message = refused(capsys, tmp_path, afa_file, target, f"--to={to}")
-        assert message.startswith(f"error: {target}")
-        assert "expected" in message
-    assert "--to" in refused(capsys, tmp_path, afa_file, file, "--to=tensorflow")
-
-
-def test_target_on_a_full_disk(afa_file, tmp_path, capsys, monkeypatch):
-    def fail(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
-    message = refused(capsys, tmp_path, afa_file, tmp_path / "target")
-    assert message.startswith(f"error: {tmp_path / 'target'}: No space left on device")
-
-
-def test_command_in_a_process_of_its_own(afa_file, tmp_path):
-    command = [sys.executable, "-m", "rml_jax.models.weights", "checkpoint.pth", str(tmp_path / "out")]
-    root = str(Path(rml_jax.__file__).parents[1])
-    done = subprocess.run(
-        command, cwd=afa_file.parent, env={"PYTHONPATH": root}, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("checkpoint.pth (original layout): ")
-    assert done.stdout.endswith(f" parameters loaded\nwritten: {tmp_path / 'out'}\n")
-    assert read_weights(tmp_path / "out").layout == "rml_jax"

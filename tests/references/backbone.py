@@ -1,4 +1,4 @@
-"""The Mix Transformer against transformers' SegFormer encoder in PyTorch: same weights, same pictures, float32."""
+"""The Mix Transformer against transformers' SegFormer encoder in PyTorch: same weights, same images, float32."""
 
 import functools
 import tempfile
@@ -11,7 +11,7 @@ import torch
 import transformers
 from flax import nnx
 
-from rml_jax.models import MiTConfig, MixTransformer, layouts
+from rml_jax.models import BACKBONES, MixTransformer, layouts
 from rml_jax.models.weights import save_transformers
 from rml_jax.utils.trees import named_leaves
 from tests.references.check import Check, Difference, relative
@@ -58,7 +58,7 @@ def torch_outputs(encoder, images):
     return [state.permute(0, 2, 3, 1) for state in result.hidden_states], torch.cat(attention, dim=1)
 
 
-def _pictures(size):
+def _images(size):
     return np.random.default_rng(size).normal(size=(1, *size, 3)).astype(np.float32)
 
 
@@ -73,7 +73,7 @@ def _row(variant, strides, what, differences, tolerance):
 
 def _measure_outputs(variant, strides, sizes=SIZES):
     """Features of every stage and attention logits, largest difference over the sizes."""
-    backbone = MiTConfig.variant(variant, strides=strides)
+    backbone = BACKBONES[variant](strides=strides)
     model = random_network(lambda: MixTransformer(backbone, rngs=nnx.Rngs(0)))
     graph, parameters = nnx.split(model)
     encoder = torch_encoder(backbone, parameters)
@@ -81,7 +81,7 @@ def _measure_outputs(variant, strides, sizes=SIZES):
     forward = jax.jit(lambda parameters, images: nnx.merge(graph, parameters)(images))
     of_features, of_attention = [], []
     for size in sizes:
-        images = _pictures(size)
+        images = _images(size)
         features, attention = forward(parameters, images)
         with torch.no_grad():
             expected_features, expected_attention = torch_outputs(encoder, _to_torch(images))
@@ -95,11 +95,11 @@ def _measure_outputs(variant, strides, sizes=SIZES):
 
 
 def _measure_gradients(variant, size=GRADIENT_SIZE):
-    """Gradients of a random linear function of all outputs, of every module and of the picture."""
-    backbone = MiTConfig.variant(variant)
+    """Gradients of a random linear function of all outputs, of every module and of the image."""
+    backbone = BACKBONES[variant]()
     model = random_network(lambda: MixTransformer(backbone, rngs=nnx.Rngs(0)))
     graph, parameters = nnx.split(model)
-    images = _pictures(size)
+    images = _images(size)
     shapes = jax.tree.leaves(jax.eval_shape(lambda p: nnx.merge(graph, p)(images), parameters))
     rng = np.random.default_rng(1)
     directions = [rng.normal(size=s.shape).astype(np.float32) / np.sqrt(s.size) for s in shapes]
@@ -108,12 +108,12 @@ def _measure_gradients(variant, size=GRADIENT_SIZE):
         outputs = jax.tree.leaves(nnx.merge(graph, parameters)(images))
         return sum(jnp.vdot(*pair) for pair in zip(outputs, directions, strict=True))
 
-    found, found_picture = jax.jit(jax.grad(function, argnums=(0, 1)))(parameters, images)
+    found, found_image = jax.jit(jax.grad(function, argnums=(0, 1)))(parameters, images)
 
     encoder = torch_encoder(backbone, parameters)
     set_original_epsilons(encoder)
-    pictures = _to_torch(images).requires_grad_()
-    features, attention = torch_outputs(encoder, pictures)
+    inputs = _to_torch(images).requires_grad_()
+    features, attention = torch_outputs(encoder, inputs)
     outputs = zip([*features, attention], directions, strict=True)
     sum((output * torch.from_numpy(direction)).sum() for output, direction in outputs).backward()
     gradients = {name: p.grad.numpy() for name, p in encoder.named_parameters()}
@@ -122,8 +122,8 @@ def _measure_gradients(variant, size=GRADIENT_SIZE):
     found = _by_module({f"backbone/{name}": leaf for name, leaf in named_leaves(found).items()})
     expected = _by_module(expected)
     differences = [relative(found[module], expected[module]) for module in found]
-    differences.append(relative(found_picture, pictures.grad.permute(0, 2, 3, 1)))
-    what = f"gradients of all parameters and of the picture, {size[0]}x{size[1]}"
+    differences.append(relative(found_image, inputs.grad.permute(0, 2, 3, 1)))
+    what = f"gradients of all parameters and of the image, {size[0]}x{size[1]}"
     return [_row(variant, OURS, what, differences, 1e-3)]
 
 
@@ -136,7 +136,7 @@ def measure_small_variance(original_epsilons=True):
     Returns:
       list of one Difference.
     """
-    backbone = MiTConfig.variant("mini")
+    backbone = BACKBONES["mini"]()
     model = random_network(lambda: MixTransformer(backbone, rngs=nnx.Rngs(0)))
     for stage in model.stages:
         stage.embedding_norm.scale[...] *= 1e-3
@@ -145,7 +145,7 @@ def measure_small_variance(original_epsilons=True):
     encoder = torch_encoder(backbone, parameters)
     if original_epsilons:
         set_original_epsilons(encoder)
-    images = _pictures((32, 48))
+    images = _images((32, 48))
     features, _ = jax.jit(lambda parameters, images: nnx.merge(graph, parameters)(images))(parameters, images)
     with torch.no_grad():
         expected, _ = torch_outputs(encoder, _to_torch(images))

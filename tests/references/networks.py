@@ -8,10 +8,10 @@ from flax import nnx
 from rml_jax.models import MiTConfig
 
 SMALL_BACKBONE = MiTConfig(
-    channels=(4, 4, 8, 8),
+    embed_dims=(4, 4, 8, 8),
     depths=(1, 1, 1, 2),
-    heads=(1, 1, 2, 2),
-    reductions=(2, 2, 1, 1),
+    num_heads=(1, 1, 2, 2),
+    sr_ratios=(2, 2, 1, 1),
     strides=(2, 2, 1, 1),
     mlp_ratio=2,
 )

@@ -11,7 +11,7 @@ from flax import nnx
 
 from rml_jax import losses
 from rml_jax.labels import BACKGROUND, IGNORE
-from rml_jax.models import RML, MiTConfig, RMLConfig
+from rml_jax.models import BACKBONES, RML, RMLConfig
 from rml_jax.ops import AffineRange, PseudoLabelConfig, sample_affine
 from rml_jax.ops.resize import bilinear_matrix
 from rml_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -27,7 +27,7 @@ from tests.references.torch_ops import make_pseudo_labels as make_torch_labels
 SIZE = 128
 BOX = [[0, 0, SIZE, SIZE], [16, 0, SIZE, 104], [0, 0, SIZE, SIZE]]
 TAGS = [[1, 0, 1, 0, 0, 0], [0, 1, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0]]
-NETWORK = RMLConfig(MiTConfig.variant("b0", drop_path=0.0), num_classes=len(TAGS[0]))
+NETWORK = RMLConfig(BACKBONES["b0"](drop_path_rate=0.0), num_classes=len(TAGS[0]))
 STEP = StepConfig(
     weights=losses.LossWeights(self_training=0.1),
     affine=AffineRange(),

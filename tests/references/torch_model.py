@@ -1,4 +1,4 @@
-"""RML's network in PyTorch: transformers' SegFormer encoder with the three heads (METHOD.md section 1).
+"""RML's network in PyTorch: transformers' SegFormer encoder with the three heads (docs/method.md, Network).
 
 A peer of `rml_jax.models`, written on its own from the description of the method. Maps are [batch, channels, height,
 width] throughout.
@@ -27,7 +27,7 @@ class Outputs(NamedTuple):
     """What one view yields; h x w is stage 4's grid, N = h w, H1 x W1 stage 1's. All float32.
 
     Attributes:
-      logits: [B, C], class logits of the whole picture.
+      logits: [B, C], class logits of the image.
       features: [B, D, h, w], stage 4.
       cam_logits: [B, C, h, w], the classifier applied to every cell, before ReLU.
       affinity_logits: [B, N, N], symmetric; R_a is their sigmoid.
@@ -67,7 +67,7 @@ AttentionInterface.register("sdpa_with_logits", attention_with_logits)
 
 
 def set_original_epsilons(encoder):
-    """Gives transformers' LayerNorms the epsilons of the original weights (METHOD.md section 1).
+    """Gives transformers' LayerNorms the epsilons of the original weights (docs/method.md, Network).
 
     1e-5 in patch embeddings and after the reduction convolution, 1e-6 in the blocks and at the ends of stages.
 
@@ -118,7 +118,7 @@ class TorchRML(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def normalize(self, images, real):
-        """Pictures as the network takes them.
+        """Normalises images.
 
         Args:
           images: uint8 [B, H, W, 3].
@@ -131,7 +131,7 @@ class TorchRML(nn.Module):
         return normalized * real[:, None]
 
     def forward(self, images):
-        """Everything the losses need from a batch of pictures, float [B, 3, H, W], normalised: `Outputs`."""
+        """Computes what the losses need from a batch of images, float [B, 3, H, W], normalised: `Outputs`."""
         stages, attention = self._encode(images, output_hidden_states=True, output_attentions=True)
         features = stages[-1]
         return Outputs(

@@ -16,7 +16,7 @@ from rml_jax.checkpoint import Checkpoints
 from rml_jax.config import load_config
 from rml_jax.evaluation.localization import SHARES
 from rml_jax.evaluation.run import evaluate_run
-from rml_jax.models import MiTConfig
+from rml_jax.models import BACKBONES
 from rml_jax.models.weights import save_transformers, save_weights
 from rml_jax.report import score_table
 from rml_jax.report.training import read_events
@@ -32,7 +32,7 @@ def tiny_config():
     config = digits.get_config()
     config.data.num_train, config.data.num_val = 5, 3
     config.data.scene.size, config.data.scene.digit_size = 32, (14, 20)
-    config.model.drop_path = 0.1
+    config.model.drop_path_rate = 0.1
     config.loss.start_step = 2
     config.train.steps, config.train.batch_size, config.train.crop_size = 4, 2, 32
     config.checkpoint.every, config.checkpoint.keep = 2, 5
@@ -195,7 +195,7 @@ def test_run_starts_from_weights(finished, tmp_path):
 
 def test_run_starts_from_a_folder_of_transformers(finished, tmp_path, capsys):
     _, state = finished
-    save_transformers(state.params, MiTConfig.variant("mini"), tmp_path / "model")
+    save_transformers(state.params, BACKBONES["mini"](), tmp_path / "model")
     config = tiny_config()
     mesh = make_mesh(config.train.batch_size)
     config.model.init_from = str(tmp_path / "model")

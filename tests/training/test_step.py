@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from rml_jax import losses
-from rml_jax.models import RML, MiTConfig, RMLConfig
+from rml_jax.models import BACKBONES, RML, RMLConfig
 from rml_jax.ops import warp
 from rml_jax.ops.affine import validity, warp_matrix
 from rml_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
@@ -26,7 +26,7 @@ BATCH, SIZE, CLASSES = 2, 32, 3
 
 @pytest.fixture(scope="module")
 def network(build):
-    config = RMLConfig(MiTConfig.variant("mini", drop_path=0.1), CLASSES)
+    config = RMLConfig(BACKBONES["mini"](drop_path_rate=0.1), CLASSES)
     return nnx.split(build(lambda: RML(config, rngs=nnx.Rngs(0))))
 
 
@@ -185,7 +185,7 @@ def test_step_that_is_not_finite_changes_nothing_and_is_counted(network, train_s
 def test_accumulated_gradient_of_the_classification_is_that_of_the_whole_batch(build):
     """Not so of the other losses, whose prototypes and histograms are those of each part."""
     backbone = dataclasses.replace(
-        SMALL_BACKBONE, drop_path=0.0
+        SMALL_BACKBONE, drop_path_rate=0.0
     )  # the parts draw random numbers of their own
     config = RMLConfig(backbone, CLASSES, context_channels=4)
     graphdef, params = nnx.split(build(lambda: RML(config, rngs=nnx.Rngs(0))))
@@ -248,7 +248,7 @@ def test_padding_does_not_reach_the_loss(network, train_step):
 @pytest.mark.slow  # a minute on a CPU
 def test_bfloat16_activations_leave_parameters_and_losses_in_float32(network, train_step):
     _, params = network
-    config = RMLConfig(MiTConfig.variant("mini", drop_path=0.1), CLASSES)
+    config = RMLConfig(BACKBONES["mini"](drop_path_rate=0.1), CLASSES)
     half = nnx.eval_shape(lambda: RML(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     step = jax.jit(make_train_step(nnx.split(half)[0], optax.sgd(0.01), CONFIG), static_argnames="mutual")
     state, metrics = step(make_state(params), make_batch(0), mutual=True)

@@ -3,6 +3,7 @@
 import json
 
 from rml_jax.data.sources import SOURCES, DataLayout
+from rml_jax.models import build
 from rml_jax.stages.stages import PROTOCOLS
 from rml_jax.utils.errors import UserError
 
@@ -33,7 +34,7 @@ def model_card(config, step, metrics, differences, content):
 | | |
 |---|---|
 | method | Representation Mutual Learning (weakly supervised: tags, no masks), implementation rml_jax |
-| network | MiT {config.model.variant}, started from {config.model.init_from or "scratch"} |
+| network | {build.backbone_name(config)}, started from {config.model.init_from or "scratch"} |
 | data set | {data.name}, training split {data.train_split} |
 | classes | {len(data.class_names)} and background: {names} |
 | step | {step} of {train.steps}, {train.batch_size} images each, crop {train.crop_size} |

@@ -5,8 +5,8 @@ import numpy as np
 from flax import nnx
 
 from rml_jax.models import build
-from rml_jax.models.mit import cells
 from rml_jax.ops.cam import cam_to_labels, multi_scale_cam
+from rml_jax.ops.grid import ceil_div
 from rml_jax.ops.normalize import normalize
 from rml_jax.stages.canvas import smallest_side
 from rml_jax.stages.runner import stages_config
@@ -34,7 +34,7 @@ def make_program(config, params):
     def program(images):
         batch, height, width, _ = images.shape
         # In this form, a symbolic side can be divided by the step without remainder.
-        below, right = (step * cells(side, step) - side for side in (height, width))
+        below, right = (step * ceil_div(side, step) - side for side in (height, width))
         canvas = jnp.pad(images, ((0, 0), (0, below), (0, right), (0, 0)))
         size = jnp.stack([jnp.asarray(height, jnp.int32), jnp.asarray(width, jnp.int32)])
         logits, cams = scores(params, canvas, jnp.broadcast_to(size, (batch, 2)))

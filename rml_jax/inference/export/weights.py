@@ -1,4 +1,4 @@
-"""Weights and configuration as safetensors and JSON."""
+"""Writes and reads an exported model: weights as safetensors, configuration as JSON."""
 
 from safetensors import SafetensorError, safe_open
 
@@ -18,14 +18,14 @@ def write_model(folder, config, params, step):
       folder: pathlib.Path, an existing folder.
       config: ConfigDict of the run.
       params: nnx.State of `RML`.
-      step: that they were trained to, int.
+      step: training step of the parameters, int.
     """
     save_weights(params, folder / WEIGHTS, metadata={"format": "rml_jax", "step": str(step)})
     save_config(config, folder / CONFIG)
 
 
 def read_model(folder):
-    """Reads what `write_model` wrote; needs no orbax.
+    """Reads what `write_model` wrote, without orbax.
 
     Args:
       folder: pathlib.Path.
@@ -34,7 +34,8 @@ def read_model(folder):
       ConfigDict, nnx.State of `RML`, step (int).
 
     Raises:
-      UserError: if a file is missing or was changed (`check_sums`), or the weights are not all the network's.
+      UserError: if a file is missing or was changed (`check_sums`), the backbone is not
+        registered, or a parameter is missing.
     """
     check_sums(folder, FILES)
     config = load_config(folder / CONFIG)
