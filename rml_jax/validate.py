@@ -5,7 +5,7 @@ import math
 from rml_jax.data.sources import SOURCES
 from rml_jax.data.sources.coco_classes import CLASS_NAMES as COCO_NAMES
 from rml_jax.data.sources.digits import CLASS_NAMES
-from rml_jax.losses import LOSS_TERMS, READINGS
+from rml_jax.losses import TERMS, loss_names
 from rml_jax.models.mit import VARIANTS, MiTConfig
 from rml_jax.models.rml import POOLINGS
 from rml_jax.ops.cam import scaled_size
@@ -37,14 +37,10 @@ _NOT_NEGATIVE = (
     "affine.rotation",
     "affine.translation",
     "pseudo_label.iterations",
-    "loss.ciml",
-    "loss.mfml",
-    "loss.apml",
     "loss.alpha",
     "loss.affinity",
     "loss.beta1",
     "loss.beta2",
-    "loss.self_training",
     "loss.radius",
     "loss.start_step",
     "optimizer.backbone_lr",
@@ -73,12 +69,11 @@ def check_config(config):
     _check_choice(config, "model.dtype", DTYPES)
     _check_choice(config, "optimizer.freeze_norms", FREEZE_NORMS)
     _check_choice(config, "model.fused_stages", (1, 2, 3, 4))
-    _check_choice(config, "checkpoint.best_metric", LOSS_TERMS)
-    for name, choices in READINGS.items():
-        _check_choice(config, f"loss.ciml_{name}", choices)
+    _check_choice(config, "checkpoint.best_metric", loss_names())
     for key in _POSITIVE:
         _check(config, key, lambda value: value >= 1, "at least 1")
-    for key in _NOT_NEGATIVE:
+    weights = tuple(f"loss.{term.weight}" for term in TERMS.values() if term.weight)
+    for key in _NOT_NEGATIVE + weights:
         _check(config, key, lambda value: value >= 0, "at least 0")
     _check(config, "train.seed", lambda value: 0 <= value < 2**32, "0 to 2**32 - 1")
     _check_class_names(config)

@@ -20,9 +20,9 @@ from rml_jax.evaluation.samples import pictures
 from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.training.interruption import InterruptionNotice
-from rml_jax.training.optimizer import make_optimizer, optimizer_config, warmup_poly
+from rml_jax.training.optimizer import learning_rates, make_optimizer, optimizer_config
 from rml_jax.training.runlog import RunLog, SilentLog, Window
-from rml_jax.training.sharding import init_model, initial_state, jit_train_step, make_mesh, shard_batch
+from rml_jax.training.sharding import init_model, initial_state, jit_train_step, make_mesh, shard
 from rml_jax.training.step import make_train_step, step_config
 from rml_jax.training.workdir import check_workdir, occupy
 from rml_jax.utils import provenance
@@ -102,7 +102,10 @@ def _train(config, workdir, mesh, source, shown, closing):
     state = loop.run(state, show)
     checkpoints.wait()
     if is_first():
-        log.summary(int(state.step), loop.window.skipped, checkpoints, digest(_local(state.params)))
+        best = settings.best_metric, checkpoints.best_step()
+        log.summary(
+            int(state.step), loop.window.skipped, checkpoints.steps(), best, digest(_local(state.params))
+        )
     return state
 
 
@@ -117,7 +120,7 @@ class _Loop:
         self._batches, self._checkpoints, self._log = batches, checkpoints, log
         self.window = Window(restored and restored.run["window"])
         self._means = restored.run["metrics"] if restored else {}
-        self._rate = warmup_poly(1.0, config.optimizer.warmup_steps, config.train.steps)
+        self._rates = learning_rates(optimizer_config(config))
         self._facts = _facts(config)
         self._unread = None
 
@@ -156,7 +159,7 @@ class _Loop:
                 "the same command goes on from there"
             ) from error
         self._log.waited(time.monotonic() - start)
-        return shard_batch(batch, self._mesh)
+        return shard(batch, self._mesh)
 
     def _read_metrics(self):
         """Waits for the step before."""
@@ -178,13 +181,8 @@ class _Loop:
         self._read_metrics()
         self._means = self.window.take()
         updates = max(step - self.window.skipped, 1)
-        factor = float(self._rate(updates - 1))
-        rates = self._config.optimizer
-        scalars = self._means | {
-            "learning_rate/backbone": factor * rates.backbone_lr,
-            "learning_rate/heads": factor * rates.head_lr,
-        }
-        self._log.write(step, scalars, self.window.skipped)
+        rates = {f"learning_rate/{group}": float(rate(updates - 1)) for group, rate in self._rates.items()}
+        self._log.write(step, self._means | rates, self.window.skipped)
 
     def _save(self, state):
         self._read_metrics()

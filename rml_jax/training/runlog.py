@@ -5,7 +5,7 @@ import math
 import sys
 import time
 
-from rml_jax.losses import LOSS_TERMS
+from rml_jax.losses import loss_names
 from rml_jax.utils.files import atomic_write
 from rml_jax.utils.progress import Progress, format_seconds
 
@@ -94,7 +94,7 @@ class RunLog:
         for name, value in entry.items():
             if name != "step":
                 self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
-        terms = [f"{name} {scalars[name]:.4f}" for name in LOSS_TERMS if name in scalars]
+        terms = [f"{name} {scalars[name]:.4f}" for name in loss_names() if name in scalars]
         if speed["speed/waiting_for_data"] > 0.1:
             terms.append(f"waits for data {speed['speed/waiting_for_data']:.0%}")
         if skipped:
@@ -110,22 +110,24 @@ class RunLog:
         """A picture, uint8 [H, W, 3]."""
         self._writer.add_image(name, picture, step, dataformats="HWC")
 
-    def summary(self, step, skipped, checkpoints, digest):
-        """Prints what the run came to.
+    def summary(self, step, skipped, checkpoints, best, digest):
+        """Prints the outcome of the run.
 
         Args:
-          step: reached.
-          skipped: steps skipped.
-          checkpoints: Checkpoints of the run.
-          digest: of its parameters.
+          step: the last one.
+          skipped: number of skipped steps.
+          checkpoints: steps of the saved checkpoints.
+          best: name of the metric that chooses the best checkpoint, and that checkpoint's step.
+          digest: SHA-256 of the parameters.
         """
+        metric, best_step = best
         seconds = time.monotonic() - self._begun
         done = step - self._start
         share = self._waited / max(seconds, 1e-9)
         print(
             f"steps {self._start} to {step} in {format_seconds(seconds)}, {done / max(seconds, 1e-9):.3g}/s, "
             f"{share:.0%} of it waiting for data; {skipped} steps skipped in the whole run\n"
-            f"checkpoints: {', '.join(map(str, checkpoints.steps()))}; lowest loss at {checkpoints.best_step()}\n"
+            f"checkpoints: {', '.join(map(str, checkpoints))}; lowest {metric} at {best_step}\n"
             f"parameters: sha256 {digest}"
         )
 
