@@ -1,6 +1,6 @@
 """The losses of RML in PyTorch, all in float32; `warped` is the view transformed by A.
 
-A peer of `rml_jax.losses`, written on its own from the description of the method.
+An independent counterpart of `rml_jax.losses`, written from the description of the method.
 """
 
 import torch
@@ -124,7 +124,7 @@ def affinity_labels(labels, cells, radius):
 def apml_loss(view, warped, pairs, warped_pairs, grid, valid, beta2):
     """L_APML: affinity learned from pseudo labels, and its mutual information (Eqs. 9 to 14).
 
-    L_mi = -(I(y; R_a) + I(y'; R'_a) - 2 I(R_a; R'_a)) after METHOD.md section 3.
+    L_mi = -(I(y; R_a) + I(y'; R'_a) - 2 I(R_a; R'_a)) (docs/method.md, Losses).
 
     Args:
       view, warped: Outputs.
