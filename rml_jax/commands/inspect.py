@@ -2,8 +2,8 @@
 
     rml-jax inspect --config=FILE[:VARIANT] [--out=inspect.png] [--pairs=8] [--config.key=value ...]
 
-One row per training example, below its tags: the augmented view with the box of its real pixels, its transformed
-warped, where the two may be compared (the rest is white). Then the input pipeline's throughput.
+One row per training example, below its tags: the augmented view with the box of its real pixels, the warped view,
+where the two may be compared (the rest is white). Then the input pipeline's throughput.
 """
 
 import contextlib
