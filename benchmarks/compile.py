@@ -111,7 +111,7 @@ def first_step(settings, begin):
     optimizer = make_optimizer(shared.optimizer_config(), params)
     # Not waited for: the draws of the parameters end while the step is traced.
     state = sharding.initial_state(params, optimizer, 0, mesh)
-    batch = sharding.shard_batch(shared.make_batch(chosen["batch"], chosen["crop"]), mesh)
+    batch = sharding.shard(shared.make_batch(chosen["batch"], chosen["crop"]), mesh)
     laps.end("initial state and batch")
     train_step = sharding.jit_train_step(make_train_step(graphdef, optimizer, shared.step_config()))
     traced = train_step.trace(state, batch, mutual=chosen["mutual"])

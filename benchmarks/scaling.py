@@ -112,9 +112,9 @@ def compiled_step(settings):
         lambda params: TrainState(jax.numpy.int32(0), params, optimizer.init(params), jax.random.key(0)),
         params,
     )
-    everywhere = sharding.replicated(mesh)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
-    batch = sharding.shard_batch(shared.make_batch(chosen["batch"], chosen["crop"]), mesh)
+    batch = sharding.shard(shared.make_batch(chosen["batch"], chosen["crop"]), mesh)
     step = sharding.jit_train_step(make_train_step(graphdef, optimizer, shared.step_config()))
     lowered = step.lower(state, batch, mutual=True)
     compiled = lowered.compile()

@@ -2,10 +2,10 @@
 
     python train.py --config=configs/coco.py --config.data.root=COCO --config.model.init_from=MIT_B1 --workdir=DIR
 
-The folder holds train2014, val2014 and annotations/instances_*.json as COCO's archives unpack them, or is what
-`rml-jax prepare coco` made of these; images without any of the 80 classes are dropped. The paper's
-constants (METHOD.md section 5): MiT-B1 from ImageNet-1k weights, crop 320, 75,000 steps, the first 5,000 on
-classification alone. Not yet run here: the published weights are not to be had.
+The folder holds train2014, val2014 and annotations/instances_*.json as in COCO's archives, or is the output of
+`rml-jax prepare coco`; images without any of the 80 classes are left out. The paper's constants (docs/method.md,
+Training constants): MiT-B1 from ImageNet-1k weights, crop 320, 75,000 steps, the first 5,000 on classification alone.
+Not yet run, for want of the published weights.
 """
 
 from rml_jax.config import default_config
@@ -14,7 +14,7 @@ from rml_jax.variants import with_variant
 
 
 def get_config(variant="full"):
-    """The configuration of a variant (`rml_jax.variants`)."""
+    """Returns the configuration of a variant (`rml_jax.variants`)."""
     config = default_config()
     config.data.name = "coco"
     config.data.source = "coco"

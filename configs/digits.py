@@ -1,10 +1,10 @@
-"""RML on the embedded data set `digits`: handwriting on photographs, no download, minutes on two CPU cores.
+"""RML on the built-in data set `digits`: handwriting on photographs, no download, minutes on two CPU cores.
 
     python train.py --config=configs/digits.py --workdir=runs/digits
 
-The paper has no such row; `full` corresponds to Table 1's RML without CRF, `:baseline` to its first line
-(classification alone, same number of steps), and so on: `rml_jax.variants`. All start from scratch, with no
-pre-trained weights. `make demo` trains and evaluates `full` in about 10 minutes on 2 cores.
+Not a row of the paper. `full` corresponds to Table 1's RML without CRF, `:baseline` to its first line
+(classification alone, same number of steps); `rml_jax.variants` has the others. All start from random weights.
+`make demo` trains and evaluates `full` in about 10 minutes on 2 cores.
 """
 
 from rml_jax.config import default_config
@@ -13,7 +13,7 @@ from rml_jax.variants import with_variant
 
 
 def get_config(variant="full"):
-    """The configuration of a variant."""
+    """Returns the configuration of a variant."""
     config = default_config()
 
     config.data.name = "digits"
@@ -22,7 +22,7 @@ def get_config(variant="full"):
     config.data.num_train = 100_000
     config.data.num_val = 400
 
-    # Digits are what they are in one size range and one orientation: a mirrored 2 is no 2.
+    # A mirrored 2 is not a 2, and digits of other sizes do not occur.
     config.augment.scale = (1.0, 1.0)
     config.augment.flip = False
     config.affine.scale = (0.7, 1.0)
@@ -33,7 +33,7 @@ def get_config(variant="full"):
     config.model.variant = "mini"
     config.model.drop_path_rate = 0.0
 
-    # Thresholds and distances for 64x64 pictures; METHOD.md's were found on VOC's.
+    # Thresholds and distances for 64x64 images; the defaults were found on VOC.
     config.pseudo_label.high = 0.3
     config.pseudo_label.low = 0.15
     config.pseudo_label.slots = 2

@@ -13,8 +13,8 @@ from rml_jax.variants import with_variant
 
 
 def get_config(variant="full"):
-    """The configuration of a variant."""
-    # By its path: an installed package keeps the configurations elsewhere.
+    """Returns the configuration of a variant."""
+    # By path, as an installed package keeps the configurations elsewhere.
     config = runpy.run_path(Path(__file__).with_name("digits.py"))["get_config"]()
     config.data.name = "digits_small"
     config.data.scene.size = 48

@@ -1,9 +1,9 @@
-"""A backbone pre-trained on a folder of photographs with one sub-folder a class, in a checkout of the repository:
+"""Pre-training of a backbone on a folder of photographs with one sub-folder a class, in a checkout of the repository:
 
     python -m experiments.pretrain --config=pretrain --config.data.root=PHOTOS --save_to=pretrained.safetensors
 
-Give the file to another run as `model.init_from`. The paper starts from ImageNet-1k weights, which this is no
-substitute for. Sized for the 100,000 photographs of Tiny ImageNet at 32 pixels, enlarged to 64, and 2 cores: MiT-b0,
+Pass the file to another run as `model.init_from`. It does not replace the ImageNet-1k weights that the paper starts
+from. Sized for the 100,000 photographs of Tiny ImageNet at 32 pixels, enlarged to 64, and 2 cores: MiT-b0,
 6.5 epochs, about an hour (experiments/results/pretrain.json).
 """
 
@@ -11,7 +11,7 @@ from rml_jax.config import default_config
 
 
 def get_config():
-    """The configuration."""
+    """Returns the configuration."""
     config = default_config()
 
     config.data.name = "pretrain"

@@ -2,12 +2,11 @@
 
     python train.py --config=configs/voc.py --config.data.root=VOC2012 --config.model.init_from=MIT_B1 --workdir=DIR
 
-The folder is VOC2012 as VOC's archive unpacks it (JPEGImages) with the folder SegmentationClassAug (VOC's and
-SBD's masks, 12,031) and ImageSets/Segmentation/train_aug.txt (10,582 ids) added, or what `rml-jax prepare
-voc` made of the official archives. Training takes from the masks only which classes occur, unless `data.tags`
-names a tag file. The paper's constants (METHOD.md section 5): MiT-B1 from ImageNet-1k weights, crop 320, batch
-4, 18,000 steps, about 3 hours on one RTX 3090 with the authors' code. Not yet run here: the published weights
-are not to be had.
+The folder is VOC2012 from VOC's archive (JPEGImages) with the folder SegmentationClassAug (VOC's and SBD's masks,
+12,031) and ImageSets/Segmentation/train_aug.txt (10,582 ids) added, or the output of `rml-jax prepare voc`. Training
+reads only which classes occur from the masks, unless `data.tags` names a tag file. The paper's constants
+(docs/method.md, Training constants): MiT-B1 from ImageNet-1k weights, crop 320, batch 4, 18,000 steps, about 3 hours
+on one RTX 3090 with the authors' code. Not yet run, for want of the published weights.
 """
 
 from rml_jax.config import default_config
@@ -16,7 +15,7 @@ from rml_jax.variants import with_variant
 
 
 def get_config(variant="full"):
-    """The configuration of a variant (`rml_jax.variants`)."""
+    """Returns the configuration of a variant (`rml_jax.variants`)."""
     config = default_config()
     config.data.name = "voc"
     config.data.source = "voc"

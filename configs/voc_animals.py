@@ -2,10 +2,10 @@
 
     python train.py --config=configs/voc_animals.py --config.data.root=.../VOC2012 --workdir=runs/voc_animals
 
-The folder holds JPEGImages, SegmentationClassAug and ImageSets/Segmentation with the lists train_aug.txt and
-val.txt. Training takes from the masks only which classes occur. From scratch, with the smallest published
-network (b0) and a 160-pixel crop: a check that the whole path works on real photographs, in about 6 minutes on
-2 cores (experiments/results/voc_animals.json), not a row of the paper.
+The folder holds JPEGImages, SegmentationClassAug and ImageSets/Segmentation with the lists train_aug.txt and val.txt.
+Training reads only which classes occur from the masks. From random weights, with the smallest published network (b0)
+and a 160-pixel crop: a check of the whole path on real photographs, in about 6 minutes on 2 cores
+(experiments/results/voc_animals.json), not a row of the paper.
 """
 
 from rml_jax.config import default_config, size_for_cpu
@@ -13,7 +13,7 @@ from rml_jax.variants import with_variant
 
 
 def get_config(variant="full"):
-    """The configuration of a variant (`rml_jax.variants`)."""
+    """Returns the configuration of a variant (`rml_jax.variants`)."""
     config = default_config()
 
     config.data.name = "voc_animals"

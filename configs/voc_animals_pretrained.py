@@ -4,8 +4,8 @@
         --config.model.init_from=pretrained.safetensors --workdir=runs/ablation-animals --variants=baseline,full
 
 MiT-b0 on 128-pixel crops, batches of 8, 1,000 steps of classification alone and 400 with all terms. Not a row of the
-paper. Every variant has its background scores chosen on the first 48 training pictures: METHOD.md's are VOC's, for
-a network that knows far more, and one fixed score would favour whichever variant it happens to suit.
+paper. Each variant has its background scores chosen on the first 48 training images: the default scores are for VOC
+and a stronger network, and one fixed score would favour the variant that it happens to suit.
 """
 
 import runpy
@@ -15,12 +15,12 @@ from rml_jax.variants import with_variant
 
 
 def get_config(variant="full"):
-    """The configuration of a variant (`rml_jax.variants`)."""
-    # By its path: an installed package keeps the configurations elsewhere.
+    """Returns the configuration of a variant (`rml_jax.variants`)."""
+    # By path, as an installed package keeps the configurations elsewhere.
     config = runpy.run_path(Path(__file__).with_name("voc_animals.py"))["get_config"]()
-    # Photographs of 320 pixels: a crop shows most of one, so that its tags are mostly true of the crop.
+    # A crop shows most of a photograph of 320 pixels, so that its tags are mostly true of the crop.
     config.augment.scale = (0.5, 1.0)
-    # At the photographs' own size things already appear larger than in training.
+    # At their own size, objects already appear larger than in training.
     config.cam.scales = (0.5, 1.0)
     config.optimizer.backbone_lr = 2e-4
     config.optimizer.head_lr = 2e-3

@@ -71,8 +71,8 @@ def make_products(config, graphdef):
 
     def products(params, batch):
         theta = sample_affine(jax.random.key(0), len(batch["image"]), step.affine)
-        labels = make_pseudo_labels(graphdef, params, batch, step)
         images = normalize(batch["image"], batch["box"])
+        labels = make_pseudo_labels(graphdef, params, images, batch, step)
         pair = jnp.stack([images, warp(images, theta)])
 
         def parts(params):

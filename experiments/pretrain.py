@@ -27,7 +27,7 @@ from rml_jax.models import build
 from rml_jax.models.weights import save_weights
 from rml_jax.ops import normalize, resize_bilinear
 from rml_jax.training.optimizer import make_optimizer, optimizer_config
-from rml_jax.training.sharding import init_model, initial_state, make_mesh, shard_batch
+from rml_jax.training.sharding import init_model, initial_state, make_mesh, shard
 from rml_jax.utils.progress import Progress
 from rml_jax.validate import check_config
 
@@ -80,7 +80,7 @@ def train(config, mesh, graphdef, optimizer, state, out):
     means, window = {}, []
     with contextlib.closing(train_batches(config, source)) as batches:
         for step in range(1, config.train.steps + 1):
-            state, loss = step_function(state, shard_batch(next(batches), mesh))
+            state, loss = step_function(state, shard(next(batches), mesh))
             window.append(loss)
             if step % config.log.every == 0 or step == config.train.steps:
                 means[step] = float(np.mean(jax.device_get(window)))

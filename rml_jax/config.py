@@ -1,6 +1,7 @@
 """The configuration of a run: every key with its default, read and written.
 
-The defaults are METHOD.md section 5's for PASCAL VOC; a file in `configs/` changes what its data set needs.
+The defaults are those of the paper for PASCAL VOC (docs/method.md, Training constants); a file in `configs/` changes
+what its data set needs.
 """
 
 import json
@@ -9,11 +10,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.extensions import CONFIG_KEYS
 from rml_jax.utils.files import atomic_write
 
 
 def default_config():
-    """All keys of a run.
+    """Returns all keys of a run with their defaults.
 
     Returns:
       ConfigDict, locked: a key that is not here cannot be set.
@@ -22,135 +24,128 @@ def default_config():
     config.distributed = False  # several processes: jax.distributed.initialize() (docs/long_runs.md)
 
     config.data = data = ConfigDict()
-    data.name = ""  # what scores and reports call the data set
-    data.source = ""  # "digits", "voc" (VOC's folder layout), "coco" (COCO's) or "folder" (own photographs)
-    data.root = (
-        ""  # folder in VOC's or COCO's layout, of photographs, or prepared by rml_jax.commands.prepare
-    )
-    data.tags = (
-        ""  # CSV or JSON Lines with image,tags; "": voc: classes in the masks; folder: names of sub-folders
-    )
+    data.name = ""  # name of the data set in scores and reports
+    data.source = ""  # layout of the data: a name in rml_jax.data.sources.SOURCES, such as "voc" or "folder"
+    # Folder in VOC's or COCO's layout, of photographs, or prepared by `rml-jax prepare`.
+    data.root = ""
+    # CSV or JSON Lines with image,tags; "": classes in the masks (voc) or names of sub-folders (folder).
+    data.tags = ""
     data.masks = ""  # folder of masks, for scoring; folder only
     data.class_names = ()  # C foreground classes; folder: () takes them from the tags
-    data.mask_values = ()  # the number each class has in the mask files; folder: () means 1..C
-    data.val_list = ""  # text file that names the validation images; folder only
-    data.val_fraction = (
-        0.1  # share of the images drawn for validation where there is no val_list; folder only
-    )
-    data.skip_bad = False  # whether training leaves out files that can't be read, with a count, or stops
-    data.train_split = "train"
-    data.val_split = "val"
-    data.num_train = 0  # scenes; digits only
-    data.num_val = 0
-    data.seed = 0  # of digits' scenes; of the draw of a folder's validation images
+    data.mask_values = ()  # value of each class in the mask files; folder: () means 1..C
+    data.val_list = ""  # text file with the names of the validation images; folder only
+    # Fraction of the images drawn for validation where there is no val_list, 0 to 1; folder only.
+    data.val_fraction = 0.1
+    data.skip_bad = False  # training leaves out, and counts, files that can't be read, rather than stop
+    data.train_split = "train"  # split that is trained on
+    data.val_split = "val"  # split that is scored by default, and whose images are logged
+    data.num_train = 0  # training scenes, at least 1; digits only
+    data.num_val = 0  # validation scenes, at least 1; digits only
+    data.seed = 0  # seed of digits' scenes and of the draw of a folder's validation images, at least 0
     data.scene = scene = ConfigDict()  # digits only, see DigitScenes
-    scene.size = 64
-    scene.digits = (1, 2)
-    scene.digit_size = (28, 44)
-    scene.background_brightness = 0.55
+    scene.size = 64  # side of a scene, in pixels
+    scene.digits = (1, 2)  # (least, greatest) number of digits in a scene
+    scene.digit_size = (28, 44)  # (least, greatest) side of a digit, in pixels
+    scene.background_brightness = 0.55  # factor on the background photograph, at least 0
     data.workers = 0  # processes that decode and augment; 0 uses threads
 
     config.augment = augment = ConfigDict()
-    augment.scale = (0.5, 2.0)
-    augment.flip = True
+    augment.scale = (0.5, 2.0)  # (low, high) of the random scale of an image, above 0
+    augment.flip = True  # mirror half of the images left to right
 
     config.model = model = ConfigDict()
-    model.variant = "b1"
-    model.drop_path_rate = 0.1
-    model.pooling = "max"
-    model.context_channels = 15  # K of the fused context R_c
-    model.fused_stages = (
-        4  # how many stages, from the last, R_c is fused from; 4 = all, 1 = without the fusion
-    )
-    model.symmetric_affinity = True  # whether R_a is made of x + x^T (METHOD.md section 1) or of x alone
+    model.variant = "b1"  # backbone, a name in rml_jax.models.BACKBONES: "b0" to "b5" or "mini"
+    model.drop_path_rate = 0.1  # greatest rate of stochastic depth, from 0 to below 1
+    model.pooling = "max"  # of class scores over the last grid: "max" or "average"
+    model.context_channels = 15  # K, channels of the fused context R_c
+    # Stages, counted from the last, that R_c is fused from: 4 = all, 1 = no fusion.
+    model.fused_stages = 4
+    # Whether R_a is made from x + x^T or from x alone (docs/method.md, Network).
+    model.symmetric_affinity = True
     model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
-    model.init_from = ""  # weights to start from (rml_jax.models.weights says which files); "" = scratch
+    model.init_from = ""  # file of weights to start from (docs/weights.md); "" = random
 
-    config.affine = affine = ConfigDict()
-    affine.scale = (0.5, 1.0)
-    affine.rotation = 15.0  # degrees either way
-    affine.translation = 0.1  # share of the side, either way
-    affine.flip = 0.5  # probability
+    config.affine = affine = ConfigDict()  # what the transform A between the views is drawn from
+    affine.scale = (0.5, 1.0)  # (low, high) size of the content, 1 = unchanged
+    affine.rotation = 15.0  # greatest angle either way, in degrees
+    affine.translation = 0.1  # greatest shift either way, as a fraction of the side
+    affine.flip = 0.5  # probability of a mirror image, 0 to 1
 
-    config.cam = cam = ConfigDict()
-    cam.scales = (0.5, 1.0, 1.5)
-    cam.flip = True
+    config.cam = cam = ConfigDict()  # the multi-scale CAM of pseudo labels and of evaluation
+    cam.scales = (0.5, 1.0, 1.5)  # scales of the image, each above 0
+    cam.flip = True  # whether mirror images take part
 
     config.pseudo_label = pseudo = ConfigDict()
-    pseudo.high = 0.55
-    pseudo.low = 0.35
-    pseudo.slots = 8  # classes per image that are refined
-    pseudo.dilations = (1, 2, 4, 8, 12, 24)
-    pseudo.iterations = 10
+    pseudo.high = 0.55  # background score that sure foreground exceeds, 0 to 1
+    pseudo.low = 0.35  # background score that sure background does not reach, 0 to high
+    pseudo.slots = 8  # classes of an image that are refined, at least 1
+    pseudo.dilations = (1, 2, 4, 8, 12, 24)  # of PAR, in pixels of the image at half size
+    pseudo.iterations = 10  # of PAR, at least 0
 
+    # Weights, at least 0 each. An addition to `rml_jax.losses.TERMS` brings its own key.
     config.loss = loss = ConfigDict()
-    loss.ciml = 0.1
-    loss.mfml = 0.1
-    loss.apml = 0.1
-    loss.alpha = 0.1
-    loss.affinity = 1.0
-    loss.beta1 = 1.0
-    loss.beta2 = 1.0
-    loss.self_training = 0.0  # of L_self, beyond the paper (docs/method.md)
-    # METHOD.md's readings; rml_jax.losses.CIMLReading says what the others are.
-    loss.ciml_classes = "present"
-    loss.ciml_prototypes = "batch"
-    loss.ciml_gradient = "both"
-    loss.decorrelate = False  # whether L_MFML whitens the context rather than standardising each channel
-    loss.radius = 8  # cells of stage 4's grid
-    loss.start_step = 2000  # steps of classification alone
+    loss.ciml = 0.1  # of L_CIML (lambda_1, Eq. 16)
+    loss.mfml = 0.1  # of L_MFML (lambda_2)
+    loss.apml = 0.1  # of L_APML (lambda_3)
+    loss.alpha = 0.1  # of the prototype similarity in L_CIML (Eq. 4)
+    loss.affinity = 1.0  # of L_aff in L_APML; 1 in the paper, 0 in its ablation (Eq. 14)
+    loss.beta1 = 1.0  # of I(R_c; R'_c) in L_MFML, which is in nats (Eq. 8)
+    loss.beta2 = 1.0  # of L_mi in L_APML, which is in nats (Eq. 14)
+    loss.self_training = 0.0  # of L_self, not in the paper (docs/method.md, Beyond the paper)
+    loss.radius = 8  # largest distance of an affinity pair, in cells of the last grid
+    loss.start_step = 2000  # first steps, which train classification alone
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.backbone_lr = 6e-5
-    optimizer.head_lr = 6e-4
-    optimizer.weight_decay = 0.01
-    optimizer.warmup_steps = 1500
+    optimizer.backbone_lr = 6e-5  # base learning rate of the backbone, at least 0
+    optimizer.head_lr = 6e-4  # base learning rate of the heads, at least 0
+    optimizer.weight_decay = 0.01  # of AdamW, at least 0
+    optimizer.schedule = "warmup_poly"  # name in rml_jax.training.optimizer.SCHEDULES
+    optimizer.warmup_steps = 1500  # updates in which the learning rates rise
     optimizer.freeze_norms = "pretrained"  # "pretrained" (where init_from is set), "always" or "never"
 
     config.train = train = ConfigDict()
-    train.steps = 18000
-    train.batch_size = 4  # pictures of one update, over all devices
-    train.grad_accum_steps = (
-        1  # parts a batch is computed in, one after the other; losses are means over the parts
-    )
-    train.shard_optimizer = False  # whether each device keeps a share of the optimizer's state, not a copy
+    train.steps = 18000  # batches to train on
+    train.batch_size = 4  # images of one update, over all devices
+    # Parts a batch is computed in, one after the other; losses are means over the parts.
+    train.grad_accum_steps = 1
+    train.shard_optimizer = False  # shard the optimizer's state over the devices rather than replicate it
     train.max_skipped = 20  # steps in a row whose loss or gradient is not finite before training stops
-    train.crop_size = 320
-    train.seed = 0
+    train.crop_size = 320  # side of a training image, in pixels
+    train.seed = 0  # of initial parameters, order of the data and augmentation, 0 to 2**32 - 1
 
     config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every = 1000  # steps
-    checkpoint.keep = 3  # newest checkpoints
-    checkpoint.keep_best = 1  # and those with the lowest best_metric; 0 = none
-    checkpoint.best_metric = "classification"  # a loss, as logged: its mean over the last log.every steps
+    checkpoint.every = 1000  # steps between checkpoints
+    checkpoint.keep = 3  # newest checkpoints to keep, at least 1
+    checkpoint.keep_best = 1  # further ones to keep, with the lowest best_metric; 0 = none
+    checkpoint.best_metric = "classification"  # a logged loss: its mean over the last log.every steps
 
     config.log = log = ConfigDict()
     log.every = 50  # steps between scalars
-    log.pictures_every = 1000  # steps between pictures and measures of localisation on validation; 0 = never
+    log.pictures_every = 1000  # steps between images and measures of localisation on validation; 0 = never
 
     config.eval = evaluation = ConfigDict()
-    evaluation.canvases = ((384, 512), (512, 384), (512, 512))  # (height, width) that pictures are padded to
-    evaluation.batch_size = 4  # pictures per device
-    evaluation.stages = (
-        "cam",
-        "affinity",
-        "par",
-        "crf",
-    )  # rml_jax.stages.stages says which there are
+    # (height, width) that images are padded to, in pixels.
+    evaluation.canvases = ((384, 512), (512, 384), (512, 512))
+    evaluation.batch_size = 4  # images per device
+    evaluation.stages = ("cam", "affinity", "par", "crf")  # chains of rml_jax.stages to score
     evaluation.protocols = ("predicted", "given")  # whose tags: the model's own, the ground truth's
+    # Stage -> score of the background in it, at least 0.
     evaluation.background = ConfigDict({"cam": 0.45, "affinity": 0.35, "par": 0.45})
-    evaluation.crf = "afa"  # name of the CRF's settings (rml_jax.ops.crf)
+    evaluation.crf = "afa"  # name of the CRF's settings (rml_jax.ops.SETTINGS)
     evaluation.sweep = sweep = ConfigDict()
-    sweep.split = ""  # split to choose the background scores on; "" takes eval.background
-    sweep.images = 0  # how many of its first images; 0 = all
-    sweep.grid = tuple(round(0.05 * i, 2) for i in range(1, 20))
-    evaluation.checkpoint = "newest"  # which is scored and predicted with: "newest", "best" or a step, "6000"
+    sweep.split = ""  # split to choose the background scores on; "" uses eval.background
+    sweep.images = 0  # number of its first images to use; 0 = all
+    sweep.grid = tuple(round(0.05 * i, 2) for i in range(1, 20))  # background scores to try, at least 0
+    evaluation.checkpoint = "newest"  # to score and predict with: "newest", "best" or a step, "6000"
     evaluation.pictures = 8  # images in each part of the report: the first ones, the worst, the best
+    for key, value in CONFIG_KEYS.items():
+        group, _, name = key.rpartition(".")
+        config[group][name] = value
     return config.lock()
 
 
 def size_for_cpu(config):
-    """Turns a configuration, in place, into a first look on a CPU: MiT-b0 from scratch on 160-pixel crops, 400 steps.
+    """Changes a configuration, in place, to a small run for a CPU: MiT-b0 from scratch, 160-pixel crops, 400 steps.
 
     Args:
       config: ConfigDict of `default_config`'s keys.
@@ -178,7 +173,7 @@ def save_config(config, path):
 
 
 def load_config(path):
-    """Reads what `save_config` wrote.
+    """Reads a file that `save_config` wrote.
 
     Args:
       path: the file config.json of a work directory.
@@ -187,7 +182,7 @@ def load_config(path):
       ConfigDict, locked, with tuples where the defaults have tuples.
 
     Raises:
-      UserError: if the file is missing, is no JSON, or has keys or types this version doesn't know.
+      UserError: if the file is missing, is not JSON, or has keys or types that this version does not know.
     """
     path = Path(path)
     try:
@@ -212,13 +207,13 @@ def load_config(path):
 
 
 def config_difference(old, new):
-    """The keys in which two configs differ.
+    """Returns the keys in which two configs differ.
 
     Args:
       old, new: ConfigDicts.
 
     Returns:
-      Dict from dotted key to (old value, new value); a key that one side lacks has None there.
+      Dict from dotted key to (old value, new value); a missing key is None.
     """
     old, new = (flatten(json.loads(config.to_json_best_effort())) for config in (old, new))
     keys = sorted(old.keys() | new.keys())
@@ -226,7 +221,7 @@ def config_difference(old, new):
 
 
 def flatten(values, prefix=""):
-    """A nested dict as one level of dotted keys."""
+    """Flattens a nested dict into dotted keys."""
     flat = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -3,7 +3,7 @@
 import math
 
 from rml_jax.data.sources import SOURCES
-from rml_jax.losses import LOSS_TERMS, READINGS
+from rml_jax.losses import TERMS, loss_names
 from rml_jax.models import BACKBONES, build
 from rml_jax.models.rml import POOLINGS
 from rml_jax.ops.cam import scaled_size
@@ -18,8 +18,6 @@ _CHOICES = {
     "model.pooling": POOLINGS,
     "model.dtype": ("float32", "bfloat16"),
     "optimizer.freeze_norms": ("pretrained", "always", "never"),
-    "checkpoint.best_metric": LOSS_TERMS,
-    **{f"loss.ciml_{name}": choices for name, choices in READINGS.items()},
     "eval.crf": SETTINGS,
 }
 
@@ -44,14 +42,10 @@ _NOT_NEGATIVE = (
     "affine.rotation",
     "affine.translation",
     "pseudo_label.iterations",
-    "loss.ciml",
-    "loss.mfml",
-    "loss.apml",
     "loss.alpha",
     "loss.affinity",
     "loss.beta1",
     "loss.beta2",
-    "loss.self_training",
     "loss.radius",
     "loss.start_step",
     "optimizer.backbone_lr",
@@ -88,13 +82,14 @@ def _is_int_range(value):
     return _is_range(value) and all(map(_is_positive_int, value))
 
 
+_AT_LEAST_0 = (lambda value: value >= 0), "at least 0"
 _INT_RANGE = _is_int_range, "(least, greatest) with 1 <= least <= greatest"
 _RANGE = _is_range, "(low, high) with 0 < low <= high"
 
 # Key -> whether a value is right, and what is expected.
 _RULES = {
     **dict.fromkeys(_POSITIVE, (lambda value: value >= 1, "at least 1")),
-    **dict.fromkeys(_NOT_NEGATIVE, (lambda value: value >= 0, "at least 0")),
+    **dict.fromkeys(_NOT_NEGATIVE, _AT_LEAST_0),
     "train.seed": (lambda seed: 0 <= seed < 2**32, "0 to 2**32 - 1"),
     "data.scene.digits": _INT_RANGE,
     "data.scene.digit_size": _INT_RANGE,
@@ -142,12 +137,15 @@ def check_config(config, reads_data=True):
     Raises:
       UserError: naming the first key that is wrong, its value and what is expected.
     """
-    for key, choices in _CHOICES.items():
+    # Terms may have been registered since this module was imported.
+    best_metric = {"checkpoint.best_metric": loss_names()}
+    for key, choices in (_CHOICES | best_metric).items():
         if key == "data.source" and not reads_data:
             continue
         _check(config, key, choices.__contains__, f"one of {', '.join(map(str, choices))}")
     _check_class_names(config)
-    for key, (is_good, expected) in _RULES.items():
+    weights = {f"loss.{term.weight}": _AT_LEAST_0 for term in TERMS.values() if term.weight}
+    for key, (is_good, expected) in (_RULES | weights).items():
         _check(config, key, is_good, expected)
     high = config.pseudo_label.high
     _check(config, "pseudo_label.low", lambda low: low <= high, f"at most pseudo_label.high = {high}")

@@ -1,4 +1,4 @@
-"""The rows of the paper's ablations (Tables 1 and 2) as changes to any configuration of full RML."""
+"""The rows of the paper's ablations (Tables 1 and 2) as changes to a configuration of full RML."""
 
 from rml_jax.utils.errors import UserError
 
@@ -24,18 +24,18 @@ REMOVALS = ("no_ciml", "no_fusion", "no_mfml", "no_mi", "no_affinity")
 
 
 def with_variant(config, name):
-    """The configuration of full RML turned into one of its variants, in place.
+    """Changes the configuration of full RML to one of its variants, in place.
 
     Args:
       config: ConfigDict of a run with all terms (`rml_jax.config`).
       name: key of `CHANGES`.
 
     Returns:
-      The same ConfigDict. A variant without any mutual-learning term trains on classification alone for as many
-      steps, which is what its warm-up already does.
+      The same ConfigDict. A variant without mutual-learning terms trains the same number of steps on classification
+      alone.
 
     Raises:
-      UserError: for an unknown name.
+      UserError: if the name is unknown.
     """
     if name not in CHANGES:
         raise UserError(f"found no variant {name!r}, expected one of {', '.join(CHANGES)}")

@@ -1,6 +1,8 @@
 """Configurations: files round trip, checks name the key, sizes that the network cannot take are refused."""
 
+import inspect
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from ml_collections import ConfigDict
 
 import rml_jax
 from rml_jax.config import config_difference, default_config, flatten, load_config, save_config
+from rml_jax.losses import term_weights
 from rml_jax.models import BACKBONES
 from rml_jax.utils.errors import UserError
 from rml_jax.validate import check_config
@@ -107,6 +110,26 @@ def test_defaults_are_the_papers_for_voc():
     assert (config.loss.ciml, config.loss.mfml, config.loss.apml, config.loss.alpha) == (0.1, 0.1, 0.1, 0.1)
     assert (config.pseudo_label.high, config.pseudo_label.low) == (0.55, 0.35)
     assert tuple(config.cam.scales) == (0.5, 1.0, 1.5)
+
+
+def test_weights_of_the_terms_are_the_papers():
+    assert term_weights(default_config().loss) == {
+        "classification": 1.0,
+        "ciml": 0.1,
+        "mfml": 0.1,
+        "apml": 0.1,
+        "self_training": 0.0,  # not in the paper
+    }
+    loss = default_config().loss
+    assert (loss.alpha, loss.affinity, loss.beta1, loss.beta2) == (0.1, 1.0, 1.0, 1.0)
+
+
+def test_every_key_has_a_comment():
+    lines = inspect.getsource(default_config).splitlines()
+    above = ["", *lines[:-1]]
+    for line, before in zip(lines, above, strict=True):
+        if re.match(r"    \w+\.\w+ = (?!\w+ = ConfigDict)", line):
+            assert "  # " in line or before.strip().startswith("# "), line
 
 
 def test_file_without_a_newer_key_gets_its_default(tmp_path, config):
@@ -224,6 +247,7 @@ def test_difference_names_the_keys(config):
         ("loss.alpha", -0.1),
         ("loss.beta1", -0.1),
         ("loss.beta2", -0.1),
+        ("loss.self_training", -0.1),
         ("loss.radius", -1),
         ("loss.start_step", -1),
         ("optimizer.backbone_lr", -1e-3),
@@ -238,6 +262,7 @@ def test_difference_names_the_keys(config):
         ("train.seed", 2**32),
         ("checkpoint.every", 0),
         ("checkpoint.keep", 0),
+        ("checkpoint.best_metric", "equivariance"),
         ("log.every", 0),
         ("log.pictures_every", -1),
         ("eval.canvases", ()),
@@ -254,9 +279,6 @@ def test_difference_names_the_keys(config):
         ("eval.protocols", ("given", "ours")),
         ("eval.crf", "mine"),
         ("eval.checkpoint", "latest"),
-        ("loss.ciml_classes", "some"),
-        ("loss.ciml_prototypes", "picture"),
-        ("loss.ciml_gradient", "none"),
         ("eval.sweep.grid", ()),
         ("eval.sweep.images", -1),
         ("eval.background.par", -0.1),
@@ -312,11 +334,11 @@ def test_stage_without_a_background_score(config):
     check_config(config)
 
 
-# --- Smallest pictures ---
+# --- Smallest images ---
 
 
 def keys_per_stage(variant, side):
-    """How many keys the attention of each stage has on a picture of that height, by the network itself."""
+    """How many keys the attention of each stage has on an image of that height, by the network itself."""
     backbone = BACKBONES[variant](depths=(1, 1, 1, 2))
     graph, state = nnx.split(nnx.eval_shape(lambda: backbone.build(rngs=nnx.Rngs(0))))
     counts = []

@@ -64,8 +64,8 @@ class Contestant:
             result, pull_back = jax.vjp(lambda params: forward(params, pairs), params)
             return pull_back(jax.tree.map(jnp.ones_like, result))
 
-        def labels(params, batch):
-            return make_pseudo_labels(graph, params, batch, config)
+        def labels(params, images, batch):
+            return make_pseudo_labels(graph, params, images, batch, config)
 
         def losses(outputs, labels, batch, theta):
             return pair_losses(outputs, labels, batch, theta, config)
@@ -80,12 +80,12 @@ class Contestant:
             updates, state = self._optimizer.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
-        outputs, found = jax.jit(forward)(params, pairs), jax.jit(labels)(params, batch)
+        outputs, found = jax.jit(forward)(params, pairs), jax.jit(labels)(params, images, batch)
         return {
             "network forward": _timed(forward, params, pairs),
             "network forward and backward": _timed(both_ways, params, pairs),
             "multi-scale CAM": _timed(cams, params, images),
-            "multi-scale CAM and pseudo labels": _timed(labels, params, batch),
+            "multi-scale CAM and pseudo labels": _timed(labels, params, images, batch),
             "losses": _timed(jax.value_and_grad(losses, has_aux=True), outputs, found, batch, theta),
             "optimizer": _timed(update, params, self._state.optimizer, params),
         }

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rml_jax.losses import LossWeights
+from rml_jax.config import default_config
 from rml_jax.models import BACKBONES, RMLConfig
 from rml_jax.ops import AffineRange, PseudoLabelConfig
 from rml_jax.ops.resize import bilinear_matrix
@@ -18,21 +18,20 @@ def network_config(variant):
 
 
 def step_config():
-    """StepConfig of METHOD.md sections 2 to 4."""
+    """Returns the StepConfig of the paper's run on VOC."""
     return StepConfig(
-        weights=LossWeights(),
+        loss=default_config().loss.to_dict(),
         affine=AffineRange(),
         pseudo_label=PseudoLabelConfig(),
         cam_scales=(0.5, 1.0, 1.5),
         cam_flip=True,
-        radius=8,
         stride=16,
         freeze_norms=True,
     )
 
 
 def optimizer_config():
-    """OptimizerConfig of METHOD.md section 5, from a pre-trained start."""
+    """Returns the OptimizerConfig of the paper's run on VOC, from a pre-trained start."""
     return OptimizerConfig(
         backbone_lr=6e-5,
         head_lr=6e-4,

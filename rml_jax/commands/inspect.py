@@ -2,8 +2,8 @@
 
     rml-jax inspect --config=FILE[:VARIANT] [--out=inspect.png] [--pairs=8] [--config.key=value ...]
 
-One row per training example, below its tags: the augmented view with the box of its real pixels, its transformed
-twin, where the two may be compared (the rest is white). Then the input pipeline's throughput.
+One row per training example, below its tags: the augmented view with the box of its real pixels, the warped view,
+where the two may be compared (the rest is white). Then the input pipeline's throughput.
 """
 
 import contextlib
@@ -90,13 +90,15 @@ def _rows(batch, theta, class_names):
     size = batch["image"].shape[1:3]
     images = normalize(batch["image"], batch["box"])
     valid = np.asarray(validity(theta, box_mask(batch["box"], size, size)))
-    views, twins = _pictures(images), _pictures(warp(images, theta))
+    views, warped_views = _pictures(images), _pictures(warp(images, theta))
     rows = []
-    for view, twin, mask, box, tags in zip(views, twins, valid, batch["box"], batch["tags"], strict=True):
+    for view, warped, mask, box, tags in zip(
+        views, warped_views, valid, batch["box"], batch["tags"], strict=True
+    ):
         names = [name for name, tag in zip(class_names, tags, strict=True) if tag]
-        compared = np.where(mask[..., None], twin, np.uint8(255))
-        captions = (", ".join(names) or "(no tag)", "twin", "compared")
-        rows.append(((_with_box(view, box), twin, compared), captions))
+        compared = np.where(mask[..., None], warped, np.uint8(255))
+        captions = (", ".join(names) or "(no tag)", "warped", "compared")
+        rows.append(((_with_box(view, box), warped, compared), captions))
     return rows
 
 

@@ -10,6 +10,7 @@ from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.evaluation.evaluator import Evaluator, Scores
 from rml_jax.evaluation.masks import MaskFolder, MaskWriter
 from rml_jax.evaluation.plots import confusion_picture, sweep_picture
+from rml_jax.losses import term_weights
 from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.report import Sample, best_stage, class_table, write_report
@@ -253,12 +254,11 @@ def _facts_of_weights(config, weights):
 
 
 def _facts(config):
-    weights = {name: config.loss[name] for name in ("ciml", "mfml", "apml")}
     return {
         "backbone": build.backbone_name(config),
         "started from": config.model.init_from or "scratch, no pre-trained weights",
         "training": f"{config.train.steps} steps of {config.train.batch_size} images, the first "
         f"{min(config.loss.start_step, config.train.steps)} on classification alone",
-        "loss weights": ", ".join(f"{name} {weight:g}" for name, weight in weights.items()),
+        "loss weights": ", ".join(f"{name} {weight:g}" for name, weight in term_weights(config.loss).items()),
         "seed": str(config.train.seed),
     }

@@ -1,4 +1,4 @@
-"""What the training loop logged, read back from its TensorBoard files."""
+"""Reads the TensorBoard files of a run and draws its training curves."""
 
 import io
 import re
@@ -12,27 +12,17 @@ from matplotlib.figure import Figure
 from tensorboardX.proto.event_pb2 import Event
 
 from rml_jax.evaluation.localization import SHARES
+from rml_jax.losses import TERMS
 
-# A panel of the curves and what it shows; a run without mutual learning has only some of them.
-_PANELS = {
-    "loss": ("loss", "classification"),
-    "mutual-learning terms": ("ciml", "mfml", "apml", "self_training"),
-    "parts of ciml and mfml": ("equivariance", "prototype_similarity", "alignment", "information_context"),
-    "parts of apml": ("affinity", "information_affinity_label", "information_affinity_pair"),
-    "share of pixels with a pseudo label": ("labelled_foreground", "labelled_background"),
-    "effective rank of the context": ("context_rank",),
-    "on validation images": tuple(f"validation/{name}" for name in SHARES),
-    "gradient norm": ("gradient_norm", "gradient_norm/backbone", "gradient_norm/heads"),
-}
-_POINTS = 300  # most points of a curve: more, and neighbours are averaged
+_POINTS = 300  # most points of a curve; of more, neighbours are averaged
 _INK = "#123456"  # replaced by the page's own text colour, light or dark
 
 
 def read_events(workdir: Path) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, bytes]]]:
-    """Scalars and pictures of a run.
+    """Reads the scalars and images of a run.
 
-    Where a run was resumed, the later file counts. A file that ends in the middle of an event, such as that of a
-    run in progress, is read up to there.
+    Where a run was resumed, the later file counts. A file that ends in the middle of an event, such as that of a run
+    in progress, is read up to there.
 
     Args:
       workdir: the work directory; its TensorBoard files are `events.out.tfevents.TIME.HOST`.
@@ -40,16 +30,16 @@ def read_events(workdir: Path) -> tuple[dict[str, dict[int, float]], dict[str, d
     Returns:
       Tag to step to value, and tag to step to a PNG file's bytes; steps in order.
     """
-    scalars, pictures = {}, {}
+    scalars, images = {}, {}
     for path in sorted(workdir.glob("events.out.tfevents.*"), key=lambda path: int(path.name.split(".")[3])):
         for event in _events(path.read_bytes()):
             for value in event.summary.value:
                 if value.HasField("image"):
-                    image = value.image.encoded_image_string
-                    pictures.setdefault(value.tag, {})[event.step] = image
+                    png = value.image.encoded_image_string
+                    images.setdefault(value.tag, {})[event.step] = png
                 elif value.HasField("simple_value"):
                     scalars.setdefault(value.tag, {})[event.step] = value.simple_value
-    return _in_order(scalars), _in_order(pictures)
+    return _in_order(scalars), _in_order(images)
 
 
 def _events(data):
@@ -65,7 +55,7 @@ def _events(data):
 
 
 def tag_of(name):
-    """The TensorBoard tag of a metric of the train step, or of a name that is one."""
+    """Returns the TensorBoard tag of a metric of the train step; a name with a slash is a tag already."""
     return name if "/" in name else f"train/{name}"
 
 
@@ -73,8 +63,26 @@ def _in_order(values):
     return {tag: dict(sorted(steps.items())) for tag, steps in values.items()}
 
 
+def panels() -> dict[str, tuple[str, ...]]:
+    """Returns title -> names of the metrics that it shows, for each panel of the curves.
+
+    The losses are those of `rml_jax.losses.TERMS`.
+    """
+    classification, *mutual = TERMS
+    shown = {"loss": ("loss", classification), "mutual-learning terms": tuple(mutual)}
+    for term in TERMS.values():
+        shown |= term.panels
+    return shown | {
+        "fraction of pixels with a pseudo label": ("labelled_foreground", "labelled_background"),
+        "on validation images": tuple(f"validation/{name}" for name in SHARES),
+        "gradient norm": ("gradient_norm", "gradient_norm/backbone", "gradient_norm/heads"),
+    }
+
+
 def curves(scalars: Mapping[str, Mapping[int, float]], mutual_from: int | None = None) -> list[str]:
-    """The training curves as inline SVGs in the page's text colour, one for each panel.
+    """Draws the training curves as inline SVGs in the page's text colour, one for each panel.
+
+    A panel is left out where the run logged none of its metrics.
 
     Args:
       scalars: tag to step to value, from `read_events`.
@@ -83,8 +91,8 @@ def curves(scalars: Mapping[str, Mapping[int, float]], mutual_from: int | None =
     Returns:
       The texts of `<svg>` elements.
     """
-    panels = {title: [name for name in names if tag_of(name) in scalars] for title, names in _PANELS.items()}
-    return [_panel(title, names, scalars, mutual_from) for title, names in panels.items() if names]
+    logged = {title: [name for name in names if tag_of(name) in scalars] for title, names in panels().items()}
+    return [_panel(title, names, scalars, mutual_from) for title, names in logged.items() if names]
 
 
 def _panel(title, names, scalars, mutual_from):
@@ -107,7 +115,7 @@ def _panel(title, names, scalars, mutual_from):
         figure.savefig(file, format="svg", transparent=True)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # Without the description of the file, which names addresses.
+    # The metadata holds URLs, and the page refers to nothing outside of it.
     return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the loop finishes its step, saves and ends."""
+"""Graceful stop: after SIGTERM or SIGINT the loop finishes its step, saves and ends."""
 
 import signal
 
@@ -7,9 +7,9 @@ from jax.experimental import multihost_utils
 
 
 class InterruptionNotice:
-    """Context manager in which SIGTERM and SIGINT are noted rather than obeyed; a second one has its usual effect.
+    """Context manager that records SIGTERM and SIGINT; a second signal has its usual effect.
 
-    One of several processes leaves signals alone: SIGTERM is JAX's, which has all of them end after the same step.
+    With several processes, signals are left to JAX, whose SIGTERM handler makes all of them end after the same step.
     """
 
     def __init__(self):
@@ -30,7 +30,7 @@ class InterruptionNotice:
         signal.signal(number, self._before[number])
 
     def received(self, step):
-        """The signal that ends the run after this step, or None. To be asked after every step, on every process."""
+        """Returns the signal that ends the run after this step, or None. Call it after each step, on each process."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             return signal.SIGTERM
         return self._received

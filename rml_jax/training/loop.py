@@ -20,9 +20,9 @@ from rml_jax.evaluation.samples import pictures
 from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.training.interruption import InterruptionNotice
-from rml_jax.training.optimizer import make_optimizer, optimizer_config, warmup_poly
+from rml_jax.training.optimizer import learning_rates, make_optimizer, optimizer_config
 from rml_jax.training.runlog import RunLog, SilentLog, Window
-from rml_jax.training.sharding import init_model, initial_state, jit_train_step, make_mesh, shard_batch
+from rml_jax.training.sharding import init_model, initial_state, jit_train_step, make_mesh, shard
 from rml_jax.training.step import make_train_step, step_config
 from rml_jax.training.workdir import check_workdir, occupy
 from rml_jax.utils import provenance
@@ -31,8 +31,8 @@ from rml_jax.utils.errors import Interrupted, UserError
 from rml_jax.utils.trees import digest
 from rml_jax.validate import check_config
 
-# Validation pictures that are shown, and those that CAMs and pseudo labels are measured on.
-_PICTURES, _MONITORED = 6, 64
+# Validation images that are shown, and those that CAMs and pseudo labels are measured on.
+_SHOWN, _MEASURED = 6, 64
 
 
 def train(config, workdir):
@@ -46,29 +46,29 @@ def train(config, workdir):
       TrainState at the end.
 
     Raises:
-      UserError: for what is wrong with the configuration, the data, the weights to start from or the work
-        directory. Nothing is written before the configuration, the first batch and the weights are known good.
-        Later, where training can't go on; the message says where it stands.
-      Interrupted: after SIGTERM or SIGINT, once the state is saved.
+      UserError: if the configuration, the data, the weights to start from or the work directory are not as
+        expected; nothing is written before these are checked. Later, if training cannot continue; the message says
+        which step is saved.
+      Interrupted: after SIGTERM or SIGINT, when the state is saved.
     """
     config = with_class_names(config)
     check_config(config)
     check_workdir(config, workdir)
     mesh = make_mesh(config.train.batch_size, config.train.grad_accum_steps)
     source = make_source(config.data, config.data.train_split, with_masks=False)
-    shown = _picture_source(config)
+    shown = _image_source(config)
     with contextlib.ExitStack() as closing:
         try:
             return _train(config, workdir, mesh, source, shown, closing)
         except BaseException as error:
             if jax.process_count() == 1:
                 raise
-            closing.pop_all()  # To close a checkpoint is to wait for the other processes, which may be dead.
+            closing.pop_all()  # Closing a checkpoint waits for the other processes, which may be dead.
             if not isinstance(error, jax.errors.JaxRuntimeError):
                 raise
             raise UserError(
                 f"process {jax.process_index()} of {jax.process_count()} failed or lost another one "
-                f"({str(error).splitlines()[0][:200]}): start all of them again with the same command; they go on "
+                f"({str(error).splitlines()[0][:200]}): start all of them again with the same command; they resume "
                 "from the last checkpoint"
             ) from error
 
@@ -77,7 +77,7 @@ def _train(config, workdir, mesh, source, shown, closing):
     batches = train_batches(config, source, jax.process_index(), jax.process_count())
     closing.callback(batches.close)
     first_state = batches.get_state()
-    next(batches)  # A data set that can't be read fails here, before anything is written.
+    next(batches)  # An unreadable data set fails here, before anything is written.
     batches.set_state(first_state)
 
     graphdef, state, optimizer = _initial_state(config, mesh)
@@ -98,18 +98,21 @@ def _train(config, workdir, mesh, source, shown, closing):
     train_step = make_train_step(graphdef, optimizer, step_config(config))
     loop = _Loop(config, mesh, jit_train_step(train_step, state), batches, checkpoints, log, restored)
     background = config.eval.background.cam
-    show = functools.partial(_write_pictures, log, Evaluator(config, graphdef), shown, background)
+    show = functools.partial(_write_images, log, Evaluator(config, graphdef), shown, background)
     state = loop.run(state, show)
     checkpoints.wait()
     if is_first():
-        log.summary(int(state.step), loop.window.skipped, checkpoints, digest(_local(state.params)))
+        best = settings.best_metric, checkpoints.best_step()
+        log.summary(
+            int(state.step), loop.window.skipped, checkpoints.steps(), best, digest(_local(state.params))
+        )
     return state
 
 
 class _Loop:
-    """The loop proper. Step n is the state after n batches: logs, checkpoints and pictures all mean that.
+    """The loop. Step n is the state after n batches, in logs, checkpoints and images.
 
-    The host runs one step ahead of the devices: while they compute step n + 1, it reads what came out of step n.
+    The host reads the metrics of step n while the devices compute step n + 1.
     """
 
     def __init__(self, config, mesh, train_step, batches, checkpoints, log, restored):
@@ -117,12 +120,12 @@ class _Loop:
         self._batches, self._checkpoints, self._log = batches, checkpoints, log
         self.window = Window(restored and restored.run["window"])
         self._means = restored.run["metrics"] if restored else {}
-        self._rate = warmup_poly(1.0, config.optimizer.warmup_steps, config.train.steps)
+        self._rates = learning_rates(optimizer_config(config))
         self._facts = _facts(config)
         self._unread = None
 
     def run(self, state, show):
-        """Trains from the step of `state` to the last. `show(params, step)` writes pictures. Returns TrainState."""
+        """Trains from the step of `state` to the last; `show(params, step)` writes images. Returns the TrainState."""
         config, total = self._config, self._config.train.steps
         with InterruptionNotice() as notice:
             for step in range(int(state.step) + 1, total + 1):
@@ -145,21 +148,21 @@ class _Loop:
         start = time.monotonic()
         try:
             batch = next(self._batches)
-        except Exception as error:  # The source's, or a worker's that was killed.
+        except Exception as error:  # From the source, or because a worker was killed.
             if jax.process_count() > 1:
                 raise
-            if number := notice.received(int(state.step)):  # Ctrl-C reaches workers, too.
+            if number := notice.received(int(state.step)):  # Ctrl-C reaches the workers, too.
                 self._stop(state, number)
             self._save_now(state)
             raise UserError(
                 f"no batch for step {int(state.step) + 1}: {error}; step {int(state.step)} is saved, "
-                "the same command goes on from there"
+                "the same command resumes from it"
             ) from error
         self._log.waited(time.monotonic() - start)
-        return shard_batch(batch, self._mesh)
+        return shard(batch, self._mesh)
 
     def _read_metrics(self):
-        """Waits for the step before."""
+        """Waits for the previous step."""
         if self._unread is None:
             return
         step, metrics = self._unread
@@ -178,13 +181,8 @@ class _Loop:
         self._read_metrics()
         self._means = self.window.take()
         updates = max(step - self.window.skipped, 1)
-        factor = float(self._rate(updates - 1))
-        rates = self._config.optimizer
-        scalars = self._means | {
-            "learning_rate/backbone": factor * rates.backbone_lr,
-            "learning_rate/heads": factor * rates.head_lr,
-        }
-        self._log.write(step, scalars, self.window.skipped)
+        rates = {f"learning_rate/{group}": float(rate(updates - 1)) for group, rate in self._rates.items()}
+        self._log.write(step, self._means | rates, self.window.skipped)
 
     def _save(self, state):
         self._read_metrics()
@@ -199,13 +197,13 @@ class _Loop:
         self._save_now(state)
         raise Interrupted(
             f"stopped by {signal.Signals(number).name} after step {int(state.step)}, which is saved; "
-            "the same command goes on from there",
+            "the same command resumes from it",
             number,
         )
 
 
 def _facts(config):
-    """What a checkpoint says of its run, beside what changes with the steps."""
+    """Returns what a checkpoint records about its run that does not change with the steps."""
     return {
         "config": json.loads(config.to_json_best_effort()),
         "class_names": list(config.data.class_names),
@@ -221,7 +219,7 @@ def _check_workers(config, run):
     if run["workers"] != config.data.workers:
         raise UserError(
             f"config.data.workers is {config.data.workers}: expected {run['workers']}, with which the run began; "
-            "where its data stands can't be told to another number"
+            "the position in its data cannot be restored with another number"
         )
 
 
@@ -233,30 +231,30 @@ def _print_start(state, workdir, resumed):
 
 
 def _local(params):
-    """This process's copy of parameters that every device has in full."""
+    """Returns this process's copy of replicated parameters."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), params)
 
 
-def _write_pictures(log, evaluator, source, background, params, step):
-    """Keeps what the network makes of the first validation images; `cams` and `images` are for the report."""
-    samples = evaluator.samples(params, source, range(min(_MONITORED, len(source))))
+def _write_images(log, evaluator, source, background, params, step):
+    """Logs CAMs and predictions of the first validation images; the report shows `cams` and `images`."""
+    samples = evaluator.samples(params, source, range(min(_MEASURED, len(source))))
     log.validation(localization(samples, background), step)
-    rows = [pictures(sample) for sample in samples[:_PICTURES]]
+    rows = [pictures(sample) for sample in samples[:_SHOWN]]
     captions = [list(rows[0]), *([""] * len(row) for row in rows[1:])]
-    log.picture("validation", visualize.grid([list(row.values()) for row in rows], captions), step)
-    log.picture("images", visualize.grid([[row["image"] for row in rows]]), step)
-    log.picture("cams", visualize.grid([[row["CAM"] for row in rows]]), step)
+    log.image("validation", visualize.grid([list(row.values()) for row in rows], captions), step)
+    log.image("images", visualize.grid([[row["image"] for row in rows]]), step)
+    log.image("cams", visualize.grid([[row["CAM"] for row in rows]]), step)
 
 
-def _picture_source(config):
-    """The validation source that pictures are made of, or None where none are wanted."""
+def _image_source(config):
+    """Returns the validation source whose images are logged, or None if none are."""
     if not config.log.pictures_every:
         return None
     return make_source(config.data, config.data.val_split, with_masks=True)
 
 
 def _initial_state(config, mesh):
-    """Graph, train state at step 0, replicated over the devices, and the optimizer."""
+    """Returns the graph, the train state at step 0 and the optimizer."""
     seed = config.train.seed
     graphdef, params = init_model(lambda: build.build_model(config, seed), mesh)
     optimizer = make_optimizer(optimizer_config(config), params)

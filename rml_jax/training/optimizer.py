@@ -1,20 +1,28 @@
-"""AdamW in parameter groups and its learning-rate schedule (METHOD.md section 5)."""
+"""AdamW in parameter groups and its learning-rate schedules (docs/method.md, Training constants)."""
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from rml_jax.models.backbone import is_norm
+from rml_jax.utils.errors import UserError
 
-# The released recipe's start of the warm-up, as a share of the base rate.
+# The released recipe's start of the warm-up, as a fraction of the base rate.
 _WARMUP_START = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Attributes: base learning rates of the two groups, decoupled weight decay, steps of linear warm-up, total
-    steps, and whether the backbone's norm parameters stay as they are.
+    """Configuration of the optimizer.
+
+    Attributes:
+      backbone_lr, head_lr: base learning rates of the two parameter groups.
+      weight_decay: decoupled.
+      warmup_steps, total_steps: in updates.
+      freeze_norms: whether the backbone's LayerNorm parameters stay as they are.
+      schedule: name in `SCHEDULES`.
     """
 
     backbone_lr: float
@@ -23,44 +31,82 @@ class OptimizerConfig:
     warmup_steps: int
     total_steps: int
     freeze_norms: bool
+    schedule: str = "warmup_poly"
 
 
 def optimizer_config(config):
-    """OptimizerConfig of a run."""
+    """Returns the OptimizerConfig of a run.
+
+    Args:
+      config: ConfigDict of the run.
+
+    Raises:
+      UserError: for an unknown `optimizer.schedule`.
+    """
+    settings = config.optimizer
+    if settings.schedule not in SCHEDULES:
+        raise UserError(
+            f"config.optimizer.schedule is {settings.schedule!r}: expected one of {', '.join(SCHEDULES)}"
+        )
     return OptimizerConfig(
-        backbone_lr=config.optimizer.backbone_lr,
-        head_lr=config.optimizer.head_lr,
-        weight_decay=config.optimizer.weight_decay,
-        warmup_steps=config.optimizer.warmup_steps,
+        backbone_lr=settings.backbone_lr,
+        head_lr=settings.head_lr,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_steps,
         total_steps=config.train.steps,
         freeze_norms=freezes_norms(config),
+        schedule=settings.schedule,
     )
 
 
 def freezes_norms(config):
-    """Whether the backbone's LayerNorm parameters of a run are frozen."""
+    """Returns whether a run freezes the backbone's LayerNorm parameters.
+
+    Args:
+      config: ConfigDict of the run.
+    """
     choice = config.optimizer.freeze_norms
     return choice == "always" or (choice == "pretrained" and bool(config.model.init_from))
 
 
-def warmup_poly(base, warmup_steps, total_steps):
-    """Learning rate: linear warm-up from 1e-6 of the base, then base * (1 - step / total).
+def warmup_poly(base, config):
+    """Linear warm-up from 1e-6 of the base rate, then base * (1 - step / total_steps), 0 at the end.
 
     Args:
       base: the base learning rate.
-      warmup_steps, total_steps: in updates.
+      config: OptimizerConfig.
 
     Returns:
-      Function of the number of updates made so far, traced or not.
+      optax.Schedule: function of the number of updates made so far.
     """
+    warmup_steps, total_steps = config.warmup_steps, config.total_steps
 
+    # optax.linear_schedule interpolates as (start - end) * (1 - progress) + end, which rounds differently in float32:
+    # with optax.join_schedules, runs would not repeat those of earlier versions bit for bit.
     def rate(step):
-        progress = jax.numpy.minimum(step / max(warmup_steps, 1), 1.0)
+        progress = jnp.minimum(step / max(warmup_steps, 1), 1.0)
         warm = base * (_WARMUP_START + (1 - _WARMUP_START) * progress)
-        decayed = base * jax.numpy.maximum(1 - step / total_steps, 0.0)
-        return jax.numpy.where(step < warmup_steps, warm, decayed)
+        decayed = base * jnp.maximum(1 - step / total_steps, 0.0)
+        return jnp.where(step < warmup_steps, warm, decayed)
 
     return rate
+
+
+SCHEDULES = {"warmup_poly": warmup_poly}
+"""Name in `config.optimizer.schedule` -> function (base learning rate, OptimizerConfig) -> optax.Schedule."""
+
+
+def learning_rates(config):
+    """Returns the schedules that the optimizer follows and the log shows.
+
+    Args:
+      config: OptimizerConfig.
+
+    Returns:
+      Dict from group, "backbone" or "heads", to its optax.Schedule.
+    """
+    schedule = SCHEDULES[config.schedule]
+    return {"backbone": schedule(config.backbone_lr, config), "heads": schedule(config.head_lr, config)}
 
 
 def parameter_groups(params, freeze_norms):
@@ -84,7 +130,7 @@ def parameter_groups(params, freeze_norms):
 
 
 def make_optimizer(config, params):
-    """AdamW (betas 0.9, 0.999) with one learning rate for the backbone and one for the heads.
+    """Builds AdamW (betas 0.9, 0.999) with one learning rate for the backbone and one for the heads.
 
     Args:
       config: OptimizerConfig.
@@ -93,14 +139,9 @@ def make_optimizer(config, params):
     Returns:
       optax.GradientTransformation.
     """
-
-    def adamw(base):
-        rate = warmup_poly(base, config.warmup_steps, config.total_steps)
-        return optax.adamw(rate, b1=0.9, b2=0.999, weight_decay=config.weight_decay)
-
     transforms = {
-        "backbone": adamw(config.backbone_lr),
-        "heads": adamw(config.head_lr),
-        "frozen": optax.set_to_zero(),
+        group: optax.adamw(rate, b1=0.9, b2=0.999, weight_decay=config.weight_decay)
+        for group, rate in learning_rates(config).items()
     }
+    transforms["frozen"] = optax.set_to_zero()
     return optax.multi_transform(transforms, parameter_groups(params, config.freeze_norms))

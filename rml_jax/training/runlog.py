@@ -1,22 +1,22 @@
-"""What a run says while it trains: TensorBoard scalars, metrics.jsonl, the progress line and the summary."""
+"""The log of a run: TensorBoard files, metrics.jsonl, the progress line and the summary."""
 
 import json
 import math
 import sys
 import time
 
-from rml_jax.losses import LOSS_TERMS
+from rml_jax.losses import loss_names
 from rml_jax.utils.files import atomic_write
 from rml_jax.utils.progress import Progress, format_seconds
 
 
 class Window:
-    """Means of the steps' metrics since the last entry of the log, and how many steps were skipped so far.
+    """Means of the steps' metrics since the last log entry, and the number of skipped steps.
 
-    It is part of every checkpoint, so that the entries of a resumed run are those of one that was never interrupted.
+    It is saved in each checkpoint, so that a resumed run writes the same entries as an uninterrupted one.
 
     Args:
-      saved: what `as_json` gave, None at a run's start.
+      saved: result of `as_json`; None at the start of a run.
     """
 
     def __init__(self, saved=None):
@@ -25,7 +25,7 @@ class Window:
         self.skipped, self.skipped_in_row = saved["skipped"], saved["skipped_in_row"]
 
     def as_json(self):
-        """Everything, as a JSON-like dict."""
+        """Returns the state as a JSON-like dict."""
         return {
             "sums": self._sums,
             "counts": self._counts,
@@ -34,7 +34,7 @@ class Window:
         }
 
     def add(self, metrics):
-        """Adds a step's metrics, a dict of floats with `skipped`, 1 or 0. What is not finite counts in no mean."""
+        """Adds a step's metrics, a dict of floats with `skipped`, 1 or 0. Values that are not finite are ignored."""
         skipped = int(metrics["skipped"])
         self.skipped += skipped
         self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
@@ -44,19 +44,19 @@ class Window:
                 self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self):
-        """The means, and a new beginning."""
+        """Returns the means and resets them."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
 
 
 class RunLog:
-    """Writes the entries of a run. Step n is the state after n batches.
+    """Writes the log of a run. Step n is the state after n batches.
 
     Args:
       workdir: pathlib.Path of the run.
-      start: step that the run goes on from. What an interrupted run had written beyond it is taken back.
-      total: step that it goes to.
+      start: step that the run resumes from. Entries of an interrupted run after this step are removed.
+      total: last step.
     """
 
     def __init__(self, workdir, start, total):
@@ -70,16 +70,16 @@ class RunLog:
         self._waited = self._waited_before = 0.0
 
     def waited(self, seconds):
-        """Counts time in which the step had no data."""
+        """Adds seconds in which the step waited for data."""
         self._waited += seconds
 
     def write(self, step, scalars, skipped):
-        """One entry.
+        """Writes one entry.
 
         Args:
-          step: which.
+          step: of the entry.
           scalars: dict of floats: means of metrics, learning rates.
-          skipped: steps skipped so far.
+          skipped: number of steps skipped so far.
         """
         now = time.monotonic()
         seconds = max(now - self._last_time, 1e-9)
@@ -94,7 +94,7 @@ class RunLog:
         for name, value in entry.items():
             if name != "step":
                 self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
-        terms = [f"{name} {scalars[name]:.4f}" for name in LOSS_TERMS if name in scalars]
+        terms = [f"{name} {scalars[name]:.4f}" for name in loss_names() if name in scalars]
         if speed["speed/waiting_for_data"] > 0.1:
             terms.append(f"waits for data {speed['speed/waiting_for_data']:.0%}")
         if skipped:
@@ -102,50 +102,52 @@ class RunLog:
         self._progress.update(step, "  ".join(terms))
 
     def validation(self, scalars, step):
-        """What was measured on validation pictures, a dict of floats."""
+        """Writes measures on validation images, a dict of floats."""
         for name, value in scalars.items():
             self._writer.add_scalar(f"validation/{name}", value, step)
 
-    def picture(self, name, picture, step):
-        """A picture, uint8 [H, W, 3]."""
-        self._writer.add_image(name, picture, step, dataformats="HWC")
+    def image(self, name, image, step):
+        """Writes an image, uint8 [H, W, 3]."""
+        self._writer.add_image(name, image, step, dataformats="HWC")
 
-    def summary(self, step, skipped, checkpoints, digest):
-        """Prints what the run came to.
+    def summary(self, step, skipped, checkpoints, best, digest):
+        """Prints the outcome of the run.
 
         Args:
-          step: reached.
-          skipped: steps skipped.
-          checkpoints: Checkpoints of the run.
-          digest: of its parameters.
+          step: the last one.
+          skipped: number of skipped steps.
+          checkpoints: steps of the saved checkpoints.
+          best: name of the metric that chooses the best checkpoint, and that checkpoint's step.
+          digest: SHA-256 of the parameters.
         """
+        metric, best_step = best
         seconds = time.monotonic() - self._begun
         done = step - self._start
         share = self._waited / max(seconds, 1e-9)
         print(
             f"steps {self._start} to {step} in {format_seconds(seconds)}, {done / max(seconds, 1e-9):.3g}/s, "
             f"{share:.0%} of it waiting for data; {skipped} steps skipped in the whole run\n"
-            f"checkpoints: {', '.join(map(str, checkpoints.steps()))}; lowest loss at {checkpoints.best_step()}\n"
+            f"checkpoints: {', '.join(map(str, checkpoints))}; lowest {metric} at {best_step}\n"
             f"parameters: sha256 {digest}"
         )
 
     def close(self):
-        """Finishes the files."""
+        """Closes the files."""
         self._writer.close()
         self._lines.close()
 
 
 class SilentLog:
-    """The log of a process that is not the first: none."""
+    """The log of a process other than the first: writes nothing."""
 
     def waited(self, seconds):
         """See `RunLog`."""
 
-    write = validation = picture = summary = close = lambda self, *_: None
+    write = validation = image = summary = close = lambda self, *_: None
 
 
 def _summary_writer(workdir, start):
-    # tensorboardX imports torch where there is one, which takes seconds and is for torch's own tensors only.
+    # tensorboardX imports torch if it is installed, which takes seconds and is only needed for torch's own tensors.
     hidden = sys.modules.setdefault("torch", None) is None
     try:
         from tensorboardX import SummaryWriter
@@ -156,7 +158,7 @@ def _summary_writer(workdir, start):
 
 
 def _forget_after(path, step):
-    """Drops the lines of later steps, and one that was cut off."""
+    """Removes the lines of later steps, and an incomplete last line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""How training is spread over devices: batches are split along one mesh axis, `data`; parameters are copied.
+"""Data parallelism: batches are sharded along one mesh axis, `data`; parameters are replicated.
 
-The optimizer's state is copied, too, or split along the same axis (ZeRO-1: Rajbhandari et al., "ZeRO: Memory
-Optimizations Toward Training Trillion Parameter Models", 2020, stage 1). That is a matter of the state's shardings
-alone: the compiler adds what communication they need.
+The optimizer's state is replicated, too, or sharded along the same axis (ZeRO-1: Rajbhandari et al., "ZeRO: Memory
+Optimizations Toward Training Trillion Parameter Models", 2020, stage 1). Only the state's shardings differ: the
+compiler adds the communication.
 """
 
 import jax
@@ -14,35 +14,30 @@ from rml_jax.training.step import TrainState
 from rml_jax.utils.errors import UserError
 
 
-def make_mesh(batch_size, accumulate=1):
-    """The mesh of all devices.
+def make_mesh(batch_size, grad_accum_steps=1):
+    """Makes the mesh of all devices.
 
     Args:
-      batch_size: pictures in a batch, over all devices.
-      accumulate: parts in which each device computes its share of it.
+      batch_size: images in a batch, over all devices.
+      grad_accum_steps: parts in which each device computes its shard of the batch.
 
     Returns:
       jax.sharding.Mesh with the axis `data`.
 
     Raises:
-      UserError: if the devices can't share the batch, or each part of it, evenly.
+      UserError: if the batch, or a part of it, does not divide evenly among the devices.
     """
     devices = jax.device_count()
-    if batch_size % (devices * accumulate):
-        times = f" times config.train.grad_accum_steps = {accumulate}" if accumulate > 1 else ""
+    if batch_size % (devices * grad_accum_steps):
+        parts = f" times config.train.grad_accum_steps = {grad_accum_steps}" if grad_accum_steps > 1 else ""
         raise UserError(
-            f"config.train.batch_size is {batch_size}: expected a multiple of the {devices} devices{times}"
+            f"config.train.batch_size is {batch_size}: expected a multiple of the {devices} devices{parts}"
         )
     return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
 
 
-def replicated(mesh):
-    """The sharding of what every device of the mesh holds in full."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def shard_batch(batch, mesh):
-    """Puts a batch on the devices, each of which gets its share of the pictures.
+def shard(batch, mesh):
+    """Puts a batch on the devices, each of which gets its shard of the images.
 
     Args:
       batch: dict of arrays [B / processes, ...], this process's part of the batch.
@@ -55,69 +50,88 @@ def shard_batch(batch, mesh):
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
-def init_model(make_model, mesh):
-    """A network with fresh parameters, the same on all devices.
+def replicate(tree, mesh):
+    """Puts arrays on every device.
 
     Args:
-      make_model: function without arguments that gives an nnx.Module of parameters alone.
+      tree: pytree of arrays. One that is replicated already is returned without waiting for it.
       mesh: of `make_mesh`.
 
     Returns:
-      graphdef and the parameters, as `nnx.split` gives them.
+      Pytree of jax.Array.
     """
-    # Run once: optimising hundreds of random draws takes longer than drawing them (4.4 against 1.5 s on a CPU).
+    sharding = _replicated(mesh)
+
+    def put(leaf):
+        if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
+        # Weights from a file are arrays of this process; they reach other processes' devices from the host only.
+        return jax.device_put(np.asarray(leaf), sharding)
+
+    return jax.tree.map(put, tree)
+
+
+def init_model(make_model, mesh):
+    """Draws the initial parameters of a network, replicated over all devices.
+
+    Args:
+      make_model: function without arguments that returns an nnx.Module of parameters alone.
+      mesh: of `make_mesh`.
+
+    Returns:
+      graphdef and the parameters, as `nnx.split` returns them.
+    """
+    # It runs once: optimising hundreds of random draws takes longer than drawing them (4.4 against 1.5 s on a CPU).
     draw = jax.jit(
         lambda: nnx.split(make_model()),
-        out_shardings=replicated(mesh),
+        out_shardings=_replicated(mesh),
         compiler_options={"xla_backend_optimization_level": 0},
     )
     return draw()
 
 
 def initial_state(params, optimizer, seed, mesh, shard_optimizer=False):
-    """The state before the first update.
+    """Makes the state before the first update.
 
     Args:
       params: nnx.State, on the mesh's devices or not.
       optimizer: optax.GradientTransformation over them.
       seed: of the key that all of training's randomness comes from.
       mesh: of `make_mesh`.
-      shard_optimizer: whether each device holds a share of the optimizer's state rather than all of it.
+      shard_optimizer: whether the optimizer's state is sharded rather than replicated.
 
     Returns:
-      TrainState, a copy on every device but for the shares.
+      TrainState, replicated but for the optimizer's shards.
     """
-    params = jax.tree.map(lambda leaf: _replicate(leaf, mesh), params)
-    start = jax.jit(lambda: (jax.numpy.int32(0), jax.random.key(seed)), out_shardings=replicated(mesh))
-    step, key = start()
+    params = replicate(params, mesh)
+    everywhere = _replicated(mesh)
+    step, key = jax.jit(lambda: (jax.numpy.int32(0), jax.random.key(seed)), out_shardings=everywhere)()
     shapes = jax.eval_shape(optimizer.init, params)
-    shardings = jax.tree.map(lambda leaf: _share(leaf, mesh) if shard_optimizer else replicated(mesh), shapes)
+    shardings = jax.tree.map(
+        lambda leaf: _longest_axis_sharded(leaf, mesh) if shard_optimizer else everywhere, shapes
+    )
     return TrainState(step, params, jax.jit(optimizer.init, out_shardings=shardings)(params), key)
 
 
-def _replicate(leaf, mesh):
-    """Puts an array on every device of the mesh; one that is there already is not waited for."""
-    if leaf.sharding.is_equivalent_to(replicated(mesh), leaf.ndim):
-        return leaf
-    # Weights from a file are arrays of this process; to share them with others they must come from the host.
-    return jax.device_put(np.asarray(leaf), replicated(mesh))
+def _replicated(mesh):
+    return NamedSharding(mesh, PartitionSpec())
 
 
-def _share(leaf, mesh):
-    """Splits the longest axis that the devices can share evenly; an array without one is copied."""
+def _longest_axis_sharded(leaf, mesh):
+    """Shards the longest axis that divides evenly among the devices; an array without one is replicated."""
     axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
     if not axes:
-        return replicated(mesh)
+        return _replicated(mesh)
     longest = max(axes, key=lambda axis: leaf.shape[axis])
     return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
 
 
 def jit_train_step(train_step, state=None):
-    """Compiles a step for the shardings of its arguments; the state given to it is used up.
+    """Compiles a step for the shardings of its arguments; the state given to it is donated.
 
     Args:
       train_step: of `rml_jax.training.step.make_train_step`.
-      state: TrainState whose shardings the step's result shall have; without it, the compiler chooses.
+      state: TrainState whose shardings the result gets; without it, the compiler chooses.
 
     Returns:
       The jitted function (TrainState, batch, mutual) -> (TrainState, metrics).

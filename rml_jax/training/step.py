@@ -1,6 +1,7 @@
-"""The train step: two views of every picture through one network, four losses, one update (METHOD.md 2-5)."""
+"""The train step: both views of each image through one network, all losses, one update (Eq. 16)."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -9,74 +10,66 @@ import optax
 from flax import nnx
 
 from rml_jax import losses
-from rml_jax.labels import IGNORE
+from rml_jax.labels import BACKGROUND, IGNORE
 from rml_jax.models import build
-from rml_jax.ops.affine import AffineRange, box_mask, sample_affine, validity, warp, warp_labels, warp_matrix
-from rml_jax.ops.affinity import affinity_labels
+from rml_jax.ops.affine import AffineRange, box_mask, sample_affine, warp
 from rml_jax.ops.cam import multi_scale_cam
 from rml_jax.ops.normalize import normalize
 from rml_jax.ops.pseudo_label import PseudoLabelConfig, gather_classes, slot_pseudo_labels, tagged_slots
-from rml_jax.ops.resize import resize_nearest
 from rml_jax.training.optimizer import freezes_norms, parameter_groups
 
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What shapes a train step.
+    """Configuration of a train step.
 
     Attributes:
-      weights: of the losses.
-      affine: what the transform between the views is drawn from.
+      loss: values of `config.loss` by name, such as the weights of the losses.
+      affine: range that the transform between the views is drawn from.
       pseudo_label: how pseudo labels are made.
       cam_scales, cam_flip: the passes of the multi-scale CAM.
-      radius: greatest distance of an affinity pair, in cells of stage 4's grid.
-      stride: pixels per cell of stage 4's grid.
-      ciml: how L_CIML is read.
-      decorrelate: whether L_MFML whitens the context rather than standardising it (`losses.whiten`).
-      accumulate: parts that a batch is computed in, one after the other, for devices that can't hold it at once.
+      stride: pixels per cell of the backbone's last grid.
+      grad_accum_steps: parts that a batch is computed in, one after the other, to save memory.
       freeze_norms: whether the backbone's LayerNorm parameters are frozen, so that they need no gradient.
     """
 
-    weights: losses.LossWeights
+    loss: Mapping[str, float]
     affine: AffineRange
     pseudo_label: PseudoLabelConfig
     cam_scales: tuple[float, ...]
     cam_flip: bool
-    radius: int
     stride: int
-    ciml: losses.CIMLReading = dataclasses.field(default_factory=losses.CIMLReading)
-    decorrelate: bool = False
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     freeze_norms: bool = False
 
 
 def step_config(config):
-    """StepConfig of a run."""
-    weights = ("ciml", "mfml", "apml", "alpha", "affinity", "beta1", "beta2", "self_training")
+    """Returns the StepConfig of a run.
+
+    Args:
+      config: ConfigDict of the run.
+    """
     return StepConfig(
-        weights=losses.LossWeights(**{name: config.loss[name] for name in weights}),
+        loss=config.loss.to_dict(),
         affine=AffineRange(**config.affine),
         pseudo_label=PseudoLabelConfig(**config.pseudo_label),
         cam_scales=config.cam.scales,
         cam_flip=config.cam.flip,
-        radius=config.loss.radius,
         stride=build.stride(config),
-        ciml=losses.CIMLReading(**{name: config.loss[f"ciml_{name}"] for name in losses.READINGS}),
-        decorrelate=config.loss.decorrelate,
-        accumulate=config.train.grad_accum_steps,
+        grad_accum_steps=config.train.grad_accum_steps,
         freeze_norms=freezes_norms(config),
     )
 
 
 class TrainState(NamedTuple):
-    """All that changes in training.
+    """Everything that changes during training.
 
     Attributes:
-      step: int32 scalar, the number of batches trained on. "Step n" is the state after n of them, everywhere:
-        in logs, checkpoint names and metrics. Each made one update, or none where it was skipped.
+      step: int32 scalar, the number of batches trained on. "Step n" is the state after n batches in logs, checkpoint
+        names and metrics. Each batch makes one update, or none where it is skipped.
       params: nnx.State of parameters, float32.
       optimizer: optimizer state.
-      key: random key, the same all along; each step folds its number into it.
+      key: random key, constant over the run; each step folds its number into it.
     """
 
     step: jax.Array
@@ -94,44 +87,50 @@ def make_train_step(graphdef, optimizer, config):
       config: StepConfig.
 
     Returns:
-      Function (TrainState, batch, mutual) -> (TrainState, metrics), to be jitted with `mutual` static. `batch`
-      is a dict of `image` (uint8 [B, S, S, 3]), `box` (int32 [B, 4]) and `tags` (float32 [B, C]); `metrics` a
-      dict of float32 scalars. `mutual` is METHOD.md section 3's ramp: False trains L_cls alone and does not
-      compute the other terms. It is a Python bool, one program each, rather than a traced one: XLA's CPU
-      backend runs the body of a conditional 7 times slower.
+      Function (TrainState, batch, mutual) -> (TrainState, metrics), to be jitted with `mutual` static. `batch` is a
+      dict of `image` (uint8 [B, S, S, 3]), `box` (int32 [B, 4], top, left, bottom, right of the real pixels) and
+      `tags` (float32 [B, C]); `metrics` is a dict of float32 scalars.
 
-      A step whose loss or gradient is not finite leaves parameters and optimizer as they were and has the metric
-      `skipped` 1 rather than 0. With `config.accumulate` = n, part k holds the pictures k, k + n, ... of the
-      batch; the gradient is the mean of the parts' gradients, and so is every metric. For L_cls that is what the
-      whole batch would give, but prototypes and histograms (METHOD.md section 3) are those of each part.
+      `mutual` is False for the first `config.loss.start_step` steps, which train L_cls alone and do not compute the
+      other terms (docs/method.md, Training constants). It is a Python bool, with one program for each value, because
+      XLA's CPU backend runs the body of a conditional 7 times slower.
 
-      `gradient_norm` is over the parameters that are trained; `gradient_norm/GROUP` over those of one of the
-      optimizer's groups.
+      A step whose loss or gradient is not finite leaves parameters and optimizer unchanged and has the metric
+      `skipped` 1 instead of 0. With `config.grad_accum_steps` = n, part k holds the images k, k + n, ... of the
+      batch; gradient and metrics are means over the parts. For L_cls this equals the whole batch, but prototypes and
+      histograms are those of each part.
+
+      `gradient_norm` covers the parameters that are trained, `gradient_norm/GROUP` those of one group of the
+      optimizer.
     """
 
     def gradients_of(params, batch, key, mutual):
         affine_key, drop_key = jax.random.split(key)
-
+        images = normalize(batch["image"], batch["box"])
         if mutual:
-            theta = sample_affine(affine_key, batch["image"].shape[0], config.affine)
+            theta = sample_affine(affine_key, len(images), config.affine)
+            labels = make_pseudo_labels(graphdef, params, images, batch, config)
             # Labels first, then the pair: left to itself, XLA's CPU backend runs both networks side by side, where
             # they compete for the caches (3.9 against 3.1 s for MiT-B1, batch 2, 320x320, 2 cores).
-            labels = make_pseudo_labels(graphdef, params, batch, config)
-            labels, batch = jax.lax.optimization_barrier((labels, batch))
+            labels, images = jax.lax.optimization_barrier((labels, images))
 
         def loss(params):
-            params = _stop_frozen(params, config.freeze_norms)
-            if mutual:
-                return _all_losses(graphdef, params, batch, labels, theta, drop_key, config)
-            return _classification_loss(graphdef, params, batch, drop_key)
+            model = nnx.merge(graphdef, _stop_frozen(params, config.freeze_norms))
+            if not mutual:
+                return _classification_loss(model(images, drop_key), batch)
+            outputs = _both_views(model, images, theta, drop_key)
+            return pair_losses(outputs, labels, batch, theta, config)
 
         (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         return {"loss": total, **terms}, gradients
 
     def train_step(state, batch, mutual):
         key = jax.random.fold_in(state.key, state.step)
-        metrics, gradients = _mean_over_parts(
-            lambda part, key: gradients_of(state.params, part, key, mutual), batch, key, config.accumulate
+        metrics, gradients = mean_over_parts(
+            lambda part, key: gradients_of(state.params, part, key, mutual),
+            batch,
+            key,
+            config.grad_accum_steps,
         )
         norms = _gradient_norms(gradients, config.freeze_norms)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
@@ -148,7 +147,7 @@ def make_train_step(graphdef, optimizer, config):
 
 
 def _stop_frozen(params, freeze_norms):
-    """Lets no gradient into frozen parameters, as nothing asks for it."""
+    """Stops the gradient at frozen parameters, so that it is not computed."""
     groups = parameter_groups(params, freeze_norms)
     return jax.tree.map(
         lambda leaf, group: jax.lax.stop_gradient(leaf) if group == "frozen" else leaf, params, groups
@@ -156,7 +155,7 @@ def _stop_frozen(params, freeze_norms):
 
 
 def _gradient_norms(gradients, freeze_norms):
-    """Norm of the whole gradient and of each group's that is trained, by the names of metrics."""
+    """Returns the norms of the trained parameters' gradient and of each group's, by metric name."""
     groups = jax.tree.leaves(parameter_groups(gradients, freeze_norms))
     leaves = list(zip(jax.tree.leaves(gradients), groups, strict=True))
     parts = {
@@ -166,10 +165,19 @@ def _gradient_norms(gradients, freeze_norms):
     return {"gradient_norm": optax.tree.norm(list(parts.values())), **parts}
 
 
-def _mean_over_parts(compute, batch, key, count):
-    """The mean of `compute(part, key)` over the parts of a batch, which are computed one after the other.
+def mean_over_parts(compute, batch, key, count):
+    """Computes the mean of `compute(part, key)` over the parts of a batch, one after the other.
 
-    A part takes every count-th picture: so each device finds its share of every part in its share of the batch.
+    A part takes every count-th image, so that each device holds its shard of each part.
+
+    Args:
+      compute: function of a part of the batch and a random key; returns a pytree of arrays.
+      batch: dict of arrays [B, ...].
+      key: random key; each part folds its number into it.
+      count: number of parts, a divisor of B.
+
+    Returns:
+      Pytree of arrays.
     """
     if count == 1:
         return compute(batch, key)
@@ -185,96 +193,63 @@ def _mean_over_parts(compute, batch, key, count):
     return jax.tree.map(lambda x: x / count, sums)
 
 
-def _classification_loss(graphdef, params, batch, key):
-    images = normalize(batch["image"], batch["box"])
-    outputs = nnx.merge(graphdef, params)(images, key)
+def _classification_loss(outputs, batch):
     loss = losses.multilabel_soft_margin(outputs.logits, batch["tags"])
     return loss, {"classification": loss}
 
 
-def _all_losses(graphdef, params, batch, labels, theta, drop_key, config):
-    """L of Eq. 16 and its parts."""
-    images = normalize(batch["image"], batch["box"])
-    model = nnx.merge(graphdef, params)
-    # Each pair is a batch of two to the network. With the vmap over pictures rather than over the views, convolutions
-    # merge the two axes pictures first, and a batch that is split over devices stays split.
+def _both_views(model, images, theta, key):
+    """RMLOutputs with a leading axis of 2: the original and the warped view."""
+    # Each pair is a batch of two to the network. With the vmap over images rather than over the views, convolutions
+    # merge the two axes images first, and a batch that is sharded over devices stays sharded.
     pairs = jnp.stack([images, warp(images, theta)], axis=1)
-    outputs = jax.vmap(model, out_axes=1)(pairs, jax.random.split(drop_key, len(images)))
-    return pair_losses(outputs, labels, batch, theta, config)
+    return jax.vmap(model, out_axes=1)(pairs, jax.random.split(key, len(images)))
 
 
 def pair_losses(outputs, labels, batch, theta, config):
-    """L of Eq. 16 after the warm-up, from what the network yields for both views.
+    """Computes the total loss (Eq. 16) from the network's outputs for both views.
 
     Args:
-      outputs: RMLOutputs with a leading axis of 2, the original and the transformed view.
+      outputs: RMLOutputs with a leading axis of 2, the original and the warped view.
       labels: int32 [B, S, S], pseudo labels of the original.
-      batch: see `make_train_step`.
+      batch: see `make_train_step`; `tags` and `box` are used.
       theta: float32 [B, 2, 3], the transform A.
       config: StepConfig.
 
     Returns:
-      float32 scalar, and a dict of its terms and their parts.
+      float32 scalar, and a dict of the terms, unweighted, and further metrics (`losses.total_loss`), with the shares
+      of real pixels labelled foreground and background.
     """
-    view, twin = (jax.tree.map(lambda x, i=i: x[i], outputs) for i in (0, 1))
     tags, box = batch["tags"], batch["box"]
-    canvas, grid, fine = labels.shape[1:3], view.cam_logits.shape[1:3], view.context.shape[1:3]
-    matrix = warp_matrix(theta, grid)
-    valid_fine = validity(theta, box_mask(box, fine, canvas))
-    valid = validity(theta, box_mask(box, grid, canvas))
-    cells = resize_nearest(labels, grid)
-    twin_cells = resize_nearest(warp_labels(labels, theta), grid)
-    pair_labels, twin_pair_labels = (affinity_labels(each, config.radius) for each in (cells, twin_cells))
-
-    weights = config.weights
-    classification = losses.multilabel_soft_margin(view.logits, tags)
-    ciml, ciml_parts = losses.ciml(view, twin, tags, matrix, valid, weights.alpha, config.ciml)
-    mfml, mfml_parts = losses.mfml(view, twin, theta, valid_fine, weights.beta1, config.decorrelate)
-    apml, apml_parts = losses.apml(
-        view, twin, pair_labels, twin_pair_labels, matrix, valid, weights.beta2, weights.affinity
-    )
-    self_training = losses.self_training(view.cam_logits, cells, tags)
-    self_training += losses.self_training(twin.cam_logits, twin_cells, tags)
-    # A term without weight is measured all the same, but costs no gradient.
-    weighted = (
-        (weights.ciml, ciml),
-        (weights.mfml, mfml),
-        (weights.apml, apml),
-        (weights.self_training, self_training),
-    )
-    total = classification + sum(weight * term for weight, term in weighted if weight)
-    terms = {
-        "classification": classification,
-        "ciml": ciml,
-        "mfml": mfml,
-        "apml": apml,
-        "self_training": self_training,
-    }
-    real_pixels = box_mask(box, canvas, canvas)
-    labelled = {
-        "labelled_foreground": losses.masked_mean((labels > 0) & (labels != IGNORE), real_pixels),
-        "labelled_background": losses.masked_mean(labels == 0, real_pixels),
-    }
-    return total, terms | ciml_parts | mfml_parts | apml_parts | labelled
+    pair = losses.make_pair(outputs, labels, tags, box, theta, config.loss["radius"])
+    total, metrics = losses.total_loss(pair, config.loss)
+    size = labels.shape[1:3]
+    real = box_mask(box, size, size)
+    foreground = (labels != BACKGROUND) & (labels != IGNORE)
+    metrics["labelled_foreground"] = losses.masked_mean(foreground, real)
+    metrics["labelled_background"] = losses.masked_mean(labels == BACKGROUND, real)
+    return total, metrics
 
 
-def make_pseudo_labels(graphdef, params, batch, config):
-    """Pseudo labels of the original view from multi-scale CAMs (METHOD.md section 4); they carry no gradient.
+def make_pseudo_labels(graphdef, params, images, batch, config):
+    """Makes pseudo labels of the original view from multi-scale CAMs (docs/method.md, Pseudo labels).
+
+    No gradient passes.
 
     Args:
       graphdef, params: the split `RML`.
+      images: float32 [B, S, S, 3], `batch["image"]` normalised.
       batch: see `make_train_step`.
       config: StepConfig.
 
     Returns:
       int32 [B, S, S]: 0 background, 1..C classes, 255 ignore.
     """
-    model = nnx.merge(graphdef, params)
-    tags, images = batch["tags"], normalize(batch["image"], batch["box"])
+    model, tags = nnx.merge(graphdef, params), batch["tags"]
     classes, used = tagged_slots(tags, min(config.pseudo_label.slots, tags.shape[-1]))
 
     def classify(scaled):
-        # Only the maps of tagged classes are enlarged to the pictures' size; each picture's mirror follows it.
+        # Only the maps of tagged classes are enlarged to the images' size; each image's mirror follows it.
         logits, maps = model.classify(scaled)
         return logits, gather_classes(maps, jnp.repeat(classes, len(scaled) // len(classes), axis=0))
 

@@ -1,4 +1,4 @@
-"""The work directory of a run: who may train in it, and what it says about itself before the first step."""
+"""The work directory of a run: its lock, and the files written before the first step."""
 
 import datetime
 import fcntl
@@ -15,7 +15,7 @@ from rml_jax.utils.distributed import is_first
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
 
-# What may differ from the config of the run that is resumed; "x." is everything below x.
+# Keys that may differ from the config of the run that is resumed; "x." stands for all keys below x.
 FREE_KEYS = (
     "checkpoint.",
     "distributed",
@@ -28,14 +28,14 @@ FREE_KEYS = (
 
 
 def check_workdir(config, workdir):
-    """Checks, without writing anything, that a run with this config may go on in a folder or begin there.
+    """Checks, without writing anything, that a run with this config can start or resume in a folder.
 
     Args:
       config: ConfigDict of the run.
       workdir: pathlib.Path.
 
     Raises:
-      UserError: if the folder can't be written to, or holds a run whose config differs in more than `FREE_KEYS`.
+      UserError: if the folder cannot be written to, or holds a run whose config differs in keys outside `FREE_KEYS`.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: expected a folder or a new name for --workdir")
@@ -60,17 +60,17 @@ def check_workdir(config, workdir):
 def occupy(config, workdir):
     """Makes the folder, locks it, and writes config.json and environment.json.
 
-    The lock is the operating system's on the file `lock`: it ends with this process, however that ends.
+    The lock is the operating system's, on the file `lock`: it is released when this process ends for any reason.
 
     Args:
       config: ConfigDict of the run.
       workdir: pathlib.Path.
 
     Returns:
-      An open file; closing it gives the folder free.
+      An open file; closing it releases the lock.
 
     Raises:
-      UserError: if another training holds the folder, or it can't be written to.
+      UserError: if another training holds the lock, or the folder cannot be written to.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def occupy(config, workdir):
 
 
 def _add_environment(path):
-    """Appends this start of the run to the list of its starts."""
+    """Appends this start of the run to the list of starts."""
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

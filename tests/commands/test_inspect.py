@@ -27,16 +27,16 @@ def first_row(path, rows):
     return [sheet[top : top + 128, left : left + 128] for left in (0, 132, 264)]
 
 
-def test_sheet_shows_view_twin_and_validity(config, tmp_path):
+def test_sheet_shows_view_warped_and_validity(config, tmp_path):
     path = tmp_path / "sheet.png"
     lines = inspect(config, path, 3, seconds=0.01)
     assert lines[0] == "digits train: 5 images, 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
     assert "images/s in batches of 2, 0 workers" in lines[2]
-    view, twin, compared = first_row(path, rows=3)
-    # A is a mere mirror here: the twin is the view mirrored, all of it valid, and the box the view's border.
+    view, warped, compared = first_row(path, rows=3)
+    # A is a mere mirror here: the warped view is the view mirrored, all of it valid, and the box the view's border.
     inner = slice(4, -4)
-    np.testing.assert_allclose(twin[inner, inner], view[inner, ::-1][:, inner].astype(int), atol=1)
-    np.testing.assert_array_equal(twin, compared)
+    np.testing.assert_allclose(warped[inner, inner], view[inner, ::-1][:, inner].astype(int), atol=1)
+    np.testing.assert_array_equal(warped, compared)
     assert (view[0] == (255, 0, 255)).all()
     assert list(tmp_path.iterdir()) == [path]
 

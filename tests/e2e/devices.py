@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import measure
-from rml_jax.losses import LOSS_TERMS
+from rml_jax.losses import loss_names
 from tests.e2e.runs import Run, entries, start_processes
 
 
@@ -55,7 +55,7 @@ def train(layout, workdir, steps, warm_up):
         if status != 0:
             raise RuntimeError(f"{layout}: exit status {status}\n{output}")
     losses = {
-        step: {name: entry[name] for name in LOSS_TERMS if name in entry}
+        step: {name: entry[name] for name in loss_names() if name in entry}
         for step, entry in entries(workdir).items()
     }
     return losses, [output for _, output in ended]

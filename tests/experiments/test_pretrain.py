@@ -14,7 +14,7 @@ from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.ops import normalize
 from rml_jax.training.optimizer import make_optimizer, optimizer_config
-from rml_jax.training.sharding import init_model, initial_state, make_mesh, shard_batch
+from rml_jax.training.sharding import init_model, initial_state, make_mesh, shard
 from rml_jax.validate import check_config
 
 
@@ -68,7 +68,7 @@ def test_the_loss_is_softmax_cross_entropy(config):
     box = np.tile(np.array([0, 0, 32, 32], np.int32), (4, 1))
     logits = nnx.merge(graphdef, state.params)(normalize(images, box), None).logits
     expected = -np.mean(np.log(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))[tags == 1])
-    batch = shard_batch({"image": images, "tags": tags, "box": box}, mesh)
+    batch = shard({"image": images, "tags": tags, "box": box}, mesh)
     _, loss = jax.jit(pretrain.make_step(graphdef, optax.sgd(0.0)))(
         state._replace(optimizer=optax.sgd(0.0).init(state.params)), batch
     )

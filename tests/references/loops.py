@@ -286,11 +286,11 @@ def mutual_information(first, second, weight):
     return total
 
 
-def ciml(view, twin, tags, matrix, valid, alpha):
+def ciml(view, warped, tags, matrix, valid, alpha):
     """L_CIML.
 
     Args:
-      view, twin: (CAM logits [B, h, w, C], features [B, h, w, D]) of the original and the transformed picture.
+      view, warped: (CAM logits [B, h, w, C], features [B, h, w, D]) of the original and the transformed picture.
       tags: 0/1 [B, C].
       matrix: float [B, N, N], A on the cells.
       valid: bool [B, h, w].
@@ -301,17 +301,17 @@ def ciml(view, twin, tags, matrix, valid, alpha):
     """
     batch, height, width, classes = view[0].shape
     cells = list(np.ndindex(height, width))
-    cams, twin_cams = (min_max_normalize(np.maximum(logits, 0)) for logits, _ in (view, twin))
+    cams, warped_cams = (min_max_normalize(np.maximum(logits, 0)) for logits, _ in (view, warped))
     differences = []
     for b, c in np.ndindex(batch, classes):
         for number, cell in enumerate(cells):
             if tags[b][c] and valid[b][cell]:
                 moved = sum(matrix[b, number, m] * cams[b][other][c] for m, other in enumerate(cells))
-                differences.append(abs(moved - twin_cams[b][cell][c]))
+                differences.append(abs(moved - warped_cams[b][cell][c]))
     distance = sum(differences) / max(len(differences), 1)
 
     likeness = 0.0
-    for maps, (_, features) in ((cams, view), (twin_cams, twin)):
+    for maps, (_, features) in ((cams, view), (warped_cams, warped)):
         vectors = []
         for c in range(classes):
             carriers = [b for b in range(batch) if tags[b][c]]
@@ -323,11 +323,11 @@ def ciml(view, twin, tags, matrix, valid, alpha):
     return distance + alpha * likeness, distance, likeness
 
 
-def mfml(context, twin_context, thetas, valid, beta1):
+def mfml(context, warped_context, thetas, valid, beta1):
     """L_MFML.
 
     Args:
-      context, twin_context: float [B, H, W, K] of the original and the transformed picture.
+      context, warped_context: float [B, H, W, K] of the original and the transformed picture.
       thetas: float [B, 2, 3].
       valid: bool [B, H, W].
       beta1: weight of the mutual information.
@@ -336,11 +336,11 @@ def mfml(context, twin_context, thetas, valid, beta1):
       The loss, the mean distance and the mutual information, as floats.
     """
     # Lists of the valid pixels' vectors, image after image.
-    moved, twin = (_standard_vectors(maps, valid) for maps in (warp(context, thetas), twin_context))
-    differences = [abs(a - b) for p, q in zip(moved, twin, strict=True) for a, b in zip(p, q, strict=True)]
+    moved, warped = (_standard_vectors(maps, valid) for maps in (warp(context, thetas), warped_context))
+    differences = [abs(a - b) for p, q in zip(moved, warped, strict=True) for a, b in zip(p, q, strict=True)]
     distance = sum(differences) / len(differences)
-    kinds, twin_kinds = (np.array([_softmax(list(p)) for p in vectors]) for vectors in (moved, twin))
-    information = mutual_information(kinds, twin_kinds, np.ones(len(kinds)))
+    kinds, warped_kinds = (np.array([_softmax(list(p)) for p in vectors]) for vectors in (moved, warped))
+    information = mutual_information(kinds, warped_kinds, np.ones(len(kinds)))
     return distance + beta1 * information, distance, information
 
 
@@ -371,12 +371,12 @@ def affinity_loss(affinity, labels):
     return total
 
 
-def apml(logits, twin_logits, labels, twin_labels, matrix, valid, beta2):
+def apml(logits, warped_logits, labels, warped_labels, matrix, valid, beta2):
     """L_APML.
 
     Args:
-      logits, twin_logits: float [B, N, N], whose sigmoids are the affinities of the two views.
-      labels, twin_labels: [B, N, N], 1 positive, 0 negative, 255 ignored.
+      logits, warped_logits: float [B, N, N], whose sigmoids are the affinities of the two views.
+      labels, warped_labels: [B, N, N], 1 positive, 0 negative, 255 ignored.
       matrix: float [B, N, N], A on the cells.
       valid: bool [B, N].
       beta2: weight of the mutual information.
@@ -384,8 +384,8 @@ def apml(logits, twin_logits, labels, twin_labels, matrix, valid, beta2):
     Returns:
       The loss, L_aff of both views, I of affinity and label in both views, and I of the two affinities.
     """
-    affinity, twin_affinity = (1 / (1 + np.exp(-a.astype(np.float64))) for a in (logits, twin_logits))
-    views = ((affinity, labels), (twin_affinity, twin_labels))
+    affinity, warped_affinity = (1 / (1 + np.exp(-a.astype(np.float64))) for a in (logits, warped_logits))
+    views = ((affinity, labels), (warped_affinity, warped_labels))
     contrast = sum(affinity_loss(*view) for view in views)
     with_label = sum(
         _binary_information([(a[p], float(y[p])) for p in np.ndindex(y.shape) if y[p] != IGNORE])
@@ -394,9 +394,9 @@ def apml(logits, twin_logits, labels, twin_labels, matrix, valid, beta2):
     compared = []
     cells = range(labels.shape[1])
     for b, i, j in np.ndindex(labels.shape):
-        if valid[b][i] and valid[b][j] and twin_labels[b, i, j] != IGNORE:
+        if valid[b][i] and valid[b][j] and warped_labels[b, i, j] != IGNORE:
             moved = sum(matrix[b, i, k] * matrix[b, j, m] * affinity[b, k, m] for k in cells for m in cells)
-            compared.append((moved, twin_affinity[b, i, j]))
+            compared.append((moved, warped_affinity[b, i, j]))
     shared = _binary_information(compared)
     return contrast + beta2 * -(with_label - 2 * shared), contrast, with_label, shared
 

@@ -345,6 +345,11 @@ def _measure_mutual_information():
     ]
 
 
+def _pair(original, warped, **fields):
+    """losses.Pair with the fields that a loss needs."""
+    return losses.Pair(original, warped, **dict.fromkeys(losses.Pair._fields[2:]) | fields)
+
+
 def _outputs(**arrays):
     """The outputs of the network that a loss uses."""
     return RMLOutputs(**{name: arrays.get(name) for name in RMLOutputs._fields})
@@ -362,7 +367,8 @@ def _measure_ciml_loss():
     matrix = _matrix(thetas, (5, 6))
     views = [(_normal(2, 5, 6, 4, seed=i), _normal(2, 5, 6, 8, seed=i + 2)) for i in (0, 1)]
     outputs = [_outputs(cam_logits=logits, features=features) for logits, features in views]
-    found, parts = jax.jit(losses.ciml)(*outputs, tags, matrix, valid, 0.1)
+    pair = _pair(*outputs, tags=tags, matrix=matrix, valid=valid)
+    found, parts = jax.jit(losses.ciml)(pair, 0.1)
     found = [found, parts["equivariance"], parts["prototype_similarity"]]
     expected = references.ciml(*views, tags, matrix, valid, 0.1)
     return [Difference("L_CIML and its parts", "NumPy loops", relative(found, expected), 1e-5)]
@@ -372,10 +378,11 @@ def _measure_mfml_loss():
     thetas, valid = _thetas()[:2], _valid(2, 7, 8)
     view = 3 * _normal(2, 7, 8, 5)
     # The views must have something in common, or their mutual information is next to nothing.
-    twin = (references.warp(view, thetas) + _normal(2, 7, 8, 5, seed=1)).astype(np.float32)
-    found, parts = jax.jit(losses.mfml)(_outputs(context=view), _outputs(context=twin), thetas, valid, 1.0)
+    warped = (references.warp(view, thetas) + _normal(2, 7, 8, 5, seed=1)).astype(np.float32)
+    pair = _pair(_outputs(context=view), _outputs(context=warped), theta=thetas, valid_context=valid)
+    found, parts = jax.jit(losses.mfml)(pair, 1.0)
     found = [found, parts["alignment"], parts["information_context"]]
-    expected = references.mfml(view, twin, thetas, valid, 1.0)
+    expected = references.mfml(view, warped, thetas, valid, 1.0)
     return [Difference("L_MFML and its parts", "NumPy loops", relative(found, expected), 1e-5)]
 
 
@@ -384,22 +391,27 @@ def _measure_apml_loss():
     thetas, valid = _thetas()[:2], _valid(2, *size)
     matrix = _matrix(thetas, size)
     maps = np.random.default_rng(0).choice([0, 1, 255], (2, *size), p=[0.5, 0.4, 0.1])
-    labels, twin_labels = (
+    labels, warped_labels = (
         references.affinity_labels(np.asarray(m), radius)
         for m in (maps, ops.warp_labels(jnp.asarray(maps), thetas))
     )
-    logits, twin_logits = (
-        6 * (a == 1) - 3 + _normal(2, 20, 20, seed=i) for i, a in enumerate((labels, twin_labels))
+    logits, warped_logits = (
+        6 * (a == 1) - 3 + _normal(2, 20, 20, seed=i) for i, a in enumerate((labels, warped_labels))
     )
-    views = [_outputs(affinity_logits=jnp.asarray(a)) for a in (logits, twin_logits)]
-    found, parts = jax.jit(losses.apml)(*views, labels, twin_labels, matrix, valid, 1.0)
+    views = [_outputs(affinity_logits=jnp.asarray(a)) for a in (logits, warped_logits)]
+    pair = _pair(
+        *views, affinity_labels=labels, warped_affinity_labels=warped_labels, matrix=matrix, valid=valid
+    )
+    found, parts = jax.jit(losses.apml)(pair, 1.0)
     found = [
         found,
         parts["affinity"],
         parts["information_affinity_label"],
         parts["information_affinity_pair"],
     ]
-    expected = references.apml(logits, twin_logits, labels, twin_labels, matrix, valid.reshape(2, -1), 1.0)
+    expected = references.apml(
+        logits, warped_logits, labels, warped_labels, matrix, valid.reshape(2, -1), 1.0
+    )
     return [Difference("L_APML and its parts", "NumPy loops", relative(found, expected), 1e-5)]
 
 
@@ -410,7 +422,8 @@ def _measure_learning_rate():
     differences = []
     for base, warmup, total in ((6e-5, 1500, 18000), (6e-4, 1500, 18000), (0.3, 0, 10), (0.3, 10, 10)):
         steps = range(total + 3)
-        found = jax.jit(jax.vmap(warmup_poly(base, warmup, total)))(jnp.asarray(steps))
+        config = OptimizerConfig(base, base, 0.0, warmup, total, freeze_norms=False)
+        found = jax.jit(jax.vmap(warmup_poly(base, config)))(jnp.asarray(steps))
         expected = [references.learning_rate(step, warmup, total) for step in steps]
         differences.append(absolute(np.asarray(found) / base, expected))
     # Below 1e-6, the share that the warm-up starts from.

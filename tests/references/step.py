@@ -9,10 +9,10 @@ import optax
 import torch
 from flax import nnx
 
-from rml_jax import losses
+from rml_jax.config import default_config
 from rml_jax.labels import BACKGROUND, IGNORE
 from rml_jax.models import BACKBONES, RML, RMLConfig
-from rml_jax.ops import AffineRange, PseudoLabelConfig, sample_affine
+from rml_jax.ops import AffineRange, PseudoLabelConfig, normalize, sample_affine
 from rml_jax.ops.resize import bilinear_matrix
 from rml_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rml_jax.training.step import StepConfig, TrainState, make_pseudo_labels, make_train_step
@@ -29,12 +29,11 @@ BOX = [[0, 0, SIZE, SIZE], [16, 0, SIZE, 104], [0, 0, SIZE, SIZE]]
 TAGS = [[1, 0, 1, 0, 0, 0], [0, 1, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0]]
 NETWORK = RMLConfig(BACKBONES["b0"](drop_path_rate=0.0), num_classes=len(TAGS[0]))
 STEP = StepConfig(
-    weights=losses.LossWeights(self_training=0.1),
+    loss=default_config().loss.to_dict() | {"self_training": 0.1, "radius": 3},
     affine=AffineRange(),
     pseudo_label=PseudoLabelConfig(slots=4),
     cam_scales=(0.5, 1.0, 1.5),
     cam_flip=True,
-    radius=3,
     stride=NETWORK.backbone.stride,
 )
 # No warm-up, whose first update would be a millionth of the size, and a weight decay great enough to show.
@@ -48,7 +47,7 @@ OPTIMIZER = OptimizerConfig(
 )
 # What the step tells of its state, which is no part of the loss and has tests of its own.
 _MONITORED = ("skipped", "context_deviation", "context_rank")
-# Of weights and batch, and of the transform A: no part of the loss is near 0, every picture has labels of all kinds.
+# Of weights and batch, and of the transform A: no part of the loss is near 0, every image has labels of all kinds.
 SEED, KEY = 10, 5
 
 REFERENCE = f"one step of the PyTorch peer (PyTorch {torch.__version__.split('+')[0]})"
@@ -92,7 +91,7 @@ def make_network():
 
 
 def make_batch():
-    """Pictures of smooth blobs in random colours with a little noise, one of them padded, as NumPy arrays."""
+    """Images of smooth blobs in random colours with a little noise, one of them padded, as NumPy arrays."""
     rng = np.random.default_rng(SEED)
     count, blobs = len(BOX), 5
     enlarge = bilinear_matrix(SIZE, 6)
@@ -119,7 +118,9 @@ def our_step(graphdef, params, batch, key):
     @jax.jit
     def step_and_labels(state, batch):
         # In one program, or the pseudo labels would be compiled twice.
-        return train_step(state, batch, mutual=True), make_pseudo_labels(graphdef, state.params, batch, STEP)
+        images = normalize(batch["image"], batch["box"])
+        labels = make_pseudo_labels(graphdef, state.params, images, batch, STEP)
+        return train_step(state, batch, mutual=True), labels
 
     initial = TrainState(jnp.int32(0), params, jax.jit(optimizer.init)(params), key)
     (state, metrics), labels = step_and_labels(initial, batch)
@@ -175,7 +176,7 @@ def _require_substance(result):
     for number, labels in enumerate(result.labels):
         kinds = (labels == BACKGROUND, labels == IGNORE, (labels != BACKGROUND) & (labels != IGNORE))
         if not all(kind.mean() > 0.01 for kind in kinds):
-            raise ValueError(f"picture {number} lacks foreground, background or ignored pixels")
+            raise ValueError(f"image {number} lacks foreground, background or ignored pixels")
 
 
 def _term_rows(ours, peer):

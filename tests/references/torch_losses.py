@@ -1,6 +1,6 @@
-"""The losses of RML in PyTorch (METHOD.md section 3), all in float32; `twin` is the view transformed by A.
+"""The losses of RML in PyTorch, all in float32; `warped` is the view transformed by A.
 
-A peer of `rml_jax.losses`, written on its own from the description of the method.
+An independent counterpart of `rml_jax.losses`, written from the description of the method.
 """
 
 import torch
@@ -18,7 +18,7 @@ def masked_mean(values, mask):
 
 
 def mutual_information(first, second, weight):
-    """Mutual information of two discrete variables by a soft joint histogram, in nats (METHOD.md section 3).
+    """Mutual information of two discrete variables by a soft joint histogram, in nats.
 
     Args:
       first: float [K, ...], p(k|x) of every sample.
@@ -38,11 +38,11 @@ def _binary(probability):
     return torch.stack([1 - probability, probability])
 
 
-def ciml_loss(view, twin, tags, grid, valid, alpha):
+def ciml_loss(view, warped, tags, grid, valid, alpha):
     """L_CIML: equivariance of the CAMs plus alpha times the likeness of class prototypes (Eqs. 2 to 4).
 
     Args:
-      view, twin: Outputs of the original and the transformed view.
+      view, warped: Outputs of the original and the transformed view.
       tags: 0/1 [B, C].
       grid: [B, h, w, 2], A on stage 4's grid.
       valid: bool [B, h, w], cells of the transformed view that show the original.
@@ -51,11 +51,11 @@ def ciml_loss(view, twin, tags, grid, valid, alpha):
     Returns:
       float32 scalar, and a dict with its parts.
     """
-    cams, twin_cams = (min_max_normalize(v.cam_logits.relu()) for v in (view, twin))
+    cams, warped_cams = (min_max_normalize(v.cam_logits.relu()) for v in (view, warped))
     counted = tags[:, :, None, None] * valid[:, None]
-    equivariance = masked_mean((warp(cams, grid) - twin_cams).abs(), counted)
+    equivariance = masked_mean((warp(cams, grid) - warped_cams).abs(), counted)
     similarity = prototype_similarity(cams, view.features, tags) + prototype_similarity(
-        twin_cams, twin.features, tags
+        warped_cams, warped.features, tags
     )
     parts = {"equivariance": equivariance, "prototype_similarity": similarity}
     return equivariance + alpha * similarity, parts
@@ -73,11 +73,11 @@ def prototype_similarity(cams, features, tags):
     return masked_mean(prototypes @ prototypes.T, pairs)
 
 
-def mfml_loss(view, twin, grid, valid, beta1):
+def mfml_loss(view, warped, grid, valid, beta1):
     """L_MFML: mean |A(R_c) - R'_c| plus beta1 times I(R_c; R'_c), over valid pixels (Eqs. 6 to 8).
 
     Args:
-      view, twin: Outputs.
+      view, warped: Outputs.
       grid: [B, H1, W1, 2], A on stage 1's grid.
       valid: bool [B, H1, W1].
       beta1: weight of the mutual information.
@@ -85,9 +85,9 @@ def mfml_loss(view, twin, grid, valid, beta1):
     Returns:
       float32 scalar, and a dict with its parts.
     """
-    moved, twin_context = (standardize(c, valid) for c in (warp(view.context, grid), twin.context))
-    alignment = masked_mean((moved - twin_context).abs(), valid[:, None])
-    variables = (context.softmax(dim=1).transpose(0, 1) for context in (moved, twin_context))
+    moved, warped_context = (standardize(c, valid) for c in (warp(view.context, grid), warped.context))
+    alignment = masked_mean((moved - warped_context).abs(), valid[:, None])
+    variables = (context.softmax(dim=1).transpose(0, 1) for context in (moved, warped_context))
     information = mutual_information(*variables, valid)
     return alignment + beta1 * information, {"alignment": alignment, "information_context": information}
 
@@ -101,7 +101,7 @@ def standardize(context, valid):
 
 
 def affinity_labels(labels, cells, radius):
-    """Which pairs of cells belong together and which don't (METHOD.md section 3, L_APML).
+    """Which pairs of cells belong together and which don't (docs/method.md, Losses).
 
     Args:
       labels: int64 [B, H, W], 255 = ignore.
@@ -121,14 +121,14 @@ def affinity_labels(labels, cells, radius):
     return known & (flat[:, :, None] == flat[:, None]), known
 
 
-def apml_loss(view, twin, pairs, twin_pairs, grid, valid, beta2):
+def apml_loss(view, warped, pairs, warped_pairs, grid, valid, beta2):
     """L_APML: affinity learned from pseudo labels, and its mutual information (Eqs. 9 to 14).
 
-    L_mi = -(I(y; R_a) + I(y'; R'_a) - 2 I(R_a; R'_a)) after METHOD.md section 3.
+    L_mi = -(I(y; R_a) + I(y'; R'_a) - 2 I(R_a; R'_a)) (docs/method.md, Losses).
 
     Args:
-      view, twin: Outputs.
-      pairs, twin_pairs: `affinity_labels` of each view.
+      view, warped: Outputs.
+      pairs, warped_pairs: `affinity_labels` of each view.
       grid: [B, h, w, 2], A on stage 4's grid.
       valid: bool [B, h, w].
       beta2: weight of the mutual information.
@@ -136,12 +136,12 @@ def apml_loss(view, twin, pairs, twin_pairs, grid, valid, beta2):
     Returns:
       float32 scalar, and a dict with its parts.
     """
-    affinity, twin_affinity = view.affinity_logits.sigmoid(), twin.affinity_logits.sigmoid()
-    contrast = affinity_loss(affinity, *pairs) + affinity_loss(twin_affinity, *twin_pairs)
-    with_label = label_information(affinity, *pairs) + label_information(twin_affinity, *twin_pairs)
-    flat, (_, twin_known) = valid.flatten(1), twin_pairs
-    comparable = twin_known & flat[:, :, None] & flat[:, None]
-    shared = mutual_information(_binary(warp_pairs(affinity, grid)), _binary(twin_affinity), comparable)
+    affinity, warped_affinity = view.affinity_logits.sigmoid(), warped.affinity_logits.sigmoid()
+    contrast = affinity_loss(affinity, *pairs) + affinity_loss(warped_affinity, *warped_pairs)
+    with_label = label_information(affinity, *pairs) + label_information(warped_affinity, *warped_pairs)
+    flat, (_, warped_known) = valid.flatten(1), warped_pairs
+    comparable = warped_known & flat[:, :, None] & flat[:, None]
+    shared = mutual_information(_binary(warp_pairs(affinity, grid)), _binary(warped_affinity), comparable)
     parts = {
         "affinity": contrast,
         "information_affinity_label": with_label,

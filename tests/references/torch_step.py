@@ -1,7 +1,7 @@
-"""One training step of RML in PyTorch (METHOD.md sections 2 to 5), batched and free of Python loops over pictures.
+"""One training step of RML in PyTorch, batched and without Python loops over images.
 
-A peer of `rml_jax.training.step`, written on its own from the description of the method. It takes the same batches
-and the same configuration.
+An independent counterpart of `rml_jax.training.step`, written from the description of the method. It takes the same
+batches and the same configuration.
 """
 
 import torch
@@ -34,7 +34,7 @@ def make_optimizer(model, config):
 
     Args:
       model: TorchRML; with `freeze_norms`, its encoder's LayerNorms stop taking gradients.
-      config: rml_jax.training.optimizer.OptimizerConfig; its schedule is not followed, the base rates are taken.
+      config: rml_jax.training.optimizer.OptimizerConfig; its base learning rates are used, without the schedule.
 
     Returns:
       torch.optim.AdamW.
@@ -53,7 +53,7 @@ def make_optimizer(model, config):
 
 
 def make_train_step(model, optimizer, config):
-    """Builds the train step with all four losses.
+    """Builds the train step with all losses.
 
     Args:
       model: TorchRML, on its device.
@@ -89,7 +89,7 @@ def make_train_step(model, optimizer, config):
 
 
 def all_losses(model, batch, labels, theta, config):
-    """L of Eq. 16 after the warm-up, and its parts.
+    """Computes the total loss of Eq. 16 and its parts.
 
     Args:
       model: TorchRML in training mode.
@@ -106,27 +106,27 @@ def all_losses(model, batch, labels, theta, config):
 
 
 def pair_losses(outputs, batch, labels, theta, config):
-    """The same from what the network yields for both views, one after the other in a batch of 2 B (`Outputs`)."""
-    view, twin = map(Outputs._make, zip(*(output.chunk(2) for output in outputs), strict=True))
+    """Computes the same from the outputs for both views, one after the other in a batch of 2 B (`Outputs`)."""
+    view, warped = map(Outputs._make, zip(*(output.chunk(2) for output in outputs), strict=True))
     box, tags, canvas = batch["box"], batch["tags"], batch["image"].shape[1:3]
     real, canvas_grid = box_mask(box, canvas, canvas), sampling_grid(theta, canvas)
     cells, fine = view.cam_logits.shape[2:], view.context.shape[2:]
     grid, fine_grid = sampling_grid(theta, cells), sampling_grid(theta, fine)
     valid = validity(box_mask(box, cells, canvas), grid)
     valid_fine = validity(box_mask(box, fine, canvas), fine_grid)
-    pairs = affinity_labels(labels, cells, config.radius)
-    twin_labels = warp_labels(labels, canvas_grid)
-    twin_pairs = affinity_labels(twin_labels, cells, config.radius)
+    pairs = affinity_labels(labels, cells, config.loss["radius"])
+    warped_labels = warp_labels(labels, canvas_grid)
+    warped_pairs = affinity_labels(warped_labels, cells, config.loss["radius"])
 
-    weights = config.weights
+    weights = config.loss
     classification = F.multilabel_soft_margin_loss(view.logits, tags)
-    ciml, ciml_parts = ciml_loss(view, twin, tags, grid, valid, weights.alpha)
-    mfml, mfml_parts = mfml_loss(view, twin, fine_grid, valid_fine, weights.beta1)
-    apml, apml_parts = apml_loss(view, twin, pairs, twin_pairs, grid, valid, weights.beta2)
+    ciml, ciml_parts = ciml_loss(view, warped, tags, grid, valid, weights["alpha"])
+    mfml, mfml_parts = mfml_loss(view, warped, fine_grid, valid_fine, weights["beta1"])
+    apml, apml_parts = apml_loss(view, warped, pairs, warped_pairs, grid, valid, weights["beta2"])
     self_training = self_training_loss(view.cam_logits, labels, tags)
-    self_training = self_training + self_training_loss(twin.cam_logits, twin_labels, tags)
-    loss = classification + weights.ciml * ciml + weights.mfml * mfml + weights.apml * apml
-    loss = loss + weights.self_training * self_training
+    self_training = self_training + self_training_loss(warped.cam_logits, warped_labels, tags)
+    loss = classification + weights["ciml"] * ciml + weights["mfml"] * mfml + weights["apml"] * apml
+    loss = loss + weights["self_training"] * self_training
     terms = {
         "classification": classification,
         "ciml": ciml,

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_activations_never_travel(tmp_path):
-    """All-reduces of gradients and losses, and tags: nothing that grows with the pictures."""
+    """All-reduces of gradients and losses, and tags: nothing that grows with the images."""
     result = tmp_path / "scaling.json"
     command = [sys.executable, "-m", "benchmarks.scaling", "--json", str(result)]
     subprocess.run([*command, "--devices", "2", "--batch", "4"], cwd=ROOT, capture_output=True, check=True)

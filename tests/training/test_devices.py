@@ -42,7 +42,7 @@ def train_small_network(count, shard_optimizer):
             "box": np.tile(np.int32([[0, 0, SIZE, SIZE]]), (BATCH, 1)),
             "tags": rng.integers(0, 2, (BATCH, CLASSES)).astype(np.float32),
         }
-        state, metrics = step(state, sharding.shard_batch(batch, mesh), mutual=True)
+        state, metrics = step(state, sharding.shard(batch, mesh), mutual=True)
         seen.append({name: float(value) for name, value in metrics.items()})
     return seen, state
 
@@ -121,7 +121,7 @@ def test_parts_that_devices_cannot_share_are_refused():
     with pytest.raises(
         UserError, match=r"batch_size is 6: .* the 1 devices times config\.train\.accumulate = 4"
     ):
-        sharding.make_mesh(6, accumulate=4)
+        sharding.make_mesh(6, grad_accum_steps=4)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The training loop end to end on tiny pictures: what a run leaves behind, how it resumes, what it refuses."""
+"""The training loop end to end on tiny images: the files of a run, resuming, and errors."""
 
 import io
 import json
@@ -56,18 +56,18 @@ def test_run_leaves_config_checkpoints_and_tensorboard_files(finished):
     assert list(workdir.glob("events.out.tfevents.*"))
 
 
-def test_run_keeps_scalars_and_pictures_for_the_report(finished):
+def test_run_keeps_scalars_and_images_for_the_report(finished):
     workdir, _ = finished
-    scalars, pictures = read_events(workdir)
+    scalars, images = read_events(workdir)
     assert list(scalars["train/loss"]) == [1, 2, 3, 4]
     assert list(scalars["train/ciml"]) == [3, 4]
-    assert sorted((tag, *steps) for tag, steps in pictures.items()) == [
+    assert sorted((tag, *steps) for tag, steps in images.items()) == [
         ("cams", 4),
         ("images", 4),
         ("validation", 4),
     ]
     # Three scenes, each 32 pixels enlarged to 128, with gaps of 4.
-    sizes = {Image.open(io.BytesIO(pictures[tag][4])).size for tag in ("cams", "images")}
+    sizes = {Image.open(io.BytesIO(images[tag][4])).size for tag in ("cams", "images")}
     assert sizes == {(3 * 128 + 2 * 4, 128)}
 
 
@@ -91,9 +91,9 @@ def test_log_has_every_loss_the_rates_and_the_time_spent_waiting(finished):
     assert 0 <= last["speed/waiting_for_data"] < 1
 
 
-def test_pictures_come_with_measures_of_localization(finished):
-    scalars, pictures = read_events(finished[0])
-    assert list(pictures["validation"]) == [4]
+def test_images_come_with_measures_of_localization(finished):
+    scalars, images = read_events(finished[0])
+    assert list(images["validation"]) == [4]
     for name in SHARES:
         assert list(scalars[f"validation/{name}"]) == [4]
         assert 0 <= scalars[f"validation/{name}"][4] <= 1

@@ -1,5 +1,7 @@
 """The optimizer: schedule by hand, groups by the types of the modules, updates against NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,13 +54,13 @@ def backbone_norms(model):
     ],
 )
 def test_schedule(step, factor):
-    rate = warmup_poly(0.3, warmup_steps=4, total_steps=20)
+    rate = warmup_poly(0.3, dataclasses.replace(CONFIG, warmup_steps=4, total_steps=20))
     assert float(rate(step)) == pytest.approx(0.3 * factor, rel=1e-5, abs=1e-12)
     assert float(jax.jit(rate)(jnp.int32(step))) == pytest.approx(0.3 * factor, rel=1e-5, abs=1e-12)
 
 
 def test_published_schedule():
-    rate = warmup_poly(6e-5, warmup_steps=1500, total_steps=18000)
+    rate = warmup_poly(6e-5, dataclasses.replace(CONFIG, warmup_steps=1500, total_steps=18000))
     assert float(rate(0)) == pytest.approx(6e-11, rel=1e-4)
     assert float(rate(750)) == pytest.approx(3e-5, rel=1e-4)
     assert float(rate(9000)) == pytest.approx(3e-5, rel=1e-4)
@@ -66,7 +68,7 @@ def test_published_schedule():
 
 
 def test_schedule_without_warmup_starts_at_the_base():
-    rate = warmup_poly(0.3, warmup_steps=0, total_steps=10)
+    rate = warmup_poly(0.3, dataclasses.replace(CONFIG, warmup_steps=0, total_steps=10))
     assert [float(rate(step)) for step in (0, 5, 9)] == pytest.approx([0.3, 0.15, 0.03])
 
 
@@ -147,7 +149,7 @@ def test_ten_updates_equal_numpy(model, params):
 
 
 def test_norms_train_where_they_are_not_frozen(model, params):
-    config = OptimizerConfig(**{**vars(CONFIG), "freeze_norms": False})
+    config = dataclasses.replace(CONFIG, freeze_norms=False)
     trained = train(config, params, gradients_like(params, 2))
     before = named_leaves(params)
     assert all((np.asarray(trained[name]) != before[name]).any() for name in backbone_norms(model))

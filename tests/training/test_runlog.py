@@ -52,3 +52,10 @@ def test_resumed_log_takes_back_what_came_after_the_checkpoint(tmp_path):
         (3, 9.0, 1),
     ]
     assert all(entry["speed/steps_per_second"] > 0 for entry in entries)
+
+
+def test_summary_names_the_metric_that_chose_the_best_checkpoint(tmp_path, capsys):
+    log = RunLog(tmp_path, start=0, total=4)
+    log.summary(4, 0, [2, 4], ("mfml", 2), "abc")
+    log.close()
+    assert "checkpoints: 2, 4; lowest mfml at 2\n" in capsys.readouterr().out

@@ -9,14 +9,17 @@ import optax
 import pytest
 from flax import nnx
 
-from rml_jax import losses
 from rml_jax.models import BACKBONES, RML, RMLConfig
 from rml_jax.ops import warp
-from rml_jax.ops.affine import validity, warp_matrix
 from rml_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
-from rml_jax.training import step as step_module
 from rml_jax.training.optimizer import parameter_groups
-from rml_jax.training.step import TrainState, make_train_step
+from rml_jax.training.step import (
+    TrainState,
+    make_pseudo_labels,
+    make_train_step,
+    mean_over_parts,
+    pair_losses,
+)
 from rml_jax.utils.trees import named_leaves
 from tests.references.networks import SMALL_BACKBONE
 from tests.training.settings import CONFIG
@@ -77,11 +80,11 @@ def test_normalize_by_hand():
     assert not boxed[:, 0].any()
 
 
-def test_gradient_of_every_term_reaches_the_backbone(network):
+def test_gradient_of_every_term_reaches_the_backbone_through_both_views(network):
     graphdef, params = network
-    theta = jnp.tile(jnp.array([[1.3, 0.1, 0.05], [-0.1, 1.3, 0.0]]), (BATCH, 1, 1))
+    batch, theta = make_batch(0), jnp.tile(jnp.array([[1.3, 0.1, 0.05], [-0.1, 1.3, 0.0]]), (BATCH, 1, 1))
+    images = normalize(batch["image"], batch["box"])
     names = (
-        "classification",
         "ciml",
         "mfml",
         "apml",
@@ -90,36 +93,23 @@ def test_gradient_of_every_term_reaches_the_backbone(network):
         "affinity",
         "self_training",
     )
-    key = jax.random.key(0)
 
     def terms(params):
-        labels = step_module.make_pseudo_labels(graphdef, params, make_batch(0), CONFIG)
-        _, parts = step_module._all_losses(graphdef, params, make_batch(0), labels, theta, key, CONFIG)
-        return jnp.stack([parts[name] for name in names])
-
-    norms = backbone_norms(jax.jit(jax.jacrev(terms))(params))
-    assert dict(zip(names, norms > 1e-7, strict=True)) == dict.fromkeys(names, True)
-
-
-def test_ciml_trains_through_both_views(network):
-    graphdef, params = network
-    batch = make_batch(1)
-    theta = jnp.tile(jnp.array([[1.2, 0.0, 0.0], [0.0, 1.2, 0.0]]), (BATCH, 1, 1))
-    images = normalize(batch["image"])
-    valid = validity(theta, jnp.ones((BATCH, SIZE // 4, SIZE // 4), bool))
-
-    def detached(params):
+        """The terms with a gradient through the original view alone, and through the warped view alone."""
         model = nnx.merge(graphdef, params)
-        view, twin = model(images), model(warp(images, theta))
-        fixed_view, fixed_twin = jax.lax.stop_gradient((view, twin))
-        matrix = warp_matrix(theta, valid.shape[1:])
-        arguments = (batch["tags"], matrix, valid, 0.0)
-        through_view = losses.ciml(view, fixed_twin, *arguments)[0]
-        through_twin = losses.ciml(fixed_view, twin, *arguments)[0]
-        return jnp.stack([through_view, through_twin])
+        labels = make_pseudo_labels(graphdef, params, images, batch, CONFIG)
+        views = [model(images), model(warp(images, theta))]
+        fixed = jax.lax.stop_gradient(views)
+        values = []
+        for pair in ([views[0], fixed[1]], [fixed[0], views[1]]):
+            outputs = jax.tree.map(lambda *x: jnp.stack(x), *pair)
+            _, metrics = pair_losses(outputs, labels, batch, theta, CONFIG)
+            values += [metrics[name] for name in names]
+        return jnp.stack(values)
 
-    norms = backbone_norms(jax.jit(jax.jacrev(detached))(params))
-    assert (norms > 1e-7).all(), norms
+    norms = backbone_norms(jax.jit(jax.jacrev(terms))(params)).reshape(2, -1)
+    for view, of_view in zip(("original", "warped"), norms, strict=True):
+        assert dict(zip(names, of_view > 1e-7, strict=True)) == dict.fromkeys(names, True), view
 
 
 def test_step_compiles_once_per_phase(network, train_step):
@@ -149,8 +139,9 @@ def test_every_metric_is_finite_and_the_total_is_eq_16(network, train_step):
 @pytest.mark.slow  # a program of its own, half a minute
 def test_self_training_is_a_term_with_its_weight(network):
     graphdef, params = network
-    weights = losses.LossWeights(ciml=0.0, mfml=0.0, apml=0.0, self_training=0.5)
-    step = make_train_step(graphdef, optax.sgd(0.01), dataclasses.replace(CONFIG, weights=weights))
+    weights = {"ciml": 0.0, "mfml": 0.0, "apml": 0.0, "self_training": 0.5}
+    config = dataclasses.replace(CONFIG, loss=CONFIG.loss | weights)
+    step = make_train_step(graphdef, optax.sgd(0.01), config)
     _, metrics = jax.jit(step, static_argnames="mutual")(make_state(params), make_batch(0), True)
     assert metrics["self_training"] > 0
     expected = metrics["classification"] + 0.5 * metrics["self_training"]
@@ -193,7 +184,7 @@ def test_accumulated_gradient_of_the_classification_is_that_of_the_whole_batch(b
     batch["image"][3] = 255 - batch["image"][3]
     after = {}
     for parts in (1, 2):
-        step = make_train_step(graphdef, optax.sgd(0.5), dataclasses.replace(CONFIG, accumulate=parts))
+        step = make_train_step(graphdef, optax.sgd(0.5), dataclasses.replace(CONFIG, grad_accum_steps=parts))
         after[parts], _ = jax.jit(step, static_argnames="mutual")(make_state(params), batch, False)
     assert_trees(lambda a, b: np.allclose(a, b, rtol=1e-4, atol=1e-6), after[1].params, after[2].params)
     assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, after[2].params, params)))
@@ -223,16 +214,14 @@ def test_frozen_norms_get_no_gradient_and_count_in_no_norm(network, train_step):
     assert all_metrics["gradient_norm/backbone"] == norm("backbone", "frozen")
 
 
-def test_parts_of_a_batch_take_every_nth_picture():
+def test_parts_of_a_batch_take_every_nth_image():
     seen = []
 
     def compute(part, key):
         jax.debug.callback(lambda x: seen.append(x.tolist()), part["number"], ordered=True)
         return part["number"].sum()
 
-    batch = {"number": np.arange(6.0)}
-    mean = step_module._mean_over_parts(compute, batch, jax.random.key(0), 3)
-    assert float(mean) == 5.0
+    assert float(mean_over_parts(compute, {"number": np.arange(6.0)}, jax.random.key(0), 3)) == 5.0
     assert seen == [[0, 3], [1, 4], [2, 5]]
 
 
@@ -260,11 +249,13 @@ def test_bfloat16_activations_leave_parameters_and_losses_in_float32(network, tr
 
 
 def test_labels_are_not_learned_from_absent_classes(network):
-    labels = jax.jit(lambda: step_module.make_pseudo_labels(*network, make_batch(0), CONFIG))()
+    batch = make_batch(0)
+    images = normalize(batch["image"], batch["box"])
+    labels = jax.jit(lambda: make_pseudo_labels(*network, images, batch, CONFIG))()
     found = [set(np.unique(one)) for one in np.asarray(labels)]
     assert found[0] <= {0, 1, 3, 255}
     assert found[1] <= {0, 2, 255}
-    # Outside the second picture's box nothing is labelled.
+    # Outside the second image's box nothing is labelled.
     assert (np.asarray(labels)[1, :, :4] == 255).all()
 
 
