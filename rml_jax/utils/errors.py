@@ -6,7 +6,7 @@ class UserError(ValueError):
 
     Its message is one line that names the file or key, what was found and what was expected; below it there may be
     a list, such as the parameters that a file of weights lacks. The commands print it without a stack trace and
-    exit with status 2 (`rml_jax.commands.cli.run`).
+    exit with status 2 (`rml_jax.commands.cli.command`).
     """
 
 

@@ -103,8 +103,8 @@ def test_evaluation_on_an_unknown_split(tmp_path):
 
 
 def test_interrupted_command_says_so_and_exits_with_the_signals_status(capsys):
-    @cli._guarded
-    def work(_):
+    @cli.command
+    def work(arguments):
         raise Interrupted("stopped by SIGTERM after step 3", signal.SIGTERM)
 
     with pytest.raises(SystemExit) as caught:

@@ -11,10 +11,10 @@ from configs import digits
 from rml_jax.data.sources import make_source
 from rml_jax.evaluation import run
 from rml_jax.evaluation.masks import MaskFolder, MaskWriter
-from rml_jax.evaluation.run import evaluate_masks, evaluate_run
 from rml_jax.models import MiTConfig
 from rml_jax.models.weights import convert
 from rml_jax.report import score_table
+from rml_jax.report.evaluation import evaluate_masks, evaluate_run
 from rml_jax.utils.errors import UserError
 
 MINI = MiTConfig.variant("mini")

@@ -30,7 +30,7 @@ from rml_jax.data.sources import with_class_names
 from rml_jax.data.sources.coco import CocoFolder
 from rml_jax.data.sources.folder import PhotoFolder
 from rml_jax.data.sources.prepared import PreparedData
-from rml_jax.evaluation.run import evaluate_run
+from rml_jax.report.evaluation import evaluate_run
 from rml_jax.training.loop import train
 from rml_jax.utils.errors import UserError
 from tests.data import archives
