@@ -16,7 +16,7 @@ SETTINGS = {"crop_size": 16, "scale": (0.5, 2.0), "flip": True, "seed": 0}
 
 @pytest.fixture(autouse=True)
 def _parsed_flags():
-    """Grain's worker processes read absl flags, which `absl.app.run` parses in train.py."""
+    """Grain's worker processes read absl flags, which the commands mark as parsed."""
     flags.FLAGS.mark_as_parsed()
 
 
