@@ -1,10 +1,4 @@
-"""Scores a run's last checkpoint: python eval.py --workdir=DIR [--split=NAME] [--config.key=value]
-
-Or weights from elsewhere, or a folder of masks made by anyone; what comes out goes to DIR/eval:
-
-    python eval.py --weights=PATH --config=FILE[:VARIANT] --workdir=DIR
-    python eval.py --masks=FOLDER --config=FILE[:VARIANT] --workdir=DIR
-"""
+"""The same as `rml-jax eval`, from a checkout: python eval.py --workdir=DIR"""
 
 from rml_jax.commands.eval import main
 

@@ -1,4 +1,4 @@
-"""Trains RML: python train.py --config=FILE[:VARIANT] --workdir=DIR [--config.key=value]"""
+"""The same as `rml-jax train`, from a checkout: python train.py --config=FILE[:VARIANT] --workdir=DIR"""
 
 from rml_jax.commands.train import main
 

@@ -15,43 +15,47 @@ the variants, is trained first, and the others of that seed go on from its check
 """
 
 import ast
+import csv
 import json
 import shutil
 import time
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from benchmarks import measure
 from rml_jax.commands import cli
 from rml_jax.config import config_difference, load_config
-from rml_jax.evaluation.run import evaluate_run
+from rml_jax.report.evaluation import evaluate_run
 from rml_jax.training.loop import train
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
 from rml_jax.validate import check_config
 from rml_jax.variants import LADDER, REMOVALS, with_variant
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.")
-_VARIANTS = flags.DEFINE_list(
-    "variants",
-    [*LADDER, *REMOVALS],
-    "Names of rml_jax.variants, or KEY=VALUE, in double quotes where it holds a comma.",
-)
-_SEEDS = flags.DEFINE_list(
-    "seeds", ["0", "1", "2"], "Seeds of the parameters, the transforms and the order of data."
-)
-
 # What classification alone does not depend on.
 _MUTUAL_KEYS = ("loss.", "affine.", "pseudo_label.", "cam.")
 _REPORT_KEYS = ("checkpoint.", "eval.", "log.")
 
 
-def main(config):
-    workdir = Path(_WORKDIR.value)
-    variants = sorted(_VARIANTS.value, key=lambda name: name != "baseline")
-    seeds = [_seed(text) for text in _SEEDS.value]
+@cli.command
+def main(arguments=None):
+    parser = cli.Parser("python -m experiments.ablation", description=__doc__)
+    parser.add_config(without="digits_small")
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of all runs")
+    parser.add_argument(
+        "--variants",
+        default=",".join([*LADDER, *REMOVALS]),
+        help="names of rml_jax.variants, or KEY=VALUE, in double quotes where it holds a comma",
+    )
+    parser.add_argument(
+        "--seeds", default="0,1,2", help="seeds of the parameters, the transforms and the order of data"
+    )
+    chosen, config = parser.parse_config(arguments, default="digits_small")
+    cli.start_jax(config)
+    workdir = chosen.workdir
+    variants = sorted(next(csv.reader([chosen.variants])), key=lambda name: name != "baseline")
+    seeds = [_seed(text) for text in chosen.seeds.split(",")]
     configs = {(name, seed): variant_config(config, name, seed) for seed in seeds for name in variants}
     for number, ((name, seed), run_config) in enumerate(configs.items(), 1):
         print(f"run {number}/{len(configs)}: {name}, seed {seed}", flush=True)
@@ -289,5 +293,4 @@ def _seed(text):
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    cli.run(main, cli.config_file(default="digits_small"))
+    main()

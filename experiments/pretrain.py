@@ -16,7 +16,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from absl import flags
 from flax import nnx
 
 from benchmarks import measure
@@ -31,14 +30,18 @@ from rml_jax.training.sharding import init_model, initial_state, make_mesh, shar
 from rml_jax.utils.progress import Progress
 from rml_jax.validate import check_config
 
-_SAVE_TO = flags.DEFINE_string("save_to", None, "Safetensors file to write.")
-_JSON = flags.DEFINE_string("json", None, "File for the loss, the accuracy and the time.")
-
 # Without it, a single batch can throw a network back that starts from nothing.
 _LARGEST_GRADIENT = 1.0
 
 
-def main(config):
+@cli.command
+def main(arguments=None):
+    parser = cli.Parser("python -m experiments.pretrain", description=__doc__)
+    parser.add_config(without="pretrain")
+    parser.add_argument("--save_to", required=True, type=Path, help="safetensors file to write")
+    parser.add_argument("--json", type=Path, help="file for the loss, the accuracy and the time")
+    chosen, config = parser.parse_config(arguments, default="pretrain")
+    cli.start_jax(config)
     environment = measure.environment()
     config = with_class_names(config)
     check_config(config)
@@ -49,7 +52,7 @@ def main(config):
     )
     state = initial_state(params, optimizer, config.train.seed, mesh)
     start = time.monotonic()
-    state, losses = train(config, mesh, graphdef, optimizer, state, Path(_SAVE_TO.value))
+    state, losses = train(config, mesh, graphdef, optimizer, state, chosen.save_to)
     seconds = time.monotonic() - start
     result = {
         "environment": environment,
@@ -59,7 +62,7 @@ def main(config):
         "losses": losses,
         "validation": accuracy(config, graphdef, state.params),
     }
-    measure.write_json(result, _JSON.value and Path(_JSON.value))
+    measure.write_json(result, chosen.json)
 
 
 def train(config, mesh, graphdef, optimizer, state, out):
@@ -128,5 +131,4 @@ def accuracy(config, graphdef, params):
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("save_to")
-    cli.run(main, cli.config_file(default="pretrain"))
+    main()

@@ -6,21 +6,18 @@ import sys
 COMMANDS = {
     "train": ("rml_jax.commands.train", "train, or resume a run"),
     "eval": ("rml_jax.commands.eval", "score a run, weights or a folder of masks"),
-    "predict": ("rml_jax.commands.predict", "masks for photographs"),
-    "export": ("rml_jax.commands.export", "a trained network as files that run without this project"),
-    "report": ("rml_jax.commands.report", "one HTML page of a run"),
-    "convert": ("rml_jax.commands.convert", "weights of others to ours, or ours to transformers"),
-    "prepare": ("rml_jax.commands.prepare", "a data set, checked and packed"),
-    "inspect": (
-        "rml_jax.commands.inspect",
-        "augmented training pairs as a picture, and the pipeline's speed",
-    ),
+    "predict": ("rml_jax.commands.predict", "write masks for images"),
+    "export": ("rml_jax.commands.export", "write a trained network as files for other programs"),
+    "report": ("rml_jax.commands.report", "write one HTML page about a run"),
+    "prepare": ("rml_jax.commands.prepare", "check a data set and pack it for training"),
+    "inspect": ("rml_jax.commands.inspect", "show augmented training pairs and time the input pipeline"),
+    "convert": ("rml_jax.commands.convert", "convert weights from and to other layouts"),
 }
-"""Name to the module whose `main()` it starts, and what that does."""
+"""Maps a command's name to the module whose `main(arguments)` runs it, and to what it does."""
 
 
 def main():
-    """Starts the command that the first argument names; its module alone is imported."""
+    """Runs the command that the first argument names; only its module is imported."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(_usage())
@@ -28,17 +25,19 @@ def main():
     if name not in COMMANDS:
         print(f"error: {name!r} is no command, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    module = importlib.import_module(COMMANDS[name][0])
-    # What follows reads the command line as if it had been started by itself; absl's --help prints the docstring.
-    sys.argv = [f"rml-jax {name}", *arguments]
-    sys.modules["__main__"].__doc__ = module.__doc__
-    sys.exit(module.main())
+    sys.exit(importlib.import_module(COMMANDS[name][0]).main(arguments))
 
 
 def _usage():
     lines = [f"  {name:<9}{what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
-        ["usage: rml-jax COMMAND ARGUMENTS", "", *lines, "", "rml-jax COMMAND --help says more."]
+        [
+            "usage: rml-jax COMMAND ARGUMENTS",
+            "",
+            *lines,
+            "",
+            "rml-jax COMMAND --help lists a command's flags.",
+        ]
     )
 
 

@@ -163,7 +163,7 @@ class Checkpoints:
         """
         steps = self.steps()
         if not steps:
-            raise UserError(f"{self._directory}: no checkpoint, expected at least one from train.py")
+            raise UserError(f"{self._directory}: no checkpoint, expected at least one from `rml-jax train`")
         if which != "newest":
             wanted_step = self.best_step() if which == "best" else int(which)
             if wanted_step not in steps:

@@ -1,14 +1,18 @@
-"""The wheel: what is in it, and that its command starts where there is no checkout."""
+"""The wheel and its command where there is no checkout; a checkout where no wheel is installed."""
 
 import configparser
+import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import rml_jax
 from rml_jax.__main__ import COMMANDS, main
@@ -59,6 +63,67 @@ def test_command_of_the_wheel_knows_the_configurations(wheel, tmp_path):
     assert done.stderr == (
         f"error: --config=nothing: no such file, expected FILE[:VARIANT] or one of {names}\n"
     )
+
+
+def test_one_version_everywhere(wheel):
+    assert wheel.name.startswith(f"rml_jax-{rml_jax.__version__}-")
+    assert f"\nversion: {rml_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_checkout_that_was_never_installed_does_everything(tmp_path):
+    """In an environment that has what requirements.txt names, but not rml_jax itself."""
+    environment, run = tmp_path / "venv", tmp_path / "run"
+    venv.create(environment, symlinks=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    # The packages of this environment, except the project where it is installed.
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if "rml_jax" not in path.name:
+            (site / path.name).symlink_to(path)
+    shutil.copytree(
+        ROOT,
+        tmp_path / "checkout",
+        ignore=shutil.ignore_patterns(".*", "runs", "docs", "tests", "build", "*.egg-info"),
+    )
+
+    def start(*arguments):
+        command = [environment / "bin/python", *arguments]
+        variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(
+            command, cwd=tmp_path / "checkout", env=variables, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    probe = (
+        "import importlib.metadata as m; print([d.name for d in m.distributions() if d.name == 'rml_jax'])"
+    )
+    found = subprocess.run(
+        [environment / "bin/python", "-c", probe], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "[]\n"
+    few = [f"--config.data.num_{split}=4" for split in ("train", "val")]
+    steps = ["--config.train.steps=2", "--config.train.batch_size=2", "--config.log.pictures_every=0"]
+    start("train.py", "--config=digits_small", f"--workdir={run}", *steps, *few)
+    start("eval.py", f"--workdir={run}", "--config.eval.stages=('cam',)", "--config.eval.pictures=1")
+    Image.new("RGB", (40, 40), "gray").save(tmp_path / "photo.png")
+    start(
+        "-m",
+        "rml_jax",
+        "predict",
+        f"--workdir={run}",
+        f"--out={tmp_path / 'masks'}",
+        "--stage=cam",
+        tmp_path / "photo.png",
+    )
+    start(
+        "-m", "rml_jax", "export", f"--workdir={run}", f"--out={tmp_path / 'model'}", "--format=safetensors"
+    )
+    start("-m", "rml_jax", "report", f"--workdir={run}")
+    versions = json.loads((run / "eval" / "metrics.json").read_text())["versions"]
+    assert versions["rml_jax"] == rml_jax.__version__
+    assert {path.name for path in (tmp_path / "masks" / "masks").iterdir()} == {"photo.png"}
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert (run / "report.html").is_file()
 
 
 def test_every_command_has_a_module():

@@ -1,12 +1,15 @@
-"""How the commands read their flags and how they fail."""
+"""What all commands share: how flags and configurations are read, and how errors are shown."""
 
+import argparse
+import collections
 import difflib
+import functools
 import os
 import re
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from rml_jax.config import default_config, flatten, load_config
@@ -15,100 +18,173 @@ from rml_jax.utils.compilation_cache import use_compilation_cache
 from rml_jax.utils.errors import Interrupted, UserError
 
 _PACKAGE = Path(__file__).parents[1]
-# An installed package holds the configurations (setup.py); in a checkout they lie beside it.
+# An installed package holds the configurations (setup.py); in a checkout they are beside it.
 _FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 CONFIGS = {path.stem: path for path in sorted(_FOLDER.glob("*.py"))}
-"""Name to file of the project's own configurations."""
+"""Maps the names of the project's own configurations to their files."""
 
 
-def config_file(default):
-    """The flags `--config=FILE[:VARIANT]` and `--config.key=value`, for a new run.
+class Parser(argparse.ArgumentParser):
+    """Parses the flags of one command.
 
-    Args:
-      default: name of the configuration (`CONFIGS`) to use where the command line names none.
-
-    Returns:
-      Function to pass to `run` as `define_config`.
-    """
-    return lambda argv: config_flags.DEFINE_config_file("config", str(CONFIGS[default]), sys_argv=argv)
-
-
-def config_of_file_or_workdir(argv):
-    """The flags `--config.key=value` over the file `--config=FILE` or, without it, over the configuration saved in
-    `--workdir`; pass it to `run`.
-
-    Raises:
-      UserError: if there is no `--config` and the work directory holds no readable config.json.
-    """
-    if any(re.match(r"--?config(=|$)", argument) for argument in argv):
-        return config_flags.DEFINE_config_file("config", sys_argv=argv)
-    flags.FLAGS(argv, known_only=True)
-    saved = load_config(Path(flags.FLAGS.workdir, "config.json"))
-    return config_flags.DEFINE_config_dict("config", saved, sys_argv=argv)
-
-
-def run(main, define_config):
-    """Runs a command under absl, with one line instead of a stack trace for a user's mistake.
+    Wrong usage raises a UserError of one line instead of printing the usage; for an unknown flag it names the
+    nearest ones. Flags cannot be abbreviated.
 
     Args:
-      main: function of the configuration, a ConfigDict.
-      define_config: `config_file(...)` or `config_of_file_or_workdir`. Called here and not at import, so that its
-        errors are reported like any other.
+      prog: the command, such as "rml-jax train".
+      options: see argparse.ArgumentParser.
     """
-    # XLA reports its inner life on standard error; a user wants the progress line there.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    parsed = {}
 
-    def parse(argv):
-        _check_keys(argv)
-        argv = [_with_config_path(argument) for argument in argv]
+    def __init__(self, prog, **options):
+        self._flags, self._has_subcommands = [], False
+        super().__init__(
+            prog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options
+        )
+
+    def add_argument(self, *names, **options):
+        self._flags += [name for name in names if name.startswith("--")]
+        return super().add_argument(*names, **options)
+
+    def add_subparsers(self, **options):
+        self._has_subcommands = True
+        return super().add_subparsers(**options)
+
+    def add_config(self, without):
+        """Adds `--config=FILE[:VARIANT]` and `--config.KEY=VALUE`, which `parse_config` reads.
+
+        Args:
+          without: what is used without `--config`, for the help text.
+        """
+        self.add_argument(
+            "--config",
+            metavar="FILE[:VARIANT]",
+            help=f"configuration file, or one of {', '.join(CONFIGS)}; {without} by default",
+        )
+        self.add_argument(
+            "--config.KEY", metavar="VALUE", help="set one key, such as --config.train.steps=100"
+        )
+
+    def parse_known_args(self, args=None, namespace=None):
+        # Unknown flags are looked for first: argparse would report what is missing instead of what was mistyped.
+        args = sys.argv[1:] if args is None else list(args)
+        names = [arg.partition("=")[0] for arg in args[: args.index("--") if "--" in args else None]]
+        for name in [] if self._has_subcommands else names:
+            if name.startswith("--") and name not in self._flags:
+                self.error(f"{name} is no flag of {self.prog}: expected {_nearest(name, self._flags)}")
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args=None, namespace=None):
+        chosen, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.error(f"{rest[0]!r} belongs to no flag: expected --flag=value")
+        return chosen
+
+    def parse_config(self, args=None, default=None):
+        """Parses flags and configuration.
+
+        Args:
+          args: the command line's arguments; those of this process if None.
+          default: name in `CONFIGS` of the configuration to use without `--config`; None for the one saved in
+            `--workdir`.
+
+        Returns:
+          argparse.Namespace of the flags, and the ConfigDict, locked.
+
+        Raises:
+          UserError: for an unknown flag or key, a value of the wrong type, or a configuration that can't be read.
+        """
+        overrides, args = _split_overrides(sys.argv[1:] if args is None else args)
+        chosen = self.parse_args(args)
+        file = chosen.config or default
+        saved = None if file else load_config(Path(chosen.workdir, "config.json"))
+        return chosen, _with_overrides(file, saved, overrides)
+
+    def error(self, message):
+        raise UserError(message)
+
+
+def command(main):
+    """Decorates the main function of a command: errors of the user are one line on standard error, with status 2.
+
+    An interruption exits with the status that shells give it, 128 and the signal's number.
+
+    Args:
+      main: function of the command line's arguments, or of None for those of this process.
+    """
+
+    @functools.wraps(main)
+    def call(arguments=None):
+        # XLA's messages about itself would hide the progress line.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        flags.FLAGS.mark_as_parsed()  # Libraries read absl's flags; the commands have none of these.
+        logging.use_absl_handler()
+        logging.set_verbosity(logging.WARNING)
         try:
-            holder = define_config(argv)
-            rest = flags.FLAGS(argv)
-        except flags.Error as error:
-            raise UserError(_reason(error)) from error
-        # A missing config file shows only when the value is used.
-        if not isinstance(holder.value, ConfigDict):
-            name = flags.FLAGS["config"].config_filename
-            raise UserError(
-                f"--config={name}: no such file, expected FILE[:VARIANT] or one of {', '.join(CONFIGS)}"
-            )
-        if rest[1:]:
-            raise UserError(f"{rest[1]!r} belongs to no flag: expected --flag=value only")
-        parsed["config"], parsed["verbose"] = holder.value, flags.FLAGS["verbosity"].present
-        return rest
+            return main(arguments)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return distributed.leave(2)
+        except Interrupted as interruption:
+            print(interruption, file=sys.stderr)
+            sys.exit(interruption.status)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            sys.exit(130)
 
-    def start(_):
-        if not parsed["verbose"]:
-            logging.set_verbosity(logging.WARNING)
-        use_compilation_cache()
-        if parsed["config"].distributed:
-            distributed.join_processes()
-        main(parsed["config"])
-
-    # --help explains the flags of what was started, wherever they are defined.
-    for flag in flags.FLAGS.get_flags_for_module(main.__module__):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(_guarded(start), flags_parser=_guarded(parse))
+    return call
 
 
-def _check_keys(argv):
+def start_jax(config):
+    """Sets up the compilation cache and, where the configuration says so, joins the other processes."""
+    use_compilation_cache()
+    if config.distributed:
+        distributed.join_processes()
+
+
+def _nearest(name, names):
+    return "one such as " + ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.0))
+
+
+def _split_overrides(args):
+    """The arguments that set keys, as `--config.KEY=VALUE`, and the others."""
     known = flatten(default_config().to_dict())
-    for argument in argv:
-        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if match and match[1] not in known:
-            near = difflib.get_close_matches(match[1], known, n=3, cutoff=0.0)
-            raise UserError(
-                f"--config.{match[1]} is no configuration key: expected one such as {', '.join(near)}"
-            )
+    overrides, others, args = [], [], collections.deque(args)
+    while args:
+        argument = args.popleft()
+        match = re.match(r"--(?:no)?config\.([^=]*)(=?)", argument)
+        if not match:
+            others.append(argument)
+            continue
+        key, equals = match.groups()
+        if key not in known:
+            raise UserError(f"--config.{key} is no configuration key: expected {_nearest(key, known)}")
+        if not equals and not isinstance(known[key], bool):
+            if not args:
+                raise UserError(f"--config.{key}: found no value, expected --config.{key}=VALUE")
+            argument = f"{argument}={args.popleft()}"
+        overrides.append(argument)
+    return overrides, others
 
 
-def _with_config_path(argument):
-    """An argument with the name of a configuration, `--config=digits:full`, replaced by its file's path."""
-    match = re.fullmatch(r"(--?config=)(\w+)(:.*)?", argument)
-    if not match or match[2] not in CONFIGS:
-        return argument
-    return f"{match[1]}{CONFIGS[match[2]]}{match[3] or ''}"
+def _with_overrides(file, saved, overrides):
+    """The configuration of a file or, where that is None, a saved one, with keys set."""
+    values = flags.FlagValues()
+    name, colon, variant = (file or "").partition(":")
+    argv = ["", *([f"--config={CONFIGS.get(name, name)}{colon}{variant}"] if file else []), *overrides]
+    try:
+        if file:
+            holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        else:
+            holder = config_flags.DEFINE_config_dict("config", saved, flag_values=values, sys_argv=argv)
+        values(argv)
+    except flags.Error as error:
+        raise UserError(_reason(error)) from error
+    # ml_collections reports a missing file only when the value is used.
+    if not isinstance(holder.value, ConfigDict):
+        raise UserError(
+            f"--config={file}: no such file, expected FILE[:VARIANT] or one of {', '.join(CONFIGS)}"
+        )
+    return holder.value
 
 
 def _reason(error):
@@ -117,17 +193,3 @@ def _reason(error):
     return (
         lines[-1].removeprefix("rml_jax.utils.errors.UserError: ") if "Traceback" in str(error) else lines[0]
     )
-
-
-def _guarded(function):
-    def call(argv):
-        try:
-            return function(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            distributed.leave(2)
-        except Interrupted as interruption:
-            print(interruption, file=sys.stderr)
-            sys.exit(interruption.status)
-
-    return call

@@ -4,21 +4,21 @@ IN is a safetensors or PyTorch file, or a Hugging Face model folder. OUT is a sa
 --to=transformers, a folder that transformers reads as a SegFormer encoder.
 """
 
-import argparse
 from pathlib import Path
 
+from rml_jax.commands import cli
 from rml_jax.models import layouts
 from rml_jax.models.weights import convert
-from rml_jax.utils.errors import UserError
 
 
+@cli.command
 def main(arguments=None):
     """Converts a file, prints what was loaded and left out.
 
     Args:
       arguments: the command line's arguments; those of this process if None.
     """
-    parser = argparse.ArgumentParser("rml-jax convert", description="Converts weights in any known layout.")
+    parser = cli.Parser("rml-jax convert", description=__doc__)
     parser.add_argument(
         "source", metavar="IN", help="safetensors or PyTorch file, or Hugging Face model folder"
     )
@@ -27,8 +27,5 @@ def main(arguments=None):
     )
     parser.add_argument("--to", choices=(layouts.OURS, "transformers"), default=layouts.OURS)
     chosen = parser.parse_args(arguments)
-    try:
-        print(convert(chosen.source, chosen.target, chosen.to))
-    except UserError as error:
-        parser.exit(2, f"error: {error}\n")
+    print(convert(chosen.source, chosen.target, chosen.to))
     print(f"written: {chosen.target}")

@@ -1,12 +1,8 @@
-"""A trained network as files for others:
+"""Write a trained network to a new folder, as files for other programs.
 
-    rml-jax export --workdir=DIR --out=OUT --format=safetensors|stablehlo|onnx
-
-OUT is a new folder (`rml_jax.inference.export` says what is in it). What was written is read back and compared with
-the live model on noise and photographs; if it differs, or anything fails, there is no OUT.
+What was written is read back and compared with the live model; if it differs, or anything fails, nothing is left.
 """
 
-import argparse
 import functools
 import json
 import shutil
@@ -15,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from rml_jax.commands import cli
 from rml_jax.inference.export import onnx, stablehlo, weights
 from rml_jax.inference.export.card import METRICS, model_card, read_metrics
 from rml_jax.inference.export.checksums import write_sums
@@ -29,24 +26,24 @@ FORMATS = ("safetensors", "stablehlo", "onnx")
 
 _CONTENT = {
     "safetensors": "Weights and configuration: `rml_jax.load(FOLDER)` reads them.",
-    "stablehlo": "A program for jax, `jax.export.deserialize`; pictures of any size go in, `model.json` says how.",
-    "onnx": "A program for ONNX runtimes; `model.json` says what goes in and what comes out.",
+    "stablehlo": "A program for `jax.export.deserialize`; it takes images of any size. `model.json` describes it.",
+    "onnx": "A program for ONNX runtimes; `model.json` describes its inputs and outputs.",
 }
 
 
+@cli.command
 def main(arguments=None):
-    """The command line of this module, see its docstring."""
-    parser = argparse.ArgumentParser("rml-jax export", description="A trained network as files.")
+    """Exports what the command line says."""
+    parser = cli.Parser("rml-jax export", description=__doc__)
     parser.add_argument("--workdir", required=True, help="folder of a run, or an exported model")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
-    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument(
+        "--format", required=True, choices=FORMATS, help="docs/inference.md describes the files"
+    )
     parser.add_argument("--checkpoint", help="newest, best or a step; the run's eval.checkpoint by default")
     chosen = parser.parse_args(arguments)
-    try:
-        use_compilation_cache()
-        differences = export(chosen.workdir, chosen.out, chosen.format, chosen.checkpoint)
-    except UserError as error:
-        parser.exit(2, f"error: {error}\n")
+    use_compilation_cache()
+    differences = export(chosen.workdir, chosen.out, chosen.format, chosen.checkpoint)
     print("largest differences from the live model:")
     for name, difference in differences.items():
         print(f"  {name:8}{difference:.2e}")
@@ -68,13 +65,13 @@ def export(workdir, out, form, checkpoint=None):
       UserError: if there is no model, `out` exists or can't be written, or the export differs from the model.
     """
     if out.exists():
-        raise UserError(f"--out={out}: found something there, expected the name of a new folder")
+        raise UserError(f"--out={out}: exists already, expected the name of a new folder")
     config, params, step = load_model(workdir, checkpoint)
     live = predictor_of(config, params, stage="cam")
     metrics = read_metrics(Path(workdir))
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        # Beside its final place, so that it can be renamed.
+        # Beside `out`, so that it can be renamed.
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
     except OSError as error:
         raise UserError(f"--out={out}: {error.strerror}, expected a folder to write to") from error
@@ -85,7 +82,7 @@ def export(workdir, out, form, checkpoint=None):
         (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
         if form == "safetensors" and metrics:
             (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        folder.chmod(0o755)  # It and safetensors' file were made for this user alone.
+        folder.chmod(0o755)  # mkdtemp and safetensors give no one else access.
         for path in folder.iterdir():
             path.chmod(0o644)
         folder.rename(out)
@@ -100,7 +97,7 @@ def _write(form, folder, config, params, step, canvases):
     """Writes the files of a format with their checksums.
 
     Returns:
-      The function of what was read back from them and the sizes of the pictures to try, for `verify`.
+      Function that was read back from them, and the sizes of the images to compare on, for `verify`.
     """
     largest = max(canvases, key=lambda canvas: canvas[0] * canvas[1])
     if form == "safetensors":
@@ -112,7 +109,7 @@ def _write(form, folder, config, params, step, canvases):
         stablehlo.write_program(folder, config, params, step)
         write_sums(folder, stablehlo.FILES)
         smallest = smallest_side(build.backbone(config), config.cam.scales)
-        # Also of odd sides: the program pads inside.
+        # Odd sides too, since the program pads its input.
         odd = tuple(max(side - 3, smallest) for side in largest)
         return functools.partial(_run, jax.jit(stablehlo.read_program(folder))), (largest, odd)
     onnx.write_program(folder, config, params, step, largest)
@@ -120,21 +117,17 @@ def _write(form, folder, config, params, step, canvases):
     return functools.partial(_run, onnx.read_program(folder)), (largest,)
 
 
-def _predict_all(predictor, pictures):
-    """What `verify` compares, of another Predictor."""
-    everything = [predictor(picture, tags=predictor.classes) for picture in pictures]
+def _predict_all(predictor, images):
+    """Returns the outputs of another Predictor that `verify` compares."""
+    everything = [predictor(image, tags=predictor.classes) for image in images]
     return {
         "scores": [result.scores for result in everything],
         "cams": [result.cams for result in everything],
-        "mask": [predictor(picture).mask for picture in pictures],
+        "mask": [predictor(image).mask for image in images],
     }
 
 
-def _run(program, pictures):
-    """What `verify` compares, of an exported program."""
-    outputs = program(pictures)
+def _run(program, images):
+    """Returns the outputs of an exported program that `verify` compares."""
+    outputs = program(images)
     return {"scores": jax.nn.sigmoid(outputs["logits"]), "cams": outputs["cams"], "mask": outputs["mask"]}
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,10 @@
-"""Shows what the network sees, before a step is trained:
+"""Write a picture of augmented training pairs and measure the input pipeline, before training.
 
-    rml-jax inspect --config=FILE[:VARIANT] [--out=inspect.png] [--pairs=8] [--config.key=value ...]
-
-One row per training example, below its tags: the augmented view with the box of its real pixels, the warped view,
-where the two may be compared (the rest is white). Then the input pipeline's throughput.
+One row per training example, below its tags: the augmented view with the box of its real pixels, its warped view,
+and the part of that which is compared with the first (the rest is white).
 """
 
+import argparse
 import contextlib
 import io
 import time
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 from PIL import Image, ImageDraw
 
 from rml_jax import visualize
@@ -26,37 +24,40 @@ from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
 from rml_jax.validate import check_config
 
-_OUT = flags.DEFINE_string("out", "inspect.png", "Picture to write, PNG.")
-_PAIRS = flags.DEFINE_integer("pairs", 8, "Training examples to show.", lower_bound=1)
-
-_SECONDS = 3.0  # of measuring
+_SECONDS = 3.0  # duration of the measurement
 _BOX_COLOUR = (255, 0, 255)
 
 
-def main():
+@cli.command
+def main(arguments=None):
     """Shows what the command line says."""
-    cli.run(_inspect, cli.config_file(default="digits"))
-
-
-def _inspect(config):
-    lines = inspect(config, Path(_OUT.value), _PAIRS.value)
-    print("\n".join(lines))
+    parser = cli.Parser("rml-jax inspect", description=__doc__)
+    parser.add_config(without="digits")
+    parser.add_argument(
+        "--out", type=Path, default="inspect.png", help="PNG file to write; %(default)s by default"
+    )
+    parser.add_argument(
+        "--pairs", type=_count, default=8, help="training examples to show; %(default)s by default"
+    )
+    chosen, config = parser.parse_config(arguments, default="digits")
+    cli.start_jax(config)
+    print("\n".join(inspect(config, chosen.out, chosen.pairs)))
 
 
 def inspect(config, path, pairs, seconds=_SECONDS):
-    """Writes the contact sheet of the first training examples and measures the pipeline.
+    """Writes the picture of the first training examples and measures the pipeline.
 
     Args:
       config: ConfigDict of a run.
       path: pathlib.Path of the PNG.
-      pairs: examples to show; their random draws are those of the run's first steps.
-      seconds: how long to measure.
+      pairs: number of examples, drawn as in the run's first steps.
+      seconds: duration of the measurement.
 
     Returns:
-      Lines of text: what the training set is, what was written, images a second.
+      Lines of text: the training set, the file written, images per second.
 
     Raises:
-      UserError: for what is wrong with the configuration, the data or the path.
+      UserError: if the configuration, the data or the path is wrong.
     """
     config = with_class_names(config)
     check_config(config)
@@ -65,8 +66,8 @@ def inspect(config, path, pairs, seconds=_SECONDS):
         rows = []
         for step in range(-(-pairs // config.train.batch_size)):
             rows += _rows(next(batches), _transform(config, step), source.class_names)
-        pictures, captions = zip(*rows[:pairs], strict=True)
-        _write(visualize.grid(pictures, captions), path)
+        images, captions = zip(*rows[:pairs], strict=True)
+        _write(visualize.grid(images, captions), path)
         begin, count = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - begin) < seconds:
             count += len(next(batches)["image"])
@@ -80,17 +81,17 @@ def inspect(config, path, pairs, seconds=_SECONDS):
 
 
 def _transform(config, step):
-    """The transform A of a training step (`rml_jax.training.step`), float32 [B, 2, 3]."""
+    """Returns the transforms A of a training step (`rml_jax.training.step`), float32 [B, 2, 3]."""
     key, _ = jax.random.split(jax.random.fold_in(jax.random.key(config.train.seed), step))
     return sample_affine(key, config.train.batch_size, AffineRange(**config.affine))
 
 
 def _rows(batch, theta, class_names):
-    """One row of pictures with their captions per example of a batch."""
+    """Returns one row of images with captions for each example of a batch."""
     size = batch["image"].shape[1:3]
     images = normalize(batch["image"], batch["box"])
     valid = np.asarray(validity(theta, box_mask(batch["box"], size, size)))
-    views, warped_views = _pictures(images), _pictures(warp(images, theta))
+    views, warped_views = _to_uint8(images), _to_uint8(warp(images, theta))
     rows = []
     for view, warped, mask, box, tags in zip(
         views, warped_views, valid, batch["box"], batch["tags"], strict=True
@@ -102,17 +103,17 @@ def _rows(batch, theta, class_names):
     return rows
 
 
-def _pictures(normalized):
-    """The pictures that `normalize` made float32 [B, H, W, 3] of, as uint8."""
+def _to_uint8(normalized):
+    """Undoes `normalize`: float32 [B, H, W, 3] to uint8."""
     pixels = np.asarray(normalized) * IMAGENET_STD + IMAGENET_MEAN
     return np.clip(np.rint(255 * pixels), 0, 255).astype(np.uint8)
 
 
 def _with_box(image, box):
     top, left, bottom, right = map(int, box)
-    picture = Image.fromarray(image)
-    ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), outline=_BOX_COLOUR)
-    return np.asarray(picture)
+    drawn = Image.fromarray(image)
+    ImageDraw.Draw(drawn).rectangle((left, top, right - 1, bottom - 1), outline=_BOX_COLOUR)
+    return np.asarray(drawn)
 
 
 def _write(pixels, path):
@@ -124,5 +125,7 @@ def _write(pixels, path):
         raise UserError(f"--out={path}: {error.strerror or error}, expected a file to write to") from error
 
 
-if __name__ == "__main__":
-    main()
+def _count(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1")
+    return int(text)

@@ -1,9 +1,6 @@
-"""Masks for photographs from a trained network:
+"""Write masks, overlays and predictions.json for images to a new folder.
 
-    rml-jax predict --workdir=DIR --out=OUT IMAGE_OR_FOLDER...
-
-Writes into OUT, a new folder, what `rml_jax.inference.outputs` lists: masks, overlays, predictions.json. A file that
-can't be read is reported and left out; the exit status is then 1.
+A file that can't be read is reported and left out; the exit status is then 1.
 """
 
 import argparse
@@ -11,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from rml_jax.commands import cli
 from rml_jax.data.sources.folder import list_images
 from rml_jax.data.tags import IMAGE_SUFFIXES, image_id, read_tags
 from rml_jax.inference.outputs import OutputFolder
@@ -21,54 +19,58 @@ from rml_jax.utils.errors import UserError
 from rml_jax.utils.progress import Progress
 
 
+@cli.command
 def main(arguments=None):
-    """The command line of this module, see its docstring."""
-    parser = argparse.ArgumentParser("rml-jax predict", description="Masks for photographs.")
-    parser.add_argument("inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are searched through")
+    """Predicts what the command line says. Returns the exit status: 1 if files could not be read."""
+    parser = cli.Parser("rml-jax predict", description=__doc__)
+    parser.add_argument(
+        "inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are searched recursively"
+    )
     parser.add_argument("--workdir", required=True, help="folder of a run, or an exported model")
     parser.add_argument("--out", required=True, type=Path, help="folder to write, new or empty")
     parser.add_argument("--checkpoint", help="newest, best or a step; the run's eval.checkpoint by default")
-    parser.add_argument("--stage", help="what makes the mask; the last of the run's eval.stages by default")
     parser.add_argument(
-        "--scales", type=_numbers, help="of the multi-scale CAM, such as 0.5,1,1.5; the run's"
+        "--stage", help="stage that gives the mask; the last of the run's eval.stages by default"
     )
-    parser.add_argument("--background", type=float, help="score of the background; the run's eval.background")
+    parser.add_argument(
+        "--scales",
+        type=_numbers,
+        help="scales of the CAM, such as 0.5,1,1.5; the run's cam.scales by default",
+    )
+    parser.add_argument(
+        "--background", type=float, help="score of the background; the run's eval.background by default"
+    )
     parser.add_argument(
         "--tag_threshold",
         type=float,
         default=TAG_THRESHOLD,
-        help="on a class's score; %(default)s by default",
+        help="least score of a class that is predicted as a tag; %(default)s by default",
     )
     parser.add_argument(
         "--tags",
-        help="the classes in all pictures, as NAME,NAME; or a tag file, .csv or .jsonl; else predicted",
+        help="classes in all images, as NAME,NAME, or a tag file, .csv or .jsonl; predicted by default",
     )
     parser.add_argument(
-        "--large",
-        choices=LARGE,
-        default=LARGE[0],
-        help="pictures that fit on no canvas: in tiles, or reduced",
+        "--large", choices=LARGE, default=LARGE[0], help="how to predict images that fit on no canvas"
     )
     parser.add_argument("--save_cams", action="store_true", help="write heat maps of the tags' CAMs")
-    parser.add_argument("--save_rle", action="store_true", help="write coco.json, run-length codes")
+    parser.add_argument("--save_rle", action="store_true", help="write coco.json, run-length encoded masks")
     chosen = parser.parse_args(arguments)
-    try:
-        use_compilation_cache()
-        failed = predict(chosen)
-    except UserError as error:
-        parser.exit(2, f"error: {error}\n")
+    use_compilation_cache()
+    failed = predict(chosen)
     if failed:
-        parser.exit(1, f"{failed} of the files could not be predicted, see above\n")
+        print(f"{failed} of the files could not be predicted, see above", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def predict(chosen):
-    """Predicts all pictures.
+    """Predicts all images.
 
     Args:
       chosen: the parsed arguments of `main`.
 
     Returns:
-      The number of files that could not be read.
+      Number of files that could not be read.
 
     Raises:
       UserError: if the model, an option, a folder or the tag file is not as expected, or --out is not empty.
@@ -94,7 +96,7 @@ def predict(chosen):
     )
     progress, failed, images = Progress("predict", len(files), "images"), [], {}
 
-    def pictures():
+    def readable():
         for name, (path, relative) in files.items():
             try:
                 tags = given(relative)
@@ -108,31 +110,31 @@ def predict(chosen):
 
     try:
         done = without_tags = 0
-        for name, prediction in predictor.stream(pictures(), with_maps=chosen.save_cams):
+        for name, prediction in predictor.stream(readable(), with_maps=chosen.save_cams):
             output.save(name, files[name][0], images.pop(name), prediction)
             done += 1
             without_tags += not prediction.tags
             progress.update(done + len(failed), f"{prediction.tiles} tiles" if prediction.tiles > 1 else "")
-    finally:  # What was done before an interruption is on record.
+    finally:  # An interrupted run lists what it has done.
         output.finish(predictor.settings())
-    print(f"{done} of {len(files)} pictures by stage {predictor.stage}: {chosen.out}")
+    print(f"{done} of {len(files)} images by stage {predictor.stage}: {chosen.out}")
     if without_tags and chosen.tags is None:
         print(
-            f"{without_tags} masks are background alone, as no class scored above {chosen.tag_threshold}: "
-            "--tag_threshold lowers that, --tags says what is there"
+            f"{without_tags} masks are background only, as no class scored above {chosen.tag_threshold}: "
+            "lower it with --tag_threshold or give the classes with --tags"
         )
     return len(failed)
 
 
 def named_files(inputs):
-    """The picture files and a name for the outputs of each.
+    """Finds the image files and gives each a name for its outputs.
 
     Args:
       inputs: paths of files and folders.
 
     Returns:
       Dict from a name to the file's pathlib.Path and its path as given or below its folder, str. The name is the
-      latter without suffix; of names that differ in case alone or not at all, the second gets -2, the third -3.
+      latter without suffix. Names that are equal, ignoring case, get -2, -3 and so on from the second.
 
     Raises:
       UserError: if there is no image file in a folder, or it can't be read.
@@ -148,7 +150,7 @@ def named_files(inputs):
             found.append((given, given.name))
     files, taken = {}, set()
     for path, relative in found:
-        # A backslash in a name must not become a folder, least of all one above OUT.
+        # On Windows a backslash would separate folders, perhaps one above OUT.
         name = stem = image_id(relative.replace("\\", "_"))
         number = 1
         while name.casefold() in taken:
@@ -160,22 +162,25 @@ def named_files(inputs):
 
 
 def _numbers(text):
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers such as 0.5,1,1.5") from error
 
 
 def _given_tags(text, classes):
-    """Function from a picture's relative path to the names of its tags, or to None where they are predicted."""
+    """Returns the function from an image's relative path to its tags, or to None where they are predicted."""
     if text is None:
         return lambda relative: None
     if not text.endswith((".csv", ".jsonl")):
         names = re.split("[,;|]", text)
-        allowed_classes(names, classes)  # An unknown name is found out before the first picture.
+        allowed_classes(names, classes)  # Fails for an unknown name before the first image.
         return lambda relative: names
     listed = read_tags(text, classes)
 
     def look_up(relative):
         if image_id(relative) not in listed:
-            raise UserError(f"{relative}: no line in {text}, expected the tags of every picture")
+            raise UserError(f"{relative}: no line in {text}, expected the tags of every image")
         return tuple(classes[number] for number in listed[image_id(relative)])
 
     return look_up
@@ -188,7 +193,3 @@ def _make_empty(folder):
             raise UserError(f"--out={folder}: found files in it, expected a new or empty folder")
     except OSError as error:
         raise UserError(f"--out={folder}: {error.strerror}, expected a folder to write to") from error
-
-
-if __name__ == "__main__":
-    main()

@@ -9,16 +9,17 @@ Stopped and started again, it goes on after the last whole shard of 512 images. 
 """
 
 import argparse
-import sys
+import signal
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from rml_jax.commands import cli
 from rml_jax.data.preparation.base import report_lines
 from rml_jax.data.preparation.coco import Coco2014
 from rml_jax.data.preparation.folder import TaggedFolder
 from rml_jax.data.preparation.voc import VocSbd
-from rml_jax.utils.errors import UserError
+from rml_jax.utils.errors import Interrupted, UserError
 
 _VOC = """\
 PASCAL VOC 2012 with SBD's masks: train_aug (10,582 images) and val (1,449).
@@ -72,19 +73,13 @@ def prepare(builder):
 
 
 def _make_parser():
-    parser = argparse.ArgumentParser(
-        "rml-jax prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.Parser("rml-jax prepare", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="{folder,voc,coco}")
 
     def add(kind, description):
+        prog = f"rml-jax prepare {kind}"
         kind_parser = kinds.add_parser(
-            kind,
-            help=description.partition("\n")[0],
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            kind, prog=prog, help=description.partition("\n")[0], description=description
         )
         kind_parser.add_argument("--out", type=Path, required=True, help="folder to write to")
         kind_parser.add_argument(
@@ -159,21 +154,13 @@ def _numbers(text):
         raise UserError(f"--mask_values={text}: expected whole numbers, 1,2,...") from error
 
 
-def main():
-    chosen = _make_parser().parse_args()
+@cli.command
+def main(arguments=None):
+    """Prepares what the command line says."""
+    chosen = _make_parser().parse_args(arguments)
     try:
         folder, lines = prepare(_make_builder(chosen))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        raise Interrupted("\nstopped; run the same command to continue", signal.SIGINT) from error
     print("\n".join(lines))
-    print(
-        f"next: python train.py --config=configs/{chosen.kind}.py --config.data.root={folder} --workdir=DIR"
-    )
-
-
-if __name__ == "__main__":
-    main()
+    print(f"next: rml-jax train --config={chosen.kind} --config.data.root={folder} --workdir=DIR")

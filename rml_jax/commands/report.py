@@ -1,19 +1,17 @@
-"""One self-contained HTML page of a whole run: rml-jax report --workdir=DIR [--out=FILE.html]
+"""Write one self-contained HTML page about a run.
 
-Configuration, training curves, the CAMs over training, and the scores and images of the last evaluation. It opens
-in a browser without a server; making it needs neither the data set nor an accelerator, only what train.py and eval.py
-left in DIR.
+It shows the configuration, the training curves, the CAMs over training, and the scores and images of the last
+evaluation. It needs no data set and no accelerator, only what training and evaluation left in the work directory.
 """
 
-import argparse
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from rml_jax.commands import cli
 from rml_jax.config import default_config, flatten, load_config
 from rml_jax.report.page import (
     config_section,
@@ -29,26 +27,19 @@ from rml_jax.report.training import curves, read_events
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
 
-_STRIPS = 6  # most steps whose CAMs are shown
-_STRIP_WIDTH = 1000  # pixels to which a row of CAMs is reduced
+_STRIPS = 6  # number of steps whose CAMs are shown, at most
+_STRIP_WIDTH = 1000  # largest width of a row of CAMs, pixels
 
 
-def main(argv=None):
-    """Writes the page and prints its path.
-
-    Args:
-      argv: the command line's arguments; those of this process if None.
-    """
-    parser = argparse.ArgumentParser("rml-jax report", description="Writes one HTML page of a run.")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--out", type=Path, help="the page; WORKDIR/report.html by default")
-    chosen = parser.parse_args(argv)
+@cli.command
+def main(arguments=None):
+    """Writes the page and prints its path."""
+    parser = cli.Parser("rml-jax report", description=__doc__)
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run")
+    parser.add_argument("--out", type=Path, help="file to write; WORKDIR/report.html by default")
+    chosen = parser.parse_args(arguments)
     out = chosen.out or chosen.workdir / "report.html"
-    try:
-        write_run_report(chosen.workdir, out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    write_run_report(chosen.workdir, out)
     print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -56,11 +47,11 @@ def write_run_report(workdir, path):
     """Writes the page of a run.
 
     Args:
-      workdir: pathlib.Path of the run; config.json must be there, the rest is shown as far as it is.
+      workdir: pathlib.Path of the run. config.json must be there; what else is missing is left out.
       path: pathlib.Path of the page.
 
     Raises:
-      UserError: if there is no run, what its evaluation left can't be read, or the page can't be written.
+      UserError: if there is no run, its evaluation can't be read, or the page can't be written.
     """
     config = load_config(workdir / "config.json")
     evaluation = _load_evaluation(workdir / "eval" / "report.json")
@@ -78,29 +69,29 @@ def write_run_report(workdir, path):
 
 
 def _load_evaluation(path):
-    """The content of report.json; None where nothing was evaluated."""
+    """Returns the content of report.json, or None if nothing was evaluated."""
     if not path.exists():
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}; expected what eval.py writes, run it again") from error
+        raise UserError(f"{path}: {error}; expected what `rml-jax eval` writes, run it again") from error
 
 
 def _not_evaluated(workdir):
-    text = f"This run has not been scored yet: python eval.py --workdir={workdir}, then this command again."
+    text = f"This run has not been scored yet: run rml-jax eval --workdir={workdir}, then this command again."
     return note_section("Scores", text)
 
 
 def _facts(config):
     return {
-        "picture size in training": f"{config.train.crop_size} pixels",
+        "image size in training": f"{config.train.crop_size} pixels",
         "classes": str(len(config.data.class_names)),
     }
 
 
 def _training(config, scalars, pictures):
-    """The sections of what the loop logged."""
+    """Returns the sections about what the training loop logged."""
     sections = []
     if scalars:
         begin, end = config.loss.start_step, config.train.steps
@@ -115,14 +106,10 @@ def _training(config, scalars, pictures):
         strips = {step: _strip(cams[step]) for step in chosen}
         sections.append(evolution_section(_strip(images) if images else None, strips))
     else:
-        text = "No pictures were kept during training: config.log.pictures_every says how often they are."
+        text = "No images were logged during training: config.log.pictures_every sets how often they are."
         sections.append(note_section("The CAMs over training", text))
     return sections
 
 
 def _strip(png):
     return data_uri(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")), _STRIP_WIDTH)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,71 +1,122 @@
-"""Scores a training run's checkpoint, a file of weights or a folder of masks; writes what came out of it."""
+"""Scores a run's checkpoint, a file of weights or a folder of masks."""
 
+import dataclasses
 import json
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
 
 from rml_jax.checkpoint import read_params
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.evaluation.evaluator import Evaluator, Scores
-from rml_jax.evaluation.masks import MaskFolder, MaskWriter
-from rml_jax.evaluation.plots import confusion_picture, sweep_picture
-from rml_jax.losses import term_weights
+from rml_jax.evaluation.masks import MaskFolder
+from rml_jax.evaluation.samples import Sample
 from rml_jax.models import build
 from rml_jax.models.weights import load_weights
-from rml_jax.report import Sample, best_stage, class_table, write_report
 from rml_jax.stages.stages import before_crf, parse_stage
 from rml_jax.utils import provenance
 from rml_jax.utils.errors import UserError
-from rml_jax.utils.files import atomic_write
 from rml_jax.utils.progress import Progress
 from rml_jax.validate import check_config
 
 
-def evaluate_run(config, workdir, split, weights="", save_masks=False):
-    """Scores the checkpoint that `eval.checkpoint` names, or other weights.
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A network to score and the data to score it on.
 
-    Writes into `eval/` metrics.json, report.html, per_class.md, confusion.png (of the best stage) and, where the
-    background scores are swept, sweep.json and sweep.png.
+    Attributes:
+      config: ConfigDict with its class names.
+      split, source: name of the split, and its images with masks.
+      swept: source of the images on which the background scores are chosen, or None.
+      graphdef, params: the network.
+      origin: where the parameters are from, {"step": ...} or {"weights": ...}.
+    """
+
+    config: ConfigDict
+    split: str
+    source: Any
+    swept: Any
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    origin: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+      config: ConfigDict with its class names.
+      metrics: content of metrics.json (docs/evaluation.md).
+      scores: the accumulated scores.
+      samples: function of images' indices, which returns a Sample of each.
+      sweep: content of sweep.json, or None.
+    """
+
+    config: ConfigDict
+    metrics: dict
+    scores: Scores
+    samples: Callable[[Sequence[int]], list[Sample]]
+    sweep: dict | None = None
+
+
+def load_candidate(config, workdir, split, weights=""):
+    """Reads the data and the parameters; writes nothing.
 
     Args:
       config: ConfigDict of the run, perhaps with overrides.
-      workdir: pathlib.Path of the run; made if it doesn't exist and weights are given.
+      workdir: pathlib.Path of the run.
       split: name of the split to score.
-      weights: file to score rather than the checkpoint (`rml_jax.models.weights` says which); "" for none.
-      save_masks: whether to write every predicted mask to `eval/masks/` (`rml_jax.evaluation.masks.MaskWriter`).
+      weights: file to score instead of the checkpoint that `eval.checkpoint` names; "" for none.
 
     Returns:
-      The content of metrics.json (see `rml_jax.report`), and the path of the page of pictures.
+      Candidate.
 
     Raises:
-      UserError: if the configuration, the data, the work directory or the weights are not as expected.
+      UserError: if the configuration, the data, the work directory or the weights are wrong.
     """
     config = with_class_names(config)
     check_config(config)
     source = make_source(config.data, split, with_masks=True)
-    swept = (
-        make_source(config.data, config.eval.sweep.split, with_masks=True)
-        if config.eval.sweep.split
-        else None
-    )
+    swept = None
+    if config.eval.sweep.split:
+        swept = make_source(config.data, config.eval.sweep.split, with_masks=True)
     graphdef, abstract = build.build_graph(config)
     if weights:
-        model, params = {"weights": str(weights)}, _load_for_scoring(config, abstract, weights)
+        origin, params = {"weights": str(weights)}, _load_for_scoring(config, abstract, weights)
     else:
         step, params = read_params(workdir, abstract, config.eval.checkpoint, config.checkpoint.best_metric)
-        model = {"step": step}
+        origin = {"step": step}
+    return Candidate(config, split, source, swept, graphdef, params, origin)
 
-    folder = _make_folder(workdir)
-    evaluator = Evaluator(config, graphdef)
+
+def score_candidate(candidate, save=None):
+    """Predicts and scores all images of a split.
+
+    Args:
+      candidate: Candidate.
+      save: function that gets every predicted mask (`rml_jax.evaluation.masks.MaskWriter`), or None.
+
+    Returns:
+      Evaluation.
+    """
+    config, params, source = candidate.config, candidate.params, candidate.source
+    evaluator = Evaluator(config, candidate.graphdef)
     backgrounds, chosen_on, sweep = evaluator.fixed_backgrounds(), "fixed", None
-    if swept:
-        sweep = _sweep(config, evaluator, params, swept)
+    if candidate.swept:
+        sweep = _sweep(config, evaluator, params, candidate.swept)
         backgrounds, chosen_on = sweep["best"], f"chosen on {sweep['split']} ({sweep['images']} images)"
-    save = MaskWriter(folder / "masks", split, tuple(config.data.mask_values)) if save_masks else None
     progress = Progress("eval", len(source), "images")
     scores = evaluator.evaluate(params, source, backgrounds, progress.update, save)
-    metrics = {"dataset": config.data.name, "split": split, **model, **_scores(scores)} | {
+    metrics = {
+        "dataset": config.data.name,
+        "split": candidate.split,
+        **candidate.origin,
+        **_scores(scores),
         "background": {
             protocol: {
                 stage: {"score": backgrounds[protocol][before_crf(stage)], "chosen_on": chosen_on}
@@ -79,34 +130,26 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
         "resized": sorted(evaluator.resized),
         **_origin(config),
     }
-    facts = _facts_of_weights(config, weights) if weights else _facts(config)
-    canvases = len(evaluator.canvases)
-    facts["programs compiled"] = (
-        f"{metrics['programs']}, for {canvases} canvas{'' if canvases == 1 else 'es'}"
-    )
-    if evaluator.resized:
-        facts["resized"] = f"{len(evaluator.resized)} images, which fit on no canvas or are too small"
 
-    def draw(indices):
+    def samples(indices):
         return evaluator.samples(params, source, indices, backgrounds)
 
-    return metrics, _write(config, folder, metrics, scores, facts, draw, sweep)
+    return Evaluation(config, metrics, scores, samples, sweep)
 
 
-def evaluate_masks(config, workdir, split, masks):
-    """Scores a folder of masks made by anyone, by the same ruler; writes the same files without the sweep.
+def score_masks(config, split, masks):
+    """Scores a folder of masks.
 
     Args:
-      config: ConfigDict whose `data` and `eval.pictures` are used.
-      workdir: pathlib.Path, made if it doesn't exist.
+      config: ConfigDict whose `data` is used.
       split: name of the split to score.
       masks: the folder (`rml_jax.evaluation.masks.MaskFolder`).
 
     Returns:
-      The content of metrics.json (see `rml_jax.report`), and the path of the page of pictures.
+      Evaluation.
 
     Raises:
-      UserError: if the configuration, the data, the work directory or a mask is not as expected.
+      UserError: if the configuration, the data or a mask is wrong.
     """
     config = with_class_names(config)
     check_config(config)
@@ -128,10 +171,10 @@ def evaluate_masks(config, workdir, split, masks):
         **_origin(config),
     }
 
-    def draw(indices):
+    def samples(indices):
         return [_mask_sample(source[index], masks_by_id, names) for index in indices]
 
-    return metrics, _write(config, _make_folder(workdir), metrics, scores, {"masks": str(masks)}, draw)
+    return Evaluation(config, metrics, scores, samples)
 
 
 def _mask_sample(item, masks_by_id, names):
@@ -149,7 +192,7 @@ def _mask_sample(item, masks_by_id, names):
 
 
 def _sweep(config, evaluator, params, source):
-    """The sweep's curves and what is best on them, as in sweep.json."""
+    """Returns the content of sweep.json: mIoU over background scores, and the best score of each stage."""
     settings = config.eval.sweep
     count = min(settings.images or len(source), len(source))
     progress = Progress(f"sweep on {settings.split}", count, "images")
@@ -176,7 +219,7 @@ def _scores(scores):
 
 
 def _origin(config):
-    """What the scores came from: settings, seeds, code, libraries and devices."""
+    """Returns what gave the scores: settings, seeds, code, libraries and devices."""
     return {
         "seeds": {"train": config.train.seed, "data": config.data.seed},
         "commit": provenance.commit(),
@@ -186,53 +229,8 @@ def _origin(config):
     }
 
 
-def _write(config, folder, metrics, scores, facts, draw, sweep=None):
-    """Writes the files of an evaluation, scores first. Returns the page's path."""
-    atomic_write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    atomic_write(folder / "per_class.md", class_table(metrics))
-    if sweep:
-        atomic_write(folder / "sweep.json", json.dumps(sweep, indent=2) + "\n")
-    protocol, stage = best_stage(metrics)
-    worst, best = scores.worst_and_best(protocol, stage, config.eval.pictures)
-    first = range(min(config.eval.pictures, metrics["images"]))
-    drawn = dict(zip(indices := sorted({*first, *worst, *best}), draw(indices), strict=True))
-    confusion = confusion_picture(
-        scores.matrices[protocol, stage],
-        scores.names,
-        f"{metrics['dataset']} {metrics['split']}: {stage} ({protocol})",
-    )
-    figures = {f"Confusion matrix of stage {stage} ({protocol})": confusion}
-    atomic_write(folder / "confusion.png", confusion)
-    if sweep:
-        curve = sweep_picture(sweep)
-        figures[f"Choice of the background scores on {sweep['split']}, {sweep['images']} images"] = curve
-        atomic_write(folder / "sweep.png", curve)
-    by = f"by the IoU of stage {stage} ({protocol})"
-    parts = {"The first images": first, f"The worst images, {by}": worst, f"The best images, {by}": best}
-    page = folder / "report.html"
-    write_report(
-        page,
-        title=f"RML on {config.data.name}",
-        facts=facts,
-        metrics=metrics,
-        parts={heading: [drawn[index] for index in indices] for heading, indices in parts.items()},
-        figures=figures,
-        class_names=config.data.class_names,
-    )
-    return page
-
-
-def _make_folder(workdir):
-    folder = workdir / "eval"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: {error.strerror}, expected a folder to write to") from error
-    return folder
-
-
 def _load_for_scoring(config, abstract, path):
-    """Parameters from a file that must have every head that the stages use."""
+    """Reads parameters from a file, which must hold every head that the stages use."""
     params, report = load_weights(abstract, path)
     print(report)
     walks = any("affinity" in parse_stage(stage) for stage in config.eval.stages)
@@ -247,18 +245,3 @@ def _load_for_scoring(config, abstract, path):
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
         params,
     )
-
-
-def _facts_of_weights(config, weights):
-    return {"backbone": build.backbone_name(config), "weights": str(weights)}
-
-
-def _facts(config):
-    return {
-        "backbone": build.backbone_name(config),
-        "started from": config.model.init_from or "scratch, no pre-trained weights",
-        "training": f"{config.train.steps} steps of {config.train.batch_size} images, the first "
-        f"{min(config.loss.start_step, config.train.steps)} on classification alone",
-        "loss weights": ", ".join(f"{name} {weight:g}" for name, weight in term_weights(config.loss).items()),
-        "seed": str(config.train.seed),
-    }

@@ -21,7 +21,7 @@ from rml_jax.utils.errors import UserError
 from rml_jax.validate import check_config
 
 LARGE = ("tiles", "reduce")
-"""What becomes of a picture that fits on no canvas: overlapping tiles, or reduced until it fits, as eval.py does."""
+"""What becomes of a image that fits on no canvas: overlapping tiles, or reduced until it fits, as in evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,6 @@
-"""Scores and pictures of a run: the table for a terminal and self-contained HTML pages.
+"""Shows scores and images of a run: a table for the terminal and self-contained HTML pages.
 
-`eval.py` writes the page of an evaluation; `rml-jax report --workdir=DIR` the one of the whole run, with
-its training curves and configuration.
-
-Scores come as the content of `metrics.json`, fractions of 1:
+All functions take the scores as the content of `metrics.json`, in fractions of 1:
 
     {"dataset": "voc", "split": "val", "images": 1449, "step": 18000,
      "classification": {"f1": 0.9, "map": 0.95},
@@ -11,11 +8,8 @@ Scores come as the content of `metrics.json`, fractions of 1:
      "iou": {"predicted": {"cam": {"background": 0.8, "cat": null, ...}, ...}, "given": {...}},
      "background": {"predicted": {"cam": {"score": 0.4, "chosen_on": "fixed"}, ...}, "given": {...}}}
 
-Instead of the `step` of a run there may be `weights`, the file that was scored, or `masks`, the folder of masks.
-`predicted` and `given` are the two protocols of METHOD.md section 6: the classes allowed in an image come from the
-model's own tags or from the ground truth; of masks from a folder, whose protocol is `files`, it is not known, and
-they have neither `classification` nor `background`. Every score is shown under the name of its protocol and beside
-the split on which its background score was chosen.
+Scores of a weights file have `weights` instead of `step`. Scores of a mask folder have `masks`, the single protocol
+`files`, and neither `classification` nor `background`. docs/evaluation.md defines the protocols.
 """
 
 import json
@@ -41,23 +35,23 @@ def write_report(
     figures: Mapping[str, bytes],
     class_names: Sequence[str],
 ) -> None:
-    """Writes an evaluation's page, one HTML file that needs no other file, no network and no JavaScript.
+    """Writes the page of an evaluation, an HTML file that needs no other file, no network and no JavaScript.
 
-    What the page shows is kept beside it under the same name with the suffix .json, for the page of the whole run.
-    Both replace older ones in one step: a reader never sees half of them.
+    Its content is also written as JSON, to the same name with the suffix .json, for the page of the whole run. Both
+    writes are atomic.
 
     Args:
-      path: the page, in an existing folder.
+      path: file to write, in an existing folder.
       title: heading of the page.
-      facts: what the reader should know of the run, name to value, such as what the backbone started from.
-      metrics: the content of `metrics.json`, see the head of this package.
-      parts: heading to the images to show below it, one row each.
-      figures: caption to a PNG file's bytes, shown between the tables and the images.
+      facts: facts about the run, name to value, such as what the backbone started from.
+      metrics: content of `metrics.json`, see the docstring of this package.
+      parts: heading to the images shown below it, one row each.
+      figures: caption to the bytes of a PNG, shown between the tables and the images.
       class_names: the C classes without background; mask value 1 + i is class i.
 
     Raises:
-      ValueError: the arrays of a sample differ in size.
-      OSError: a file cannot be written.
+      ValueError: if the arrays of a sample differ in size.
+      OSError: if a file can't be written.
     """
     evaluation = {
         "title": title,

@@ -1,4 +1,4 @@
-"""The pieces of a report's page, as HTML. A page needs no other file, no network and no JavaScript."""
+"""Builds the HTML of a report's page, which needs no other file, no network and no JavaScript."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -9,15 +9,12 @@ from rml_jax.report.scores import SHORT, TITLES, best_stage, classification, per
 
 
 def page(title: str, facts: Mapping[str, str], sections: Sequence[str]) -> str:
-    """A whole page.
+    """Returns the HTML of a whole page.
 
     Args:
-      title: its heading.
-      facts: what the reader should know first, name to value.
-      sections: HTML, in order.
-
-    Returns:
-      The file's text.
+      title: heading of the page.
+      facts: facts shown at the top, name to value.
+      sections: HTML of the sections, in order.
     """
     return _PAGE.substitute(
         title=escape(title),
@@ -27,13 +24,13 @@ def page(title: str, facts: Mapping[str, str], sections: Sequence[str]) -> str:
 
 
 def evaluation_sections(evaluation: Mapping) -> list[str]:
-    """Scores, IoU by class, figures and images of an evaluation.
+    """Returns the sections about an evaluation: scores, IoU by class, figures and images.
 
     Args:
-      evaluation: the content of `report.json`, see `rml_jax.report.write_report`.
+      evaluation: content of `report.json`, see `rml_jax.report.write_report`.
 
     Returns:
-      Sections of a page, as HTML.
+      HTML of the sections.
     """
     metrics, class_names = evaluation["metrics"], evaluation["class_names"]
     protocol, best = best_stage(metrics)
@@ -51,42 +48,36 @@ def evaluation_sections(evaluation: Mapping) -> list[str]:
 
 
 def training_section(curves: Sequence[str]) -> str:
-    """The training curves, each an `<svg>` element."""
+    """Returns the section of the training curves, each an `<svg>` element."""
     panels = "\n".join(curves)
     return f"""<h2>Training</h2>
-<p>What the training loop logged, over the steps; the terms of the loss before their weights. Left of a dotted line:
-classification alone.</p>
+<p>Values logged during training, by step; the terms of the loss are not multiplied by their weights. Left of the
+dotted line, only the classification loss is trained.</p>
 <div class="curves">
 {panels}
 </div>"""
 
 
 def evolution_section(images: str | None, cams: Mapping[int, str]) -> str:
-    """The CAMs over training.
+    """Returns the section of the CAMs over training.
 
     Args:
-      images: data URI of the pictures in a row, or None where they were not kept.
+      images: data URI of the images in a row, or None if they were not logged.
       cams: step to data URI of their CAMs in a row, in order.
-
-    Returns:
-      A section of a page, as HTML.
     """
     strips = [_image("the images", images, kind="strip")] if images else []
     strips += [_image(f"CAMs at step {step}", uri, kind="strip") for step, uri in cams.items()]
     return """<h2>The CAMs over training</h2>
-<p>The same validation images in every row; how strongly each place speaks for the strongest class present.</p>
+<p>The same validation images in every row, with the CAM of the strongest class present.</p>
 """ + "\n".join(strips)
 
 
 def config_section(values: Mapping, defaults: Mapping) -> str:
-    """The run's whole configuration, folded up; what differs from the defaults is marked.
+    """Returns the section of the run's whole configuration, collapsed; keys that differ from the defaults are marked.
 
     Args:
       values: dotted key to value.
-      defaults: likewise.
-
-    Returns:
-      A section of a page, as HTML.
+      defaults: dotted key to default value.
     """
     rows = []
     for key, value in values.items():
@@ -102,7 +93,7 @@ def config_section(values: Mapping, defaults: Mapping) -> str:
 
 
 def note_section(heading: str, text: str) -> str:
-    """A heading with one paragraph."""
+    """Returns a section with one paragraph."""
     return f"<h2>{escape(heading)}</h2>\n<p>{escape(text)}</p>"
 
 
@@ -120,7 +111,7 @@ def _class_rows(metrics: Mapping, class_names: Sequence[str]) -> list[str]:
     labels = {name: label for label, name in enumerate(class_names, start=1)}
     protocol, stage = best_stage(metrics)
     scores = metrics["iou"][protocol][stage]
-    # The one name that is no class of the data set is the background's, label 0.
+    # The only name that is no class of the data set is the background's, label 0.
     return [_class_row(name, labels.get(name, 0), score) for name, score in scores.items()]
 
 
@@ -170,7 +161,7 @@ def _scene(scene: Mapping) -> str:
 
 
 def _tags(tags: Sequence[str], allowed: Sequence[str], otherwise: str) -> str:
-    """Tags as HTML, those outside `allowed` marked by the word `otherwise`."""
+    """Returns tags as HTML; those not in `allowed` are marked by the word `otherwise`."""
     marked = [
         escape(tag) if tag in allowed else f'<span class="error">{escape(tag)} ({otherwise})</span>'
         for tag in tags
@@ -199,10 +190,9 @@ $stage_rows
 </tbody>
 </table>
 </div>
-<p>With <em>predicted tags</em> the model itself decides which classes an image may contain, as it must in
-use; with <em>given tags</em> it is told by the ground truth, as papers of this field often score: these are
-two different measurements, so never compare a number of one column with a number of the other. In brackets,
-what a stage's CRF adds.</p>
+<p>With <em>predicted tags</em>, the model decides which classes an image may contain, as it does in use. With
+<em>given tags</em>, the ground truth does, as in many papers. Scores of the two protocols are not comparable. In
+brackets: the change by a stage's CRF.</p>
 $classification
 </div>
 
@@ -220,11 +210,11 @@ $class_rows
 
 _GUIDE = Template("""\
 <h2>How to read the images</h2>
-<p>From left to right: the image; its <em>CAM</em>, how strongly each place speaks for the strongest class
-present, from dark to yellow; the <em>affinity</em> of the ringed pixel, where that CAM is greatest: which places the
-network holds to be of the same class as that one; the <em>pseudo label</em> that training derives from the CAMs and
-the given tags; the <em>prediction</em> after each stage of inference ($best_protocol); and the <em>ground
-truth</em>, which serves for scoring only. Colours name the classes; background is left as it is.</p>
+<p>From left to right: the image; the <em>CAM</em> of the strongest class present, from dark (0) to yellow (1); the
+<em>affinity</em> of the ringed pixel, where that CAM is greatest, to all others: high where the network predicts the
+same class; the <em>pseudo label</em> that training derives from the CAMs and the given tags; the
+<em>prediction</em> after each stage of inference ($best_protocol); and the <em>ground truth</em>, which is used for
+scoring only. Classes are coloured as below; background is not coloured.</p>
 <ul class="legend">
 $legend
 </ul>""")
@@ -299,8 +289,7 @@ details td, details th { white-space: normal; overflow-wrap: anywhere; text-alig
 </head>
 <body>
 <h1>$title</h1>
-<p>This model has learned to segment from image tags alone: in training it was told which classes an image
-shows, never where they are.</p>
+<p>This model was trained on image-level tags only: the classes in each image, without their locations.</p>
 <dl>
 $facts
 </dl>

@@ -1,4 +1,4 @@
-"""What a report shows of single images."""
+"""Prepares single images for the page of a report."""
 
 import base64
 import io
@@ -8,24 +8,24 @@ from PIL import Image
 
 from rml_jax.evaluation.samples import Sample, pictures
 
-# Widths of a picture on the page. Wider ones are stored reduced, or the page would grow by megabytes per
-# photograph; narrower ones are enlarged by the browser, each pixel to a square.
+# Widths of an image on the page. Wider images are stored at reduced size, which saves megabytes per photograph;
+# the browser enlarges narrower ones by nearest neighbour.
 _MAX_WIDTH = 220
 _MIN_WIDTH = 128
 
 
 def scene(sample: Sample) -> dict:
-    """All that a page needs of a sample, as JSON-like values.
+    """Returns what a page shows of a sample, as JSON-like values.
 
     Args:
       sample: all its arrays have the same H and W.
 
     Returns:
-      `id`, `tags` and `predicted_tags`, as in the sample; `width`, at which the pictures are shown, in pixels;
+      `id`, `tags` and `predicted_tags`, as in the sample; `width`, at which the images are shown, in pixels;
       `pixelated`, whether the browser enlarges them; `pictures`, caption to data URI.
 
     Raises:
-      ValueError: the sample's arrays differ in size.
+      ValueError: if the sample's arrays differ in size.
     """
     width = sample.image.shape[1]
     return {
@@ -34,33 +34,28 @@ def scene(sample: Sample) -> dict:
         "predicted_tags": list(sample.predicted_tags),
         "width": min(max(width, _MIN_WIDTH), _MAX_WIDTH),
         "pixelated": width < _MIN_WIDTH,
-        "pictures": {caption: data_uri(picture, _MAX_WIDTH) for caption, picture in pictures(sample).items()},
+        "pictures": {caption: data_uri(image, _MAX_WIDTH) for caption, image in pictures(sample).items()},
     }
 
 
-def data_uri(picture: np.ndarray, max_width: int) -> str:
-    """A picture as a URI that holds it: exact where it is tiny, with WebP's small losses otherwise.
+def data_uri(image: np.ndarray, max_width: int) -> str:
+    """Returns an image as a data URI: PNG if it is small, lossy WebP otherwise.
 
     Args:
-      picture: uint8 [H, W, 3].
-      max_width: pixels, to which a wider picture is reduced.
+      image: uint8 [H, W, 3].
+      max_width: pixels to which wider images are reduced.
 
     Returns:
       data:image/...;base64,...
     """
-    image = Image.fromarray(picture)
-    image.thumbnail((max_width, image.height))
+    reduced = Image.fromarray(image)
+    reduced.thumbnail((max_width, reduced.height))
+    kind, options = ("png", {}) if image.shape[1] < _MIN_WIDTH else ("webp", {"quality": 85})
     file = io.BytesIO()
-    if picture.shape[1] < _MIN_WIDTH:
-        return encoded_uri(_saved(image, file, "PNG"), "png")
-    return encoded_uri(_saved(image, file, "WEBP", quality=85), "webp")
+    reduced.save(file, kind, **options)
+    return encoded_uri(file.getvalue(), kind)
 
 
 def encoded_uri(data: bytes, kind: str) -> str:
-    """The bytes of an image file as a data URI; `kind` is the subtype of its MIME type, such as "png"."""
+    """Returns the bytes of an image file as a data URI; `kind` is the subtype of its MIME type, such as "png"."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _saved(image: Image.Image, file: io.BytesIO, kind: str, **options) -> bytes:
-    image.save(file, kind, **options)
-    return file.getvalue()

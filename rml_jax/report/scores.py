@@ -1,25 +1,25 @@
-"""The scores of an evaluation as text: for a terminal, as Markdown and as the cells of the page's table.
+"""Formats the scores of an evaluation for a terminal, as Markdown and for the cells of the page's table.
 
-All functions read the content of `metrics.json`, see `rml_jax.report`.
+All functions take the content of `metrics.json`, see `rml_jax.report`.
 """
 
 from collections.abc import Mapping, Sequence
 
-# A protocol's column, and its short name.
+# Title of a protocol's column, and its short name.
 TITLES = {"predicted": "mIoU predicted tags", "given": "mIoU given tags", "files": "mIoU of the files"}
 SHORT = {"predicted": "predicted tags", "given": "given tags", "files": "files"}
 
 
 def score_table(metrics: Mapping) -> str:
-    """The scores as plain text for a terminal, in percent.
+    """Formats the scores as plain text for a terminal, in percent.
 
     Args:
-      metrics: the content of `metrics.json`, see `rml_jax.report`.
+      metrics: content of `metrics.json`, see `rml_jax.report`.
 
     Returns:
       Several lines without a final line break: what was scored; one row per stage with a column per protocol, in
-      brackets what a CRF adds to its stage, and the background score with the split it was chosen on; the
-      classification scores.
+      brackets the change by a CRF, and the background score with the split it was chosen on; the classification
+      scores.
     """
     protocols, rows = list(metrics["miou"]), stage_scores(metrics)
     width = max(10, *(len(stage) + 2 for stage, *_ in rows))
@@ -33,10 +33,10 @@ def score_table(metrics: Mapping) -> str:
 
 
 def class_table(metrics: Mapping) -> str:
-    """IoU of every class in every stage under every protocol, in percent, as a Markdown file.
+    """Formats the IoU of every class, stage and protocol, in percent, as a Markdown file.
 
     Args:
-      metrics: the content of `metrics.json`, see `rml_jax.report`.
+      metrics: content of `metrics.json`, see `rml_jax.report`.
 
     Returns:
       The file's text.
@@ -56,12 +56,13 @@ def class_table(metrics: Mapping) -> str:
 
 
 def best_stage(metrics: Mapping) -> tuple[str, str]:
-    """The first protocol and the stage that scores best under it."""
+    """Returns the first protocol and the stage that scores best under it."""
     protocol, stages = next(iter(metrics["miou"].items()))
     return protocol, max(stages, key=stages.get)
 
 
 def scored_set(metrics: Mapping) -> str:
+    """Describes what was scored, in one line."""
     if "step" in metrics:
         scored = f"step {metrics['step']}"
     else:
@@ -70,6 +71,7 @@ def scored_set(metrics: Mapping) -> str:
 
 
 def classification(metrics: Mapping) -> list[str]:
+    """Formats the classification scores; no line if there are none."""
     if "classification" not in metrics:
         return []
     scores = metrics["classification"]
@@ -77,7 +79,7 @@ def classification(metrics: Mapping) -> list[str]:
 
 
 def stage_scores(metrics: Mapping) -> list[tuple[str, list[str], str]]:
-    """Each stage with its score under every protocol and its background score, as text."""
+    """Returns each stage with its score under every protocol and its background score, as text."""
     protocols = list(metrics["miou"])
     rows = []
     for stage in metrics["miou"][protocols[0]]:
@@ -88,7 +90,7 @@ def stage_scores(metrics: Mapping) -> list[tuple[str, list[str], str]]:
 
 
 def _score(scores: Mapping, stage: str) -> str:
-    """A score in percent and, in brackets, what its CRF added."""
+    """Formats a score in percent with, in brackets, the change by its CRF."""
     before = stage.removesuffix("+crf") if stage.endswith("+crf") else "cam" if stage == "crf" else stage
     if before == stage or before not in scores:
         return percent(scores[stage])
@@ -103,7 +105,7 @@ def _background(metrics: Mapping, protocol: str, stage: str) -> str:
 
 
 def _join_backgrounds(texts: Sequence[str]) -> str:
-    """Of several protocols, told apart only where they differ: "0.2 and 0.3, chosen on val"."""
+    """Joins the background scores of several protocols: "0.2 and 0.3, chosen on val"."""
     scores, origins = zip(*(text.partition(", ")[::2] for text in texts), strict=True)
     if len(set(origins)) > 1:
         return " and ".join(texts)
@@ -111,4 +113,5 @@ def _join_backgrounds(texts: Sequence[str]) -> str:
 
 
 def percent(score: float) -> str:
+    """Formats a fraction of 1 in percent."""
     return f"{100 * score:.1f}"

@@ -1,4 +1,4 @@
-"""Compiled programs are kept between runs, so that a second start takes seconds."""
+"""Keeps compiled programs between runs."""
 
 import hashlib
 import os
@@ -9,11 +9,10 @@ import jax
 
 
 def use_compilation_cache():
-    """Has JAX keep compiled programs in `rml_jax` below the user's cache folder.
+    """Makes JAX keep compiled programs in the folder `rml_jax` of `$XDG_CACHE_HOME`, by default `~/.cache`.
 
-    That is `$XDG_CACHE_HOME`, `~/.cache` by default. A folder that the user chose by JAX_COMPILATION_CACHE_DIR stays
-    chosen, and where nothing can be written, programs are compiled afresh as if this had not been called. Several
-    processes may share the folder: an entry's name is a digest of all that shapes the program.
+    Does nothing if JAX_COMPILATION_CACHE_DIR names another folder or the folder can't be written to. Several
+    processes may share it, since entries are named by a digest of the program and its compiler options.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
@@ -21,14 +20,14 @@ def use_compilation_cache():
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = root / "rml_jax" / _processor_digest()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: there is no home.
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder.
         return
     if os.access(folder, os.W_OK | os.X_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _processor_digest():
-    """Programs for a CPU use its instructions; machines of several kinds may share one home."""
+    # CPU programs use instructions that other machines with the same home folder may lack.
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         features = next(line for line in lines if line.lower().startswith(("flags", "features")))

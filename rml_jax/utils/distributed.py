@@ -1,4 +1,4 @@
-"""Several processes that train together, by JAX's own runtime."""
+"""Training in several processes, with jax.distributed."""
 
 import os
 import sys
@@ -9,21 +9,20 @@ from jax.experimental import multihost_utils
 
 from rml_jax.utils.errors import UserError
 
-# A process that is silent for so many seconds is taken for dead, and the others end.
-_SILENCE = 30
+# After this many seconds without a sign of life from one process, the others end.
+_HEARTBEAT_SECONDS = 30
 
 
 def join_processes():
-    """Makes this process one of several; to be called before any other use of JAX.
+    """Joins the other processes of the run. Call it before any other use of JAX.
 
-    Which processes there are is JAX's to find out: on TPU pod slices, under Slurm and under Open MPI by itself
-    (`jax.distributed.initialize`).
+    `jax.distributed.initialize` finds them on TPU pod slices, under Slurm and under Open MPI.
 
     Raises:
-      UserError: if this is none of these, or the first process can't be reached.
+      UserError: if the environment is none of these, or the first process can't be reached.
     """
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE)
+        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"config.distributed is True, but the other processes can't be joined ({error}): expected a start by "
@@ -32,15 +31,15 @@ def join_processes():
 
 
 def is_first():
-    """Whether this process is the one that writes and prints."""
+    """Returns whether this process is the one that writes files and prints."""
     return jax.process_index() == 0
 
 
 def on_first_process(action):
-    """Runs `action()` on the first process alone; a UserError there is one everywhere, so that none waits.
+    """Runs `action()` on the first process only. If it raises a UserError, all processes raise one.
 
     Returns:
-      What `action` returned, None on the other processes.
+      Result of `action`; None on the other processes.
     """
     result = failure = None
     if is_first():
@@ -58,10 +57,10 @@ def on_first_process(action):
 
 
 def leave(status):
-    """Ends this process with an exit status.
+    """Exits with a status.
 
-    One of several ends at once: to say goodbye, as the interpreter's end does, it would wait for the others, which
-    may be dead. They notice that its connections have closed.
+    One of several processes exits without the interpreter's clean-up, which would wait for the others, and those may
+    be dead. They see its connections close.
     """
     sys.stdout.flush()
     sys.stderr.flush()

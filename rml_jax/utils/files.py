@@ -6,16 +6,14 @@ from rml_jax.utils.errors import UserError
 
 
 def atomic_write(path, content):
-    """Writes a file under a temporary name beside it, then renames it.
-
-    A reader, and whoever comes after a crash, sees the old file or the new one, never a part of one.
+    """Writes a file atomically: under a temporary name in the same folder, which is then renamed.
 
     Args:
       path: pathlib.Path of the file; its folder exists.
-      content: bytes, or str, which becomes UTF-8.
+      content: bytes, or str, which is encoded as UTF-8.
 
     Raises:
-      OSError: if it can't be written; a file that was there is unchanged then.
+      OSError: if it can't be written; an existing file is then unchanged.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -1,26 +1,26 @@
-"""One progress line with rate and time left."""
+"""A progress line with rate and time left."""
 
 import collections
 import sys
 import time
 
-# Without a terminal (a log file, CI) a line is printed this often, in seconds.
+# Seconds between lines where the output is no terminal (a log file, CI).
 _PLAIN_INTERVAL = 15.0
-# The rate is that of the last minute, since the phases of a run differ in speed.
+# The rate is averaged over this many seconds, since the phases of a run differ in speed.
 _RATE_WINDOW = 60.0
 
 
 class Progress:
-    """Reports how far a long piece of work has come.
+    """Prints the progress of a long task.
 
-    On a terminal one line is rewritten; elsewhere a plain line appears every 15 seconds and at the end.
+    On a terminal one line is rewritten; otherwise a line is printed every 15 seconds and at the end.
 
     Args:
-      name: what is being done.
+      name: name of the task.
       total: number of units.
-      unit: name of a unit.
-      start: units that were done before (a resumed run); they don't count in the rate.
-      stream: where to write; standard error by default, so that results can be piped.
+      unit: name of the units.
+      start: units done before, in a resumed run; they don't count in the rate.
+      stream: file to write to; standard error by default.
     """
 
     def __init__(self, name, total, unit, start=0, stream=None):
@@ -30,7 +30,7 @@ class Progress:
         self._history = collections.deque([(self._last, start)])
 
     def update(self, done, detail=""):
-        """Shows that `done` units are done; `detail` is appended to the line."""
+        """Shows that `done` units are done, followed by `detail`."""
         now, finished = time.monotonic(), done >= self._total
         interval = 0.2 if self._stream.isatty() else _PLAIN_INTERVAL
         if now - self._last < interval and not finished:
@@ -55,7 +55,7 @@ class Progress:
 
 
 def format_seconds(seconds):
-    """A duration as h:mm:ss or m:ss."""
+    """Formats a duration as h:mm:ss or m:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

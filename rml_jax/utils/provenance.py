@@ -1,4 +1,4 @@
-"""What a result came from: code, libraries and device."""
+"""Records what produced a result: code, libraries and devices."""
 
 import contextlib
 import importlib.metadata
@@ -14,9 +14,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow", "scik
 
 
 def versions():
-    """Returns the versions of what may change a number, by name; packages that are not installed are left out.
+    """Returns the versions of Python, rml_jax and the libraries that may change a result, by name.
 
-    The project's own version is the code's, not the installed package's: a checkout need not be installed.
+    Libraries that are not installed are left out. The version of rml_jax is that of the code, which need not be
+    installed.
     """
     found = {"python": platform.python_version(), "rml_jax": rml_jax.__version__}
     for package in _PACKAGES:
@@ -26,7 +27,7 @@ def versions():
 
 
 def commit():
-    """This code's git commit, with "-dirty" where files were changed since; None outside of a git checkout."""
+    """Returns the git commit of the code, with "-dirty" if files have changed since; None outside a git checkout."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
@@ -36,6 +37,6 @@ def commit():
 
 
 def devices():
-    """This process's devices, such as "2 x NVIDIA H100"."""
+    """Returns the devices of this process, such as "2 x NVIDIA H100"."""
     local = jax.local_devices()
     return f"{len(local)} x {local[0].device_kind}"

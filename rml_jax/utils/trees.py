@@ -1,4 +1,4 @@
-"""Names for the leaves of parameter trees, the same in every file the project writes."""
+"""Names of the leaves of parameter trees, as in all files that the project writes."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def named_leaves(tree):
-    """The leaves of a pytree by path.
+    """Returns the leaves of a pytree by path.
 
     Args:
       tree: for example an nnx.State of parameters, or an optimizer's state.
@@ -20,7 +20,7 @@ def named_leaves(tree):
 
 
 def with_leaves(tree, leaves):
-    """A tree of the same structure with other leaves.
+    """Returns a tree of the same structure with other leaves.
 
     Args:
       tree: pytree that gives structure and names.
@@ -33,13 +33,13 @@ def with_leaves(tree, leaves):
 
 
 def digest(tree):
-    """SHA-256 over the names, types, shapes and bytes of a pytree's arrays, in hexadecimal: equal only where all are.
+    """Returns the SHA-256 of the names, types, shapes and bytes of a pytree's arrays.
 
     Args:
-      tree: pytree of arrays, whole on this process.
+      tree: pytree of arrays that this process can address.
 
     Returns:
-      str of 64 digits.
+      str of 64 hexadecimal digits.
     """
     total = hashlib.sha256()
     for name, leaf in named_leaves(tree).items():
@@ -50,5 +50,5 @@ def digest(tree):
 
 
 def _name(path):
-    # flax wraps every parameter in an object with one field; its name says nothing.
+    # flax wraps every parameter in an object with the field `value`.
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")

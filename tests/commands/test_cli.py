@@ -1,5 +1,8 @@
 """What a user's mistakes look like: one line that names the culprit, status 2, and nothing written."""
 
+import ast
+import importlib
+import re
 import runpy
 import signal
 import subprocess
@@ -11,6 +14,7 @@ import pytest
 from flax import nnx
 
 import rml_jax
+from rml_jax.__main__ import COMMANDS
 from rml_jax.commands import cli
 from rml_jax.config import load_config, save_config
 from rml_jax.models import build
@@ -56,6 +60,7 @@ def error_of(folder, script, *arguments):
         ([f"--config={DIGITS}"], ["--workdir"]),
         ([f"--config={ANIMALS}", "--workdir=run"], ["config.data.root is empty"]),
         (["--workdir=run", f"--config={DIGITS}", "config.train.steps=4"], ["'config.train.steps=4'"]),
+        (["--wrkdir=run", f"--config={DIGITS}"], ["--wrkdir is no flag of rml-jax train", "--workdir"]),
     ],
     ids=[
         "unknown key",
@@ -65,6 +70,7 @@ def error_of(folder, script, *arguments):
         "no workdir",
         "no root",
         "no flag",
+        "unknown flag",
     ],
 )
 def test_mistake_on_the_command_line_of_train(tmp_path, arguments, words):
@@ -103,14 +109,127 @@ def test_evaluation_on_an_unknown_split(tmp_path):
 
 
 def test_interrupted_command_says_so_and_exits_with_the_signals_status(capsys):
-    @cli._guarded
-    def work(_):
+    @cli.command
+    def work(arguments):
         raise Interrupted("stopped by SIGTERM after step 3", signal.SIGTERM)
 
     with pytest.raises(SystemExit) as caught:
         work([])
     assert caught.value.code == 143, "what a shell gives for a command that SIGTERM ended"
     assert capsys.readouterr().err == "stopped by SIGTERM after step 3\n"
+
+
+def test_every_command_explains_its_own_flags_in_one_format(capsys):
+    flags = {
+        "train": {"--config", "--config.KEY", "--workdir"},
+        "eval": {"--config", "--config.KEY", "--workdir", "--split", "--weights", "--masks", "--save_masks"},
+        "predict": {"--workdir", "--out", "--stage", "--tags", "--save_cams", "--save_rle"},
+        "export": {"--workdir", "--out", "--format", "--checkpoint"},
+        "report": {"--workdir", "--out"},
+        "prepare": set(),
+        "inspect": {"--config", "--config.KEY", "--out", "--pairs"},
+    }
+    assert flags.keys() <= COMMANDS.keys()
+    for name, (module, _) in COMMANDS.items():
+        with pytest.raises(SystemExit) as stopped:
+            importlib.import_module(module).main(["--help"])
+        assert stopped.value.code == 0
+        text = capsys.readouterr().out
+        assert text.startswith(f"usage: rml-jax {name} ")
+        assert flags.get(name, set()) <= set(re.findall(r"^  (--[\w.]+)", text, re.MULTILINE)), text
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "convert"])
+def test_every_command_refuses_an_unknown_flag_in_one_line(name, capsys):
+    kind = ["voc"] if name == "prepare" else []
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(COMMANDS[name][0]).main([*kind, "--ouut=1"])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(
+        f"error: --ouut is no flag of rml-jax {' '.join([name, *kind])}: expected one such as --"
+    )
+    assert message.count("\n") == 1
+
+
+# --- Configurations ---
+
+
+def parsed(*arguments):
+    parser = cli.Parser("rml-jax try")
+    parser.add_config(without="digits")
+    parser.add_argument("--workdir")
+    parser.add_argument("rest", nargs="*")
+    return parser.parse_config([*map(str, arguments)], default="digits")
+
+
+def test_values_of_flags_and_keys_may_be_separate_words():
+    joined = parsed("--workdir=run", "--config.train.steps=3", "--config.cam.flip=true", "photo")
+    apart = parsed("--workdir", "run", "photo", "--config.train.steps", "3", "--config.cam.flip")
+    assert joined[0] == apart[0]
+    assert joined[1].to_dict() == apart[1].to_dict()
+    assert (joined[1].train.steps, joined[1].cam.flip, joined[0].rest) == (3, True, ["photo"])
+    assert parsed("--noconfig.augment.flip")[1].augment.flip is False
+
+
+def test_keys_have_their_types_and_later_ones_win():
+    config = parsed(
+        "--config.cam.scales=(0.5,1.0)",
+        "--config.loss.ciml=1",
+        "--config.train.steps=3",
+        "--config.train.steps=4",
+    )[1]
+    assert config.cam.scales == (0.5, 1.0)
+    assert isinstance(config.loss.ciml, float)
+    assert config.train.steps == 4
+
+
+def test_configuration_by_name_by_file_and_with_a_variant():
+    by_name = parsed("--config", "digits:baseline")[1]
+    assert by_name.to_dict() == parsed(f"--config={DIGITS}:baseline", "--config.train.seed=0")[1].to_dict()
+    assert by_name.to_dict() != parsed()[1].to_dict()
+
+
+def test_saved_configuration_with_a_key_set(digits_config, tmp_path):
+    digits_config.train.steps = 17
+    save_config(digits_config, tmp_path / "config.json")
+    parser = cli.Parser("rml-jax try")
+    parser.add_config(without="the saved one")
+    parser.add_argument("--workdir")
+    _, config = parser.parse_config([f"--workdir={tmp_path}", "--config.eval.pictures=3"])
+    assert (config.train.steps, config.eval.pictures) == (17, 3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--config.train.steps", "--config.train.steps=VALUE"),
+        ("--config.train.steps=x", "config.train.steps"),
+        ("--config.trian.steps=1", "train.steps"),
+        ("--config.train=1", "no configuration key"),
+    ],
+)
+def test_keys_that_cannot_be_set(argument, words):
+    with pytest.raises(UserError, match=words) as caught:
+        parsed(argument)
+    assert "\n" not in str(caught.value)
+
+
+def test_hints_name_the_installed_command():
+    """Who installed by pip has neither train.py nor configs/ in the current folder."""
+    paths = re.compile(r"python (?:-m rml_jax|\w+\.py)|\b(?:train|eval)\.py|configs/\w+\.py")
+    # Their commands are about to become `rml-jax prepare` and `rml-jax convert`.
+    modules = [path for path in (ROOT / "rml_jax").rglob("*.py") if path.name not in ("sbd.py", "weights.py")]
+    assert [f"{path}: {text}" for path in modules for text in printed(path) if paths.search(text)] == []
+
+
+def printed(path):
+    """The strings of a module, without docstrings where no command prints them."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    quiet = [] if path.parent.name == "commands" else [n.value for n in nodes if isinstance(n, ast.Expr)]
+    return [
+        n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str) and n not in quiet
+    ]
 
 
 # --- Training, without a command line ---

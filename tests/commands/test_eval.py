@@ -12,10 +12,10 @@ from configs import folder as folder_config
 from rml_jax.data.sources import make_source
 from rml_jax.evaluation import run
 from rml_jax.evaluation.masks import MaskFolder, MaskWriter
-from rml_jax.evaluation.run import evaluate_masks, evaluate_run
 from rml_jax.models import BACKBONES
 from rml_jax.models.weights import convert
 from rml_jax.report import score_table
+from rml_jax.report.evaluation import evaluate_masks, evaluate_run
 from rml_jax.utils.errors import UserError
 
 MINI = BACKBONES["mini"]()

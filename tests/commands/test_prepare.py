@@ -31,7 +31,7 @@ from rml_jax.data.sources import with_class_names
 from rml_jax.data.sources.coco import CocoFolder
 from rml_jax.data.sources.folder import PhotoFolder
 from rml_jax.data.sources.prepared import PreparedData
-from rml_jax.evaluation.run import evaluate_run
+from rml_jax.report.evaluation import evaluate_run
 from rml_jax.training.loop import train
 from rml_jax.utils.errors import UserError
 from tests.data import archives
@@ -513,8 +513,7 @@ def test_checksums_of_all_urls_are_known():
 
 
 def run(monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["prepare", *map(str, arguments)])
-    command.main()
+    command.main([*map(str, arguments)])
 
 
 def test_command_prepares_and_says_what_comes_next(photos, tmp_path, monkeypatch, capsys):
@@ -530,7 +529,7 @@ def test_command_prepares_and_says_what_comes_next(photos, tmp_path, monkeypatch
     run(monkeypatch, "folder", *options)
     out = capsys.readouterr().out
     folder = tmp_path / "o/tagged_folder/1.0.0"
-    assert f"--config=configs/folder.py --config.data.root={folder} " in out
+    assert f"next: rml-jax train --config=folder --config.data.root={folder} " in out
     assert "images per class: dog 1, cat 2" in out
     assert json.loads((folder / "report.json").read_text())["splits"].keys() == {"train"}
     with pytest.raises(SystemExit) as stop:
@@ -544,7 +543,7 @@ def test_command_stopped_by_the_user(photos, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, "folder", f"--root={photos[0]}", f"--out={tmp_path / 'o'}")
     assert stop.value.code == 130
-    assert "stopped; the same command goes on from here" in capsys.readouterr().err
+    assert "stopped; run the same command to continue" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("share", ["1", "-0.1", "many"])

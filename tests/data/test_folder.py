@@ -15,7 +15,7 @@ from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.data.sources.duplicates import first_copies
 from rml_jax.data.sources.folder import PhotoFolder, find_images, folder_classes
 from rml_jax.data.tags import read_tag_names, read_tags
-from rml_jax.evaluation.run import evaluate_run
+from rml_jax.report.evaluation import evaluate_run
 from rml_jax.training.loop import train
 from rml_jax.utils.errors import UserError
 

@@ -15,7 +15,7 @@ from rml_jax.utils.errors import UserError
 
 @pytest.fixture(autouse=True)
 def _parsed_flags():
-    """Grain's worker processes read absl flags, which `absl.app.run` parses in train.py."""
+    """Grain's worker processes read absl flags, which the commands mark as parsed."""
     flags.FLAGS.mark_as_parsed()
 
 

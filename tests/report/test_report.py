@@ -301,7 +301,7 @@ def test_run_s_page_says_what_is_missing(tmp_path):
     save_config(digits.get_config(), tmp_path / "config.json")
     write_run_report(tmp_path, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    for text in (f"python eval.py --workdir={tmp_path}", "no TensorBoard files", "config.log.pictures_every"):
+    for text in (f"rml-jax eval --workdir={tmp_path}", "no TensorBoard files", "config.log.pictures_every"):
         assert text in page
 
 

@@ -15,10 +15,10 @@ from configs import digits
 from rml_jax.checkpoint import Checkpoints
 from rml_jax.config import load_config
 from rml_jax.evaluation.localization import SHARES
-from rml_jax.evaluation.run import evaluate_run
 from rml_jax.models import BACKBONES
 from rml_jax.models.weights import save_transformers, save_weights
 from rml_jax.report import score_table
+from rml_jax.report.evaluation import evaluate_run
 from rml_jax.report.training import read_events
 from rml_jax.training import loop
 from rml_jax.training.runlog import RunLog

@@ -59,7 +59,7 @@ it knows no class beside these. It was not examined for fairness or safety-criti
 
 def _scores(step, metrics):
     if metrics is None:
-        return "Not scored: the run had no eval/metrics.json (`python eval.py --workdir=DIR`)."
+        return "Not scored: the run had no eval/metrics.json (`rml-jax eval --workdir=DIR`)."
     scored = f"{metrics['dataset']} {metrics['split']}, {metrics['images']} images, step {metrics['step']}"
     miou = {protocol: metrics["miou"][protocol] for protocol in PROTOCOLS if protocol in metrics["miou"]}
     lines = [
@@ -77,7 +77,7 @@ def _scores(step, metrics):
 
 
 def read_metrics(workdir):
-    """What eval.py found for a checkpoint: eval/metrics.json of a run, metrics.json of an exported folder, or None.
+    """What evaluation found for a checkpoint: eval/metrics.json of a run or metrics.json of an export, or None.
 
     Raises:
       UserError: if the file is damaged.
@@ -89,4 +89,4 @@ def read_metrics(workdir):
         metrics = json.loads(found[0].read_text(encoding="utf-8"))
         return metrics if "step" in metrics else None
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{found[0]}: {error}, expected what eval.py wrote") from error
+        raise UserError(f"{found[0]}: {error}, expected what `rml-jax eval` writes") from error

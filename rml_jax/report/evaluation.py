@@ -1,0 +1,129 @@
+"""Evaluates and writes the results: score files, figures and the page of an evaluation."""
+
+import json
+
+from rml_jax.evaluation import run
+from rml_jax.evaluation.masks import MaskWriter
+from rml_jax.evaluation.plots import confusion_picture, sweep_picture
+from rml_jax.losses import term_weights
+from rml_jax.models import build
+from rml_jax.report import write_report
+from rml_jax.report.scores import best_stage, class_table
+from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import atomic_write
+
+
+def evaluate_run(config, workdir, split, weights="", save_masks=False):
+    """Scores the checkpoint that `eval.checkpoint` names, or other weights.
+
+    Writes metrics.json, report.html, per_class.md, confusion.png (of the best stage) and, if the background scores
+    are swept, sweep.json and sweep.png to `eval/` (docs/evaluation.md).
+
+    Args:
+      config: ConfigDict of the run, perhaps with overrides.
+      workdir: pathlib.Path of the run; created if it doesn't exist and weights are given.
+      split: name of the split to score.
+      weights: file to score instead of the checkpoint (`rml_jax.models.weights`); "" for none.
+      save_masks: whether to write every predicted mask to `eval/masks/` (`rml_jax.evaluation.masks.MaskWriter`).
+
+    Returns:
+      Content of metrics.json, and the path of report.html.
+
+    Raises:
+      UserError: if the configuration, the data, the work directory or the weights are wrong.
+    """
+    candidate = run.load_candidate(config, workdir, split, weights)
+    folder = _make_folder(workdir)
+    mask_values = tuple(candidate.config.data.mask_values)
+    save = MaskWriter(folder / "masks", split, mask_values) if save_masks else None
+    evaluation = run.score_candidate(candidate, save)
+    facts = _facts_of_weights(candidate.config, weights) if weights else _facts(candidate.config)
+    metrics = evaluation.metrics
+    canvases, resized = len(metrics["canvases"]), len(metrics["resized"])
+    facts["programs compiled"] = (
+        f"{metrics['programs']}, for {canvases} canvas{'' if canvases == 1 else 'es'}"
+    )
+    if resized:
+        facts["resized"] = f"{resized} images, which fit on no canvas or are too small"
+    return metrics, _write(folder, evaluation, facts)
+
+
+def evaluate_masks(config, workdir, split, masks):
+    """Scores a folder of masks by the same metric; writes the same files except for the sweep.
+
+    Args:
+      config: ConfigDict whose `data` and `eval.pictures` are used.
+      workdir: pathlib.Path, created if it doesn't exist.
+      split: name of the split to score.
+      masks: the folder (`rml_jax.evaluation.masks.MaskFolder`).
+
+    Returns:
+      Content of metrics.json, and the path of report.html.
+
+    Raises:
+      UserError: if the configuration, the data, the work directory or a mask is wrong.
+    """
+    evaluation = run.score_masks(config, split, masks)
+    return evaluation.metrics, _write(_make_folder(workdir), evaluation, {"masks": str(masks)})
+
+
+def _write(folder, evaluation, facts):
+    """Writes the files of an evaluation, scores first. Returns the path of the page."""
+    config, metrics, sweep = evaluation.config, evaluation.metrics, evaluation.sweep
+    atomic_write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    atomic_write(folder / "per_class.md", class_table(metrics))
+    if sweep:
+        atomic_write(folder / "sweep.json", json.dumps(sweep, indent=2) + "\n")
+    protocol, stage = best_stage(metrics)
+    worst, best = evaluation.scores.worst_and_best(protocol, stage, config.eval.pictures)
+    first = range(min(config.eval.pictures, metrics["images"]))
+    indices = sorted({*first, *worst, *best})
+    drawn = dict(zip(indices, evaluation.samples(indices), strict=True))
+    confusion = confusion_picture(
+        evaluation.scores.matrices[protocol, stage],
+        evaluation.scores.names,
+        f"{metrics['dataset']} {metrics['split']}: {stage} ({protocol})",
+    )
+    figures = {f"Confusion matrix of stage {stage} ({protocol})": confusion}
+    atomic_write(folder / "confusion.png", confusion)
+    if sweep:
+        curve = sweep_picture(sweep)
+        figures[f"Choice of the background scores on {sweep['split']}, {sweep['images']} images"] = curve
+        atomic_write(folder / "sweep.png", curve)
+    by = f"by the IoU of stage {stage} ({protocol})"
+    parts = {"The first images": first, f"The worst images, {by}": worst, f"The best images, {by}": best}
+    page = folder / "report.html"
+    write_report(
+        page,
+        title=f"RML on {config.data.name}",
+        facts=facts,
+        metrics=metrics,
+        parts={heading: [drawn[index] for index in indices] for heading, indices in parts.items()},
+        figures=figures,
+        class_names=config.data.class_names,
+    )
+    return page
+
+
+def _make_folder(workdir):
+    folder = workdir / "eval"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}, expected a folder to write to") from error
+    return folder
+
+
+def _facts_of_weights(config, weights):
+    return {"backbone": build.backbone_name(config), "weights": str(weights)}
+
+
+def _facts(config):
+    return {
+        "backbone": build.backbone_name(config),
+        "started from": config.model.init_from or "scratch, no pre-trained weights",
+        "training": f"{config.train.steps} steps of {config.train.batch_size} images, the first "
+        f"{min(config.loss.start_step, config.train.steps)} with the classification loss only",
+        "loss weights": ", ".join(f"{name} {weight:g}" for name, weight in term_weights(config.loss).items()),
+        "seed": str(config.train.seed),
+    }
