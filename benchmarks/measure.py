@@ -174,6 +174,7 @@ def write_json(result, path):
     text = json.dumps(result, indent=2)
     print(text)
     if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text + "\n")
 
 
