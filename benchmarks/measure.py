@@ -163,9 +163,8 @@ def call_in_new_process(module, function, *arguments, **environment):
     """
     program = f"import sys; from {module} import {function}; {function}(*sys.argv[1:])"
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(
-        command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
-    )
+    options = {"cwd": Path(__file__).parents[1], "env": os.environ | environment}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **options)
     return json.loads(done.stdout)
 
 
