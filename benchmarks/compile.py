@@ -3,21 +3,17 @@
     python -m benchmarks.compile [--json FILE] [--variant b1] [--batch 2] [--crop 320] [--repeats 1] [--breakdown]
 
 A run has two programs: the warm-up's, with the classification loss alone, and the one with all losses, which a run
-compiles later or, when it resumes, first. Each start is a process of its own; a second start finds what the first
+compiles later or, when it resumes, first. Each start is a new process; a second start finds what the first
 one left in the persistent compilation cache (`rml_jax.utils.compilation_cache`), under JAX's own conditions for
-keeping a program. Needs jax, flax and optax; where train.py's other libraries are installed, their import is timed
-as well.
+keeping a program. `--breakdown` compiles once more, without LLVM's optimisation. Needs jax, flax and optax; where
+train.py's other libraries are installed, their import is timed as well.
 """
 
-import argparse
-import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 from benchmarks import measure
 
@@ -27,27 +23,22 @@ _TRAIN_IMPORTS = "import rml_jax.commands.cli, rml_jax.training.loop"
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m benchmarks.compile")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--variant", default="b1")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--crop", type=int, default=320)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument(
-        "--breakdown", action="store_true", help="compile once more, without LLVM's optimisation"
-    )
-    chosen = parser.parse_args()
-    settings = {name: value for name, value in vars(chosen).items() if name != "json"}
-    result = {"environment": measure.environment(), "settings": settings}
+    chosen, result = measure.start(**measure.STEP, repeats=1, breakdown=False)
     found = {name: {start: [] for start in STARTS} for name in PROGRAMS}
     for _ in range(chosen.repeats):
         for name, mutual in PROGRAMS.items():
             with tempfile.TemporaryDirectory() as cache:
                 for start in STARTS:
                     breakdown = chosen.breakdown and start == "cold"
+                    settings = json.dumps(result["settings"] | {"mutual": mutual, "breakdown": breakdown})
                     found[name][start].append(
-                        _start({**settings, "mutual": mutual, "breakdown": breakdown}, cache)
+                        measure.call_in_new_process(
+                            "benchmarks.compile",
+                            "first_step",
+                            settings,
+                            str(time.monotonic()),
+                            JAX_COMPILATION_CACHE_DIR=cache,
+                        )
                     )
     result["programs"] = {name: _summarise(starts) for name, starts in found.items()}
     result["ratios"] = {
@@ -59,7 +50,7 @@ def main():
 
 
 def _summarise(starts):
-    """Seconds of each part, and whether a program from the cache computes what a fresh one does."""
+    """Returns the seconds of each part, and whether a program from the cache computes what a fresh one does."""
     summary = {
         start: {part: measure.summary([run["seconds"][part] for run in runs]) for part in runs[0]["seconds"]}
         for start, runs in starts.items()
@@ -72,17 +63,8 @@ def _summarise(starts):
     }
 
 
-def _start(settings, cache):
-    """Runs `first_step` in a new process; what it returns."""
-    program = "import sys; from benchmarks.compile import first_step; first_step(*sys.argv[1:])"
-    arguments = [sys.executable, "-c", program, json.dumps(settings), str(time.monotonic())]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
-    done = subprocess.run(arguments, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
-
-
 def first_step(settings, begin):
-    """Prints as JSON how long each part took on the way to the end of the first step.
+    """Prints as JSON how long each part takes on the way to the end of the first step.
 
     Args:
       settings: JSON of variant, batch, crop, dtype, mutual and breakdown.
@@ -98,6 +80,7 @@ def first_step(settings, begin):
     from rml_jax.training import sharding
     from rml_jax.training.optimizer import make_optimizer
     from rml_jax.training.step import make_train_step
+    from rml_jax.utils.trees import digest
 
     laps.end("imports")
     chosen = json.loads(settings)
@@ -122,39 +105,35 @@ def first_step(settings, begin):
     laps.end("compile or load")
     state, _ = jax.block_until_ready(compiled(state, batch))
     laps.end("first step")
-    laps.seconds["total"] = sum(laps.seconds.values())
+    laps.seconds["total"] = measure.Seconds(*map(sum, zip(*laps.seconds.values(), strict=True)))
     state, _ = jax.block_until_ready(compiled(state, batch))
     laps.end("second step")
-    state, _ = compiled(state, batch)
-    program = {
-        "instructions": lowered.as_text().count(" = "),
-        "fusions": compiled.as_text().count(" fusion("),
-    }
+    state, _ = jax.block_until_ready(compiled(state, batch))
+    laps.end("third step")
     if chosen["breakdown"]:
-        begin = time.monotonic()
         lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
-        laps.seconds["compile without LLVM's optimisation"] = time.monotonic() - begin
-    digest = hashlib.sha256(
-        b"".join(jax.device_get(leaf).tobytes() for leaf in jax.tree.leaves(state.params))
-    )
-    print(json.dumps({"seconds": laps.seconds, "program": program, "digest": digest.hexdigest()}))
+        laps.end("compile without LLVM's optimisation")
+    texts = {"instructions": (lowered, " = "), "fusions": (compiled, " fusion(")}
+    program = {name: stage.as_text().count(sign) for name, (stage, sign) in texts.items()}
+    content = {"program": program, "digest": digest(jax.device_get(state.params))}
+    print(json.dumps({"seconds": laps.seconds, **content}))
 
 
 class Laps:
-    """Seconds between the ends of parts, by name, from `begin` on."""
+    """Seconds of consecutive parts, by name. CPU time counts from the process's start, wall time from `begin`."""
 
     def __init__(self, begin):
-        self._last = begin
+        self._last = measure.Seconds(begin, 0.0)
         self.seconds = {}
 
     def end(self, part):
-        now = time.monotonic()
-        self.seconds[part] = now - self._last
+        now = measure.Seconds.now()
+        self.seconds[part] = now.since(self._last)
         self._last = now
 
 
 def _seconds_to_import():
-    """From the start of Python until all that train.py imports is there; None where something isn't installed."""
+    """Returns the seconds until Python has all that train.py imports; None where something isn't installed."""
     begin = time.monotonic()
     done = subprocess.run([sys.executable, "-c", _TRAIN_IMPORTS], stderr=subprocess.DEVNULL, check=False)
     return None if done.returncode else time.monotonic() - begin

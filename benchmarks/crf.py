@@ -3,13 +3,11 @@
     python -m benchmarks.crf --root VOC2012 [--split val] [--images 60] [--timed 6] [--json FILE]
 
 `--root` is a folder in VOC's layout: JPEGImages, SegmentationClassAug and ImageSets/Segmentation. Probabilities are
-made from the masks, of the classes in them: blurred, and mixed with smooth noise. For agreement, every other picture
-loses a row and a column, so that its number of pixels is seldom a multiple of 4. For time, pictures are taken as they
+made from the masks, of the classes in them: blurred, and mixed with smooth noise. For agreement, every other image
+loses a row and a column, so that its number of pixels is seldom a multiple of 4. For time, images are taken as they
 are and enlarged to 500 pixels, VOC's size; both sides take the same arrays and return marginals on the host.
 """
 
-import argparse
-import time
 from pathlib import Path
 
 import jax
@@ -24,16 +22,8 @@ _CANVAS_STEP = 64
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m benchmarks.crf")
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--split", default="val")
-    parser.add_argument("--images", type=int, default=60)
-    parser.add_argument("--timed", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args()
+    chosen, result = measure.start(required=["root"], root=Path, split="val", images=60, timed=6, repeats=5)
     lines = (chosen.root / "ImageSets" / "Segmentation" / f"{chosen.split}.txt").read_text().split()
-    result = {"environment": measure.environment()}
     if chosen.images:
         names = lines[: chosen.images]
         scenes = [_crop(_scene(chosen.root, name, seed), seed % 2) for seed, name in enumerate(names)]
@@ -47,15 +37,13 @@ def main():
 
 
 def _scene(root, name, seed, longer=None):
-    """A picture uint8 [H, W, 3] and probabilities float32 [H, W, C] of the classes of its mask, and background."""
+    """Returns an image uint8 [H, W, 3] and probabilities float32 [H, W, C] of background and its mask's classes."""
     image = Image.open(root / "JPEGImages" / f"{name}.jpg").convert("RGB")
     mask = Image.open(root / "SegmentationClassAug" / f"{name}.png")
     if longer:
         size = [round(side * longer / max(image.size)) for side in image.size]
-        image, mask = (
-            image.resize(size, Image.Resampling.BICUBIC),
-            mask.resize(size, Image.Resampling.NEAREST),
-        )
+        image = image.resize(size, Image.Resampling.BICUBIC)
+        mask = mask.resize(size, Image.Resampling.NEAREST)
     mask = np.array(mask)
     rng = np.random.default_rng(seed)
     shares = []
@@ -68,9 +56,8 @@ def _scene(root, name, seed, longer=None):
 
 
 def _blurred(values, radius):
-    return np.array(
-        Image.fromarray(values.astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius)), np.float64
-    )
+    blurred = Image.fromarray(values.astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
+    return np.array(blurred, np.float64)
 
 
 def _crop(scene, rim):
@@ -87,9 +74,8 @@ def _agreement(scenes, names, setting):
         height, width, classes = probs.shape
         images, padded = np.zeros((1, *canvas, 3), np.uint8), np.zeros((1, *canvas, slots), np.float32)
         images[0, :height, :width], padded[0, :height, :width, :classes] = image, probs
-        ours = np.asarray(function(images, padded, np.array([[height, width]]))[0])[
-            0, :height, :width, :classes
-        ]
+        marginals, _ = function(images, padded, np.array([[height, width]]))
+        ours = np.asarray(marginals)[0, :height, :width, :classes]
         theirs = by_pydensecrf(image, probs, SETTINGS[setting])
         difference = np.abs(ours - theirs)
         same = (ours.argmax(axis=-1) == theirs.argmax(axis=-1)).mean()
@@ -108,29 +94,22 @@ def _agreement(scenes, names, setting):
 
 
 def _timing(chosen, names, longer):
-    """Seconds of all named pictures, one after the other, in turns."""
+    """Times all named images, one after the other; ours and pydensecrf take turns."""
     scenes = [_scene(chosen.root, name, seed, longer) for seed, name in enumerate(names)]
     for scene in scenes:
-        dense_crf(*scene)
-
-    def ours():
-        begin = time.perf_counter()
-        for image, probs in scenes:
-            dense_crf(image, probs, "afa")
-        return time.perf_counter() - begin
-
-    def theirs():
-        begin = time.perf_counter()
-        for image, probs in scenes:
-            by_pydensecrf(image, probs, SETTINGS["afa"])
-        return time.perf_counter() - begin
-
-    seconds = measure.interleave({"ours": ours, "pydensecrf": theirs}, chosen.repeats)
-    result = {name: measure.summary(values) for name, values in seconds.items()}
-    result["images"] = len(scenes)
-    result["images_per_second"] = {name: len(scenes) / np.median(values) for name, values in seconds.items()}
-    result["ratio"] = float(np.median(np.divide(seconds["pydensecrf"], seconds["ours"])))
-    return result
+        dense_crf(*scene, "afa")
+    functions = {
+        "ours": lambda: [dense_crf(image, probs, "afa") for image, probs in scenes],
+        "pydensecrf": lambda: [by_pydensecrf(image, probs, SETTINGS["afa"]) for image, probs in scenes],
+    }
+    seconds = measure.interleave(functions, chosen.repeats)
+    wall = {name: np.array(values)[:, 0] for name, values in seconds.items()}
+    return {
+        **{name: measure.summary(values) for name, values in seconds.items()},
+        "images": len(scenes),
+        "images_per_second": {name: len(scenes) / np.median(values) for name, values in wall.items()},
+        "ratio": float(np.median(wall["pydensecrf"] / wall["ours"])),
+    }
 
 
 if __name__ == "__main__":

@@ -2,16 +2,14 @@
 
     python -m benchmarks.export [--json FILE] [--variant b0] [--size 320,320] [--scales 1] [--repeats 20]
 
-All do the same: one picture, uint8 in, class logits, CAMs and a mask out (stage `cam`), weights at random. `jax` is
-the fixed-size function of this package, jitted, and what the ONNX file was made of; `stablehlo` the exported program
+All compute the same from one uint8 image: class logits, CAMs and a mask (stage `cam`), with random weights. `jax` is
+the package's fixed-size function under jit, from which the ONNX file is made; `stablehlo` is the exported program
 for any size, which pads inside. They take turns. Without jax2onnx and onnxruntime (docs/inference.md) the ONNX row is
 left out.
 """
 
-import argparse
 import importlib.util
 import tempfile
-import time
 from pathlib import Path
 
 import jax
@@ -32,13 +30,7 @@ WARM_UP = 3
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m benchmarks.export")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--variant", default="b0")
-    parser.add_argument("--size", default="320,320", help="height,width")
-    parser.add_argument("--scales", default="1", help="of the multi-scale CAM, each with its mirror")
-    parser.add_argument("--repeats", type=int, default=20)
-    chosen = parser.parse_args()
+    chosen, result = measure.start(variant="b0", size="320,320", scales="1", repeats=20)
     use_compilation_cache()
     size = tuple(map(int, chosen.size.split(",")))
     config = voc.get_config()
@@ -46,26 +38,19 @@ def main():
     config.cam.scales = tuple(map(float, chosen.scales.split(",")))
     _, params = nnx.split(random_network(lambda: build.build_model(config, seed=0)))
     with tempfile.TemporaryDirectory() as folder:
-        programs, sizes = _exports(Path(folder), config, params, size)
+        programs, result["bytes"] = _exports(Path(folder), config, params, size)
     images = sample_pictures(size)[1:2]
-    result = {
-        "environment": measure.environment(),
-        "settings": {name: value for name, value in vars(chosen).items() if name != "json"},
-        "bytes": sizes,
+    calls = {
+        name: lambda program=program: np.asarray(program(images)["mask"])
+        for name, program in programs.items()
     }
-    for program in programs.values():
-        for _ in range(WARM_UP):
-            _seconds(program, images)
-    times = measure.interleave(
-        {name: lambda program=program: _seconds(program, images) for name, program in programs.items()},
-        chosen.repeats,
-    )
+    times = measure.interleave(calls, chosen.repeats, warm_up=WARM_UP)
     result["seconds"] = {name: measure.summary(seconds) for name, seconds in times.items()}
     measure.write_json(result, chosen.json)
 
 
 def _exports(root, config, params, size):
-    """Dict from names to functions of images, and the sizes of the files in bytes."""
+    """Returns a dict from names to functions of images, and the sizes of the files in bytes."""
     programs = {"jax": jax.jit(make_fixed_program(config, params))}
     writers = {
         "safetensors": (weights, lambda folder: weights.write_model(folder, config, params, 0)),
@@ -85,13 +70,6 @@ def _exports(root, config, params, size):
         elif name == "onnxruntime":
             programs[name] = onnx.read_program(folder)
     return programs, sizes
-
-
-def _seconds(program, images):
-    begin = time.perf_counter()
-    outputs = program(images)
-    np.asarray(outputs["mask"])
-    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":

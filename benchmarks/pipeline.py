@@ -1,15 +1,15 @@
-"""Input pipeline: decoded and augmented images a second, against the train step's demand and what decoding allows.
+"""Input pipeline: decoded and augmented images per second, against the train step's demand and what decoding allows.
 
-    python -m benchmarks.pipeline [--json FILE] [--root VOC2012 --split train_aug] [--prepared DIR] [--seconds 4]
+    python -m benchmarks.pipeline [--json FILE] [--root VOC2012 --split train_aug] [--prepared DIR]
+        [--workers 0,1,2] [--seconds 4]
 
 Without --root it makes its own photographs in VOC's layout: 500x375 JPEGs of about 90 KB, tagged by a CSV file. First
-the parts of one example's way are timed alone on one core, then the grain pipeline with 0, 1 and 2 workers (0:
-threads of this process). With --prepared, data that `rml-jax prepare` made of --root, its batches are compared
-with the folder's, and both are timed in turns. The demand is read from the records of `benchmarks.train_step` beside
-FILE.
+the parts of one example are timed alone on one core, then the grain pipeline with 0, 1 and 2 workers (0: threads of
+this process). With --prepared, data that `rml-jax prepare` made of --root, its batches are compared with the
+folder's, and both are timed in turns. One repeat lasts `--seconds`. The demand is read from the records of
+`benchmarks.train_step` beside FILE.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -37,53 +37,44 @@ PHOTOS, SIZE = 64, (500, 375)
 _COMPARED = 100  # batches
 
 
-def main(argv):
-    parser = argparse.ArgumentParser("python -m benchmarks.pipeline")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--root", type=Path, help="folder in VOC's layout, instead of photographs made here")
-    parser.add_argument("--prepared", type=Path, help="folder of prepared data, made from --root")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of one repeat")
-    parser.add_argument("--repeats", type=int, default=3)
-    chosen = parser.parse_args(argv[1:])
+def main(_):
+    chosen, result = measure.start(
+        root=Path, prepared=Path, split="train", batch=16, workers="0,1,2", seconds=4.0, repeats=3
+    )
     with tempfile.TemporaryDirectory() as folder:
         root = chosen.root or make_photos(Path(folder))
-        measure.write_json(run(chosen, root), chosen.json)
+        measure.write_json(result | run(chosen, root), chosen.json)
 
 
 def run(chosen, root):
-    """The record: environment, photographs, seconds of the parts, images a second, demand."""
-    paths = [root / "JPEGImages" / f"{name}.jpg" for name in read_list(_split_file(root, chosen.split))]
-    paths = paths[:PHOTOS]
+    """Returns the record: photographs, milliseconds of the parts, images per second, demand."""
+    names = read_list(_split_file(root, chosen.split))[:PHOTOS]
+    paths = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     files = [path.read_bytes() for path in paths]
-    result = {"environment": measure.environment(), "settings": {**vars(chosen), "json": None}}
-    result["settings"]["root"] = "own photographs" if chosen.root is None else "--root"
-    result["settings"]["prepared"] = "--prepared" if chosen.prepared else None
-    result["mean_file_bytes"] = round(float(np.mean([len(data) for data in files])))
-    parts = measure.interleave(_parts(paths, files), chosen.repeats + 1)
-    medians = {name: measure.summary(seconds[1:])["median"] for name, seconds in parts.items()}
-    result["milliseconds_per_image"] = {name: 1e3 * median for name, median in medians.items()}
-    result["images_per_second_and_core"] = {name: 1 / median for name, median in medians.items()}
+    seconds = measure.interleave(_parts(paths, files), chosen.repeats, warm_up=1)
+    milliseconds = {name: 1e3 * np.median(taken, axis=0) / len(files) for name, taken in seconds.items()}
+    result = {
+        "mean_file_bytes": round(float(np.mean([len(data) for data in files]))),
+        "milliseconds_per_image": {name: wall for name, (wall, _) in milliseconds.items()},
+        "cpu_milliseconds_per_image": {name: cpu for name, (_, cpu) in milliseconds.items()},
+        "images_per_second_and_core": {name: 1e3 / wall for name, (wall, _) in milliseconds.items()},
+    }
     sources = {"pipeline": open_source(root, chosen.split)}
     if chosen.prepared:
         sources["prepared"] = PreparedData(chosen.prepared, chosen.split)
         result["same_batches"] = _same_batches(sources, chosen.batch)
-    for workers in chosen.workers:
+    for workers in map(int, chosen.workers.split(",")):
         for name, (rates, shares) in _pipeline_rates(sources, chosen, workers).items():
-            result.setdefault(name, {})[f"{workers} workers"] = {
-                "images_per_second": measure.summary(rates),
-                "cores_busy": measure.summary(shares)["median"],
-                "images_per_second_and_core": measure.summary(rates)["median"]
-                / measure.summary(shares)["median"],
-            }
+            rate, busy = measure.summary(rates), float(np.median(shares))
+            row = {"images_per_second": rate, "cores_busy": busy}
+            row["images_per_second_and_core"] = rate["median"] / busy
+            result.setdefault(name, {})[f"{workers} workers"] = row
     result["demand_images_per_second"] = _demand(chosen.json)
     return result
 
 
 def make_photos(folder):
-    """Photographs of VOC's size and bytes in VOC's layout: random parts of scikit-learn's two, with sensor noise.
+    """Writes photographs of VOC's size and bytes in VOC's layout: random parts of scikit-learn's two, with noise.
 
     Returns:
       The root folder.
@@ -94,12 +85,12 @@ def make_photos(folder):
     photos = load_sample_images().images
     names = [f"{number:03d}" for number in range(PHOTOS)]
     for number, name in enumerate(names):
-        picture = Image.fromarray(photos[number % len(photos)])
+        image = Image.fromarray(photos[number % len(photos)])
         width = int(rng.integers(360, 560))
         height = width * 3 // 4
-        left, top = rng.integers(picture.width - width), rng.integers(picture.height - height)
-        picture = picture.crop((left, top, left + width, top + height)).resize(SIZE, Image.Resampling.LANCZOS)
-        noisy = np.asarray(picture) + rng.normal(0, 6, (SIZE[1], SIZE[0], 3))
+        left, top = rng.integers(image.width - width), rng.integers(image.height - height)
+        image = image.crop((left, top, left + width, top + height)).resize(SIZE, Image.Resampling.LANCZOS)
+        noisy = np.asarray(image) + rng.normal(0, 6, (SIZE[1], SIZE[0], 3))
         pixels = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / "JPEGImages" / f"{name}.jpg", quality=93)
     _split_file(folder, "train").write_text("\n".join(names) + "\n")
@@ -108,7 +99,7 @@ def make_photos(folder):
 
 
 def open_source(root, split):
-    """The training source of the photographs made here, or of a VOC folder, whose masks then give the tags."""
+    """Returns the training source of the photographs made here, or of a VOC folder, whose masks give the tags."""
     if (root / "tags.csv").exists():
         return VocFolder(root, split, ("photo",), (1,), tags_file=str(root / "tags.csv"))
     return VocFolder(root, split, [f"class{n}" for n in range(1, 21)], range(1, 21))
@@ -119,7 +110,7 @@ def _split_file(root, split):
 
 
 def _parts(paths, files):
-    """Functions that give the seconds per image of each part, on this thread."""
+    """Returns the parts by name, functions of no arguments that do one part for all files on this thread."""
     images = [decode_image(data, "photo") for data in files]
     views = [_augment(image, number) for number, image in enumerate(images)]
     batch = views[:16]
@@ -128,10 +119,8 @@ def _parts(paths, files):
         "decode": lambda: [decode_image(data, "photo") for data in files],
         "decode by pillow": lambda: [np.array(Image.open(io.BytesIO(data)).convert("RGB")) for data in files],
         "augment": lambda: [_augment(image, number) for number, image in enumerate(images)],
-        "resize the whole picture": lambda: [_resize_whole(image, n) for n, image in enumerate(images)],
-        "batch": lambda: [
-            np.stack([view["image"] for view in batch]) for _ in range(len(files) // len(batch))
-        ],
+        "resize the whole image": lambda: [_resize_whole(image, n) for n, image in enumerate(images)],
+        "batch": lambda: [np.stack([v["image"] for v in batch]) for _ in range(len(files) // len(batch))],
         "all but grain": lambda: [
             _augment(decode_image(path.read_bytes(), path), number) for number, path in enumerate(paths)
         ],
@@ -140,8 +129,11 @@ def _parts(paths, files):
         import cv2
 
         cv2.setNumThreads(1)
-        parts["decode by opencv"] = lambda: [_decode_by_opencv(cv2, data) for data in files]
-    return {name: lambda part=part: _seconds(part) / len(files) for name, part in parts.items()}
+        parts["decode by opencv"] = lambda: [
+            cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+            for data in files
+        ]
+    return parts
 
 
 def _augment(image, seed):
@@ -149,19 +141,9 @@ def _augment(image, seed):
 
 
 def _resize_whole(image, seed):
-    """What `augment` would have to do first if it didn't make the crop's window alone."""
+    """Does what `augment` would have to do first if it did not resize the crop's window alone."""
     height, width = rescaled_size(image.shape[:2], np.random.default_rng(seed).uniform(*SCALE))
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def _decode_by_opencv(cv2, data):
-    return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-
-
-def _seconds(function):
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
 
 
 def _batches(source, batch_size, workers):
@@ -172,7 +154,7 @@ def _batches(source, batch_size, workers):
 
 
 def _same_batches(sources, batch_size):
-    """How many of the first batches of two sources were compared, all of them equal in every value."""
+    """Compares the first batches of two sources. Returns how many; raises ValueError for one that differs."""
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(_batches(source, batch_size, 0)) for source in sources.values()]
         for step in range(_COMPARED):
@@ -183,7 +165,7 @@ def _same_batches(sources, batch_size):
 
 
 def _pipeline_rates(sources, chosen, workers):
-    """Of each source, images a second of the grain pipeline and the cores that it kept busy, one each per repeat."""
+    """Returns for each source images per second of the pipeline and cores kept busy, each a list over the repeats."""
     results = {name: ([], []) for name in sources}
     with contextlib.ExitStack() as stack:
         streams = {
@@ -192,9 +174,8 @@ def _pipeline_rates(sources, chosen, workers):
         }
         for _ in range(chosen.repeats):
             for name, batches in streams.items():
-                for _ in range(
-                    8
-                ):  # Starts the workers; what was prepared ahead while another one ran is not counted.
+                # Starts the workers; what was prepared ahead while another source ran is not counted.
+                for _ in range(8):
                     next(batches)
                 begin, busy, count = time.perf_counter(), _busy_seconds(), 0
                 while time.perf_counter() - begin < chosen.seconds:
@@ -206,7 +187,7 @@ def _pipeline_rates(sources, chosen, workers):
 
 
 def _busy_seconds():
-    """Processor time of this process and its children so far (Linux)."""
+    """Returns the CPU time of this process and its children so far (Linux)."""
     children = Path("/proc/self/task").glob("*/children")
     pids = {"self", *(pid for path in children for pid in path.read_text().split())}
     ticks = 0
@@ -218,7 +199,7 @@ def _busy_seconds():
 
 
 def _demand(path):
-    """Images a second that the recorded train steps take, by file and contestant."""
+    """Returns the images per second that the recorded train steps take, by file."""
     demand = {}
     for record in sorted(path.parent.glob("train_step*.json")) if path else ():
         content = json.loads(record.read_text(encoding="utf-8"))
@@ -228,7 +209,7 @@ def _demand(path):
 
 
 def _leave_to_argparse(argv):
-    """Absl's flags count as parsed, which grain's worker processes need; the arguments stay for `main`."""
+    """Marks absl's flags as parsed, which grain's worker processes need; argparse reads the arguments."""
     flags.FLAGS(argv[:1])
     return argv
 

@@ -1,21 +1,20 @@
-"""Where the time of one training step goes, by operation and by the function of ours that asked for it.
+"""Where the time of one training step goes, by operation and by the function of rml_jax that it comes from.
 
     python -m benchmarks.profile [--json FILE] [--variant b1] [--batch 2] [--crop 320] [--dtype float32] [--top 15]
 
-JAX's profiler says how long each instruction of the compiled program ran, the program's metadata which line of Python
-it comes from. A fusion counts for its last operation. Times are an instruction's own, without those inside of a loop
-or a call; where two run side by side, both count, so that the sum can exceed the step's time.
+JAX's profiler tells how long each instruction of the compiled program ran, the program's metadata which line of
+Python it comes from. A fusion counts for its last operation. Times are an instruction's own, without those inside of
+a loop or a call; where two run side by side, both count, so that the sum can exceed the step's time.
 """
 
-import argparse
 import collections
-import dataclasses
 import re
 import tempfile
-import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from benchmarks import measure
 from benchmarks.contestants import ours
@@ -24,59 +23,35 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([a-z][\w-]
 _OURS = "/rml_jax/"
 
 
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """An instruction of a compiled program.
+class Instruction(NamedTuple):
+    """An instruction of a compiled program."""
 
-    Attributes:
-      operation: its name in XLA, such as "fusion", and after a slash that of JAX's operation.
-      shape: of its result.
-      function: the innermost function of rml_jax that it comes from, "" if none.
-      backward: whether it belongs to a gradient.
-    """
-
-    operation: str
-    shape: str
-    function: str
-    backward: bool
+    operation: str  # its name in XLA, such as "fusion", and after a slash that of JAX's operation
+    shape: str  # of its result
+    function: str  # the innermost function of rml_jax that it comes from, "" if none
+    backward: bool  # whether it belongs to a gradient
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m benchmarks.profile")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--variant", default="b1")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--crop", type=int, default=320)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--top", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=3)
-    chosen = parser.parse_args()
-    settings = {name: value for name, value in vars(chosen).items() if name != "json"}
-    environment = measure.environment()
+    chosen, result = measure.start(**measure.STEP, top=15, steps=3)
     contestant = ours.Contestant(chosen.variant, chosen.batch, chosen.crop, chosen.dtype)
     program = instructions(contestant.program())
     for _ in range(2):
         contestant.step()
     with tempfile.TemporaryDirectory() as folder:
-        begin = time.perf_counter()
         with jax.profiler.trace(folder):
-            for _ in range(chosen.steps):
-                contestant.step()
-        seconds = (time.perf_counter() - begin) / chosen.steps
+            seconds = [measure.timed(contestant.step) for _ in range(chosen.steps)]
         times = own_times(next(Path(folder).rglob("*.xplane.pb")))
     per_step = {name: spent / chosen.steps for name, spent in times.items()}
-    result = {
-        "environment": environment,
-        "settings": settings,
-        "step_milliseconds": 1e3 * seconds,
-        "operations": _table(_by_operation(per_step, program), chosen.top),
-        "functions": _table(_by_function(per_step, program), chosen.top),
-    }
+    wall, cpu = np.mean(seconds, axis=0)
+    result |= {"step_milliseconds": 1e3 * wall, "step_cpu_milliseconds": 1e3 * cpu}
+    result["operations"] = _table(per_step, program, Instruction._fields, chosen.top)
+    result["functions"] = _table(per_step, program, ("function", "backward"), chosen.top)
     measure.write_json(result, chosen.json)
 
 
 def own_times(path):
-    """How long each instruction ran in a trace, all runs of it together.
+    """Sums how long each instruction ran in a trace.
 
     Args:
       path: pathlib.Path of the profiler's xplane.pb.
@@ -97,7 +72,7 @@ def own_times(path):
 
 
 def _without_inner(events):
-    """Nanoseconds by name of events (name, start, end) of one thread, less those of the events inside of them."""
+    """Sums nanoseconds by name of events (name, start, end) of one thread, less the events inside of them."""
     times, open_events = collections.Counter(), []
     for name, start, end in sorted(events, key=lambda event: (event[1], -event[2])):
         while open_events and open_events[-1][1] <= start:
@@ -110,7 +85,7 @@ def _without_inner(events):
 
 
 def instructions(text):
-    """What a compiled program's text says of its instructions.
+    """Reads the instructions of a compiled program.
 
     Args:
       text: of `jax.stages.Compiled.as_text()`.
@@ -146,7 +121,7 @@ class _Frames:
         self._frames = _table_at(text, "StackFrames", r"(\d+) \{file_location_id=(\d+) parent_frame_id=(\d+)")
 
     def innermost(self, frame):
-        """MODULE.FUNCTION of ours in which a frame or one of its callers lies, "" if none does."""
+        """Returns MODULE.FUNCTION of rml_jax in which a frame or one of its callers lies, "" if none does."""
         while frame in self._frames:
             # A parent's number counts from 2, 1 is none: protobuf has 0 for what isn't there.
             place, parent = self._frames[frame]
@@ -159,38 +134,25 @@ class _Frames:
 
 
 def _table_at(text, title, pattern):
-    """A table from a row's number to the rest of its groups, one or a list; it ends with an empty line."""
+    """Returns a table, ended by an empty line: from a row's number to the rest of its groups, one or a list."""
     _, _, table = text.partition(f"\n{title}\n")
     rows = map(re.compile(pattern).match, table.partition("\n\n")[0].split("\n"))
     groups = ([int(x) if x.isdecimal() else x for x in row.groups()] for row in rows if row)
     return {number: rest if len(rest) > 1 else rest[0] for number, *rest in groups}
 
 
-def _by_operation(times, program):
-    """(milliseconds, description) of each kind of instruction: the same operation, shape and function."""
+def _table(times, program, fields, top):
+    """Sums the times of instructions that agree in some fields. Returns the rows with the longest, as dicts."""
     sums, counts = collections.Counter(), collections.Counter()
-    for name, spent in times.items():
+    for name, milliseconds in times.items():
         if name in program:
-            sums[program[name]] += spent
-            counts[program[name]] += 1
+            kind = tuple(getattr(program[name], field) for field in fields)
+            sums[kind] += milliseconds
+            counts[kind] += 1
     return [
-        (spent, {"count": counts[kind], **dataclasses.asdict(kind)}) for kind, spent in sums.most_common()
+        {"milliseconds": round(total, 1), "count": counts[kind], **dict(zip(fields, kind, strict=True))}
+        for kind, total in sums.most_common(top)
     ]
-
-
-def _by_function(times, program):
-    sums = collections.Counter()
-    for name, spent in times.items():
-        if name in program:
-            sums[program[name].function, program[name].backward] += spent
-    return [
-        (spent, {"function": function, "backward": backward})
-        for (function, backward), spent in sums.most_common()
-    ]
-
-
-def _table(rows, top):
-    return [{"milliseconds": round(spent, 1), **description} for spent, description in rows[:top]]
 
 
 if __name__ == "__main__":

@@ -2,43 +2,28 @@
 
     python -m benchmarks.train_step [--json FILE] [--batch 2] [--dtype float32] [--contestants ours,eager,compile]
 
-Every contestant is a process of its own, so that neither's threads nor memory disturb the other; they take turns, one
-step to wake up and one timed. Then the parts of the step are timed alone. Ours needs jax, flax and optax, the peers
-torch and transformers as well.
+Every contestant runs in its own process, so that neither's threads nor memory disturb the other. They take turns:
+one step to warm up after the rest, and one timed. Then the parts of the step are timed alone. Ours needs jax, flax
+and optax, the peers torch and transformers as well.
 """
 
-import argparse
 import multiprocessing
 import os
-import time
-from pathlib import Path
 
 from benchmarks import measure
 
-CONTESTANTS = ("ours", "eager", "compile")
-WARM_UP = 2
+WARM_UP, PART_REPEATS = 2, 7
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m benchmarks.train_step")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--variant", default="b1")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--crop", type=int, default=320)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--contestants", default=",".join(CONTESTANTS))
-    parser.add_argument("--repeats", type=int, default=15)
-    chosen = parser.parse_args()
-    result = {"environment": measure.environment(), "settings": {**vars(chosen), "json": None}}
-    del result["settings"]["json"]
+    chosen, result = measure.start(**measure.STEP, contestants="ours,eager,compile", repeats=15)
     workers = {name: Worker(name, chosen) for name in chosen.contestants.split(",")}
-    result["first_step_seconds"] = {name: worker.ask("start") for name, worker in workers.items()}
-    steps = measure.interleave(
-        {name: lambda worker=worker: worker.ask("step") for name, worker in workers.items()}, chosen.repeats
-    )
+    result["first_step_seconds"] = {name: worker.ask("start")._asdict() for name, worker in workers.items()}
+    steps = measure.interleave(workers, chosen.repeats, timer=lambda worker: worker.ask("step"))
     result["step_seconds"] = {name: measure.summary(seconds) for name, seconds in steps.items()}
     medians = {name: summary["median"] for name, summary in result["step_seconds"].items()}
-    result["ratios"] = {name: medians[name] / medians["ours"] for name in medians if name != "ours"}
+    if "ours" in medians:
+        result["ratios"] = {name: medians[name] / medians["ours"] for name in medians if name != "ours"}
     result["peak_memory_bytes"] = {name: worker.ask("memory") for name, worker in workers.items()}
     result["part_seconds"] = {
         name: worker.ask("parts") for name, worker in workers.items() if name != "compile"
@@ -49,7 +34,7 @@ def main():
 
 
 class Worker:
-    """A contestant in a process of its own, which rests while it is not asked."""
+    """A contestant in its own process, which rests while it is not asked."""
 
     def __init__(self, name, chosen):
         context = multiprocessing.get_context("spawn")
@@ -58,7 +43,7 @@ class Worker:
         other.close()
 
     def ask(self, what):
-        """What the process answers to "start", "step", "parts" (seconds), "memory" (bytes) or "stop"."""
+        """Returns the answer to "start", "step" (Seconds), "parts" (summaries), "memory" (bytes) or "stop"."""
         self._connection.send(what)
         return self._connection.recv()
 
@@ -71,18 +56,18 @@ def _serve(connection, name, chosen):
     contestant = None
     while (what := connection.recv()) != "stop":
         if what == "start":
-            begin = time.perf_counter()
+            begin = measure.Seconds.now()
             contestant = _make(name, chosen)
             contestant.step()
-            answer = time.perf_counter() - begin
+            answer = measure.Seconds.now().since(begin)
             for _ in range(WARM_UP):
                 contestant.step()
         elif what == "step":
             # After a rest, caches are cold and the system may have taken memory back: not what training sees.
             contestant.step()
-            answer = _seconds(contestant.step)
+            answer = measure.timed(contestant.step)
         elif what == "parts":
-            answer = {part: _median(function) for part, function in contestant.parts().items()}
+            answer = {part: _summary(function) for part, function in contestant.parts().items()}
         else:
             answer = contestant.peak_memory()
         connection.send(answer)
@@ -100,16 +85,8 @@ def _make(name, chosen):
     return peer.Contestant(*arguments, compiled=name == "compile")
 
 
-def _seconds(function):
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
-
-
-def _median(function, repeats=7):
-    for _ in range(WARM_UP):
-        function()
-    return measure.summary([_seconds(function) for _ in range(repeats)])["median"]
+def _summary(function):
+    return measure.summary(measure.interleave({"": function}, PART_REPEATS, warm_up=WARM_UP)[""])
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
     python -m experiments.ablation --config=FILE --workdir=DIR [--variants=full,no_mi,loss.ciml=0.3] [--seeds=0,1,2]
         [--config.key=value ...]
 
-A variant is a name of `rml_jax.variants` or one KEY=VALUE over the full configuration. Every run has a folder
-DIR/VARIANT-seedN of its own, as train.py and eval.py leave it, and is finished when its file result.json is there.
-Finished runs are not repeated and a stopped one goes on from its last checkpoint, so that the same command can be
-given again after a crash or, with a copy of DIR, on another machine. Seeds are taken one after the other, all
-variants of the first before the second; after every run DIR/ablation.json and DIR/ablation.md, of all finished runs
-in DIR, are written anew.
+A variant is a name of `rml_jax.variants` or one KEY=VALUE over the full configuration. Every run has its own folder
+DIR/VARIANT-seedN, as train.py and eval.py leave it, and is finished when it has a result.json. Finished runs are not
+repeated and a stopped one resumes from its last checkpoint, so the same command can be given again after a crash or,
+with a copy of DIR, on another machine. All variants of one seed run before the next seed. After every run
+DIR/ablation.json and DIR/ablation.md are written again, from all finished runs in DIR.
 
-Variants that differ in nothing that classification alone depends on share its steps: the baseline, if it is among
-the variants, is trained first, and the others of that seed go on from its checkpoint at the end of the warm-up.
+Variants with the same settings for classification share its steps: the baseline, if it is among the variants, is
+trained first, and the others of that seed start from its checkpoint at the end of the warm-up.
 """
 
 import ast
@@ -33,7 +32,7 @@ from rml_jax.utils.files import atomic_write
 from rml_jax.validate import check_config
 from rml_jax.variants import LADDER, REMOVALS, with_variant
 
-# What classification alone does not depend on.
+# Classification alone does not depend on these.
 _MUTUAL_KEYS = ("loss.", "affine.", "pseudo_label.", "cam.")
 _REPORT_KEYS = ("checkpoint.", "eval.", "log.")
 
@@ -65,7 +64,7 @@ def main(arguments=None):
 
 
 def variant_config(config, name, seed):
-    """The configuration of one run.
+    """Builds the configuration of one run.
 
     Args:
       config: ConfigDict of full RML.
@@ -79,7 +78,7 @@ def variant_config(config, name, seed):
       UserError: for an unknown name or key, or a value that the key can't take.
     """
     config = config.copy_and_resolve_references()
-    # The others go on from the baseline's checkpoint at the end of their warm-up: it must be there and stay.
+    # Other runs start from the baseline's checkpoint at the end of the warm-up: it must be kept.
     config.checkpoint.every = max(config.loss.start_step, 1)
     config.checkpoint.keep = config.train.steps // config.checkpoint.every + 1
     key, equals, value = name.partition("=")
@@ -116,7 +115,7 @@ def run(config, folder, baseline):
                 f"{folder} was made with another {', '.join(changed)}: expected another --workdir"
             )
         return
-    # A run that was stopped before has a configuration, and no longer one wall time.
+    # A run that was stopped before has a configuration; its training has no single wall time.
     resumed = (folder / "config.json").exists()
     shared = share_warm_up(config, folder, baseline)
     start = time.monotonic()
@@ -128,13 +127,13 @@ def run(config, folder, baseline):
 
 
 def share_warm_up(config, folder, baseline):
-    """Starts a run from the baseline's checkpoint at the end of the warm-up, where that is the same training.
+    """Starts a run from the baseline's checkpoint at the end of the warm-up, if their training is the same so far.
 
     Args:
       config, folder, baseline: see `run`.
 
     Returns:
-      Whether the run now starts there.
+      Whether the run starts there.
     """
     checkpoint = baseline / "checkpoints" / str(config.loss.start_step)
     target = folder / "checkpoints"
@@ -150,7 +149,7 @@ def share_warm_up(config, folder, baseline):
 
 
 def write_summary(workdir):
-    """Writes ablation.json and ablation.md of all finished runs, whichever commands made them.
+    """Writes ablation.json and ablation.md of all finished runs in a folder.
 
     Args:
       workdir: pathlib.Path of the folder of all runs.
@@ -160,30 +159,26 @@ def write_summary(workdir):
         name, _, seed = path.parent.name.rpartition("-seed")
         results.setdefault(name, {})[int(seed)] = json.loads(path.read_text(encoding="utf-8"))
     named = [name for name in (*LADDER, *REMOVALS) if name in results]
-    summary = {
-        "environment": measure.environment(),
-        "variants": {
-            name: summarize(dict(sorted(results[name].items())))
-            for name in (*named, *sorted(results.keys() - set(named)))
-        },
-    }
+    names = (*named, *sorted(results.keys() - set(named)))
+    variants = {name: summarize(dict(sorted(results[name].items()))) for name in names}
+    summary = {"environment": measure.environment(), "variants": variants}
     atomic_write(workdir / "ablation.json", json.dumps(summary, indent=2) + "\n")
-    text = table(summary["variants"])
-    if len(summary["variants"]) > 1 and "full" in summary["variants"]:
-        text += "\n" + differences(summary["variants"])
+    text = table(variants)
+    if len(variants) > 1 and "full" in variants:
+        text += "\n" + differences(variants)
     atomic_write(workdir / "ablation.md", text)
 
 
 def summarize(runs):
-    """One variant's scores over its seeds.
+    """Summarizes one variant's scores over its seeds.
 
     Args:
       runs: dict from seed to the content of result.json, at least one.
 
     Returns:
-      Dict for JSON: protocol -> stage -> {mean, std, values} of the mIoU in 0..1 (std with n - 1, None for one
-      seed), and seeds, steps, commits, training seconds (None for a run that was resumed), the run that the warm-up
-      was taken from and the classification F1, each a list over the seeds.
+      Dict for JSON: protocol -> stage -> {mean, std, values} of the mIoU in 0..1 (sample standard deviation, None
+      for one seed), and seeds, steps, commits, training seconds (None for a run that was resumed), the run that the
+      warm-up was taken from and the classification F1, each a list over the seeds.
     """
     every = list(runs.values())
     scores = {
@@ -202,7 +197,7 @@ def summarize(runs):
 
 
 def table(variants):
-    """Markdown: one row a variant, one column a protocol and stage, in percent.
+    """Renders the scores as Markdown: one row per variant, one column per protocol and stage, in percent.
 
     Args:
       variants: dict from name to `summarize`'s result, at least one.
@@ -211,32 +206,28 @@ def table(variants):
       str. The spread is the sample standard deviation, left out where there is one seed.
     """
     columns = _columns(variants)
-    heads = ["variant", "seeds", *(f"{stage} ({protocol})" for protocol, stage in columns), "training, s"]
-    lines = _heading(heads)
+    rows = []
     for name, entry in variants.items():
         cells = [_cell(entry[protocol][stage]) for protocol, stage in columns]
-        seeds = ", ".join(map(str, entry["seeds"]))
-        lines.append("| " + " | ".join([f"`{name}`", seeds, *cells, _seconds(entry)]) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{name}`", ", ".join(map(str, entry["seeds"])), *cells, _seconds(entry)])
+    return _markdown(["variant", "seeds", *_heads(columns), "training, s"], rows)
 
 
 def differences(variants):
-    """Markdown: how far each variant lies from `full`, seed by seed, in points.
+    """Renders as Markdown how far each variant lies from `full`, seed by seed, in points.
 
     Seeds differ more from each other than variants do, mostly by their steps of classification alone, which the
-    variants of a seed share: the spread of the differences is what tells an effect from chance.
+    variants of a seed share: the spread of the differences tells an effect from chance.
 
     Args:
       variants: dict from name to `summarize`'s result, with "full" and at least one more.
 
     Returns:
-      str, columns as in `table`. Only seeds that both have count; variants without any are left out.
+      str, columns as in `table`. Only seeds that both have are used; variants without any are left out.
     """
     full = variants["full"]
     columns = _columns(variants)
-    lines = _heading(
-        ["variant against `full`", "seeds", *(f"{stage} ({protocol})" for protocol, stage in columns)]
-    )
+    rows = []
     for name, entry in variants.items():
         seeds = [seed for seed in entry["seeds"] if seed in full["seeds"]]
         if name == "full" or not seeds:
@@ -247,8 +238,8 @@ def differences(variants):
                 dict(zip(one["seeds"], one[protocol][stage]["values"], strict=True)) for one in (entry, full)
             )
             cells.append(_cell(_spread([values[seed] - of_full[seed] for seed in seeds]), sign="+"))
-        lines.append("| " + " | ".join([f"`{name}`", ", ".join(map(str, seeds)), *cells]) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{name}`", ", ".join(map(str, seeds)), *cells])
+    return _markdown(["variant against `full`", "seeds", *_heads(columns)], rows)
 
 
 def _columns(variants):
@@ -256,8 +247,13 @@ def _columns(variants):
     return [(p, stage) for p in ("predicted", "given") if p in first for stage in first[p]]
 
 
-def _heading(heads):
-    return ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+def _heads(columns):
+    return [f"{stage} ({protocol})" for protocol, stage in columns]
+
+
+def _markdown(heads, rows):
+    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *rows)]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]]) + "\n"
 
 
 def _spread(values):
@@ -274,14 +270,14 @@ def _cell(score, sign=""):
 
 
 def _seconds(entry):
-    """Mean wall time of the runs that were not stopped in between."""
+    """Returns the mean wall time of the runs that were not resumed."""
     known = [seconds for seconds in entry["train_seconds"] if seconds is not None]
     after = " after the warm-up" if any(entry["warm_up_from"]) else ""
     return f"{np.mean(known):.0f}{after}" if known else ""
 
 
 def _difference(folder, config, free):
-    """The keys, other than free ones, in which the configuration differs from that of the run in a folder."""
+    """Returns the keys, other than free ones, in which the configuration differs from that of the run in a folder."""
     saved = load_config(folder / "config.json")
     return [key for key in config_difference(saved, config) if not key.startswith(free)]
 

@@ -1,11 +1,10 @@
-"""Figures of an ablation: CAMs of the same validation pictures by every variant, and curves over training.
-
-Also prints how well CAMs and pseudo labels lie on the objects (`rml_jax.evaluation.localization`).
+"""Draws an ablation: CAMs of the same validation images by every variant, and curves over training.
 
     python -m experiments.ablation_figures --workdir=DIR --out=FOLDER [--variants=baseline,ciml,...] [--seed=0]
 
 DIR is that of `experiments.ablation`. Writes FOLDER/ablation-cams.png, like the paper's Figure 3, and
-FOLDER/ablation-curves.png from every run's TensorBoard files. Needs the checkpoints.
+FOLDER/ablation-curves.png from every run's TensorBoard files. Also prints how well CAMs and pseudo labels cover the
+objects (`rml_jax.evaluation.localization`). Needs the checkpoints.
 """
 
 import argparse
@@ -42,7 +41,7 @@ CURVES = (
     "gradient_norm",
     *(f"validation/{name}" for name in SHARES),
 )
-_PICTURES, _MEASURED = 8, 400
+_SHOWN, _MEASURED = 8, 400
 
 
 def main():
@@ -63,7 +62,7 @@ def main():
 
 
 def localization_table(variants):
-    """Markdown: one row a variant, in percent.
+    """Renders the shares as Markdown: one row per variant, in percent.
 
     Args:
       variants: dict from name to `localization`'s result, at least one.
@@ -77,26 +76,25 @@ def localization_table(variants):
 
 
 def cams_figure(samples):
-    """One row a picture: the picture, its annotation, and the given classes' strongest CAM by each variant.
+    """Draws one row per image: the image, its annotation, and the given classes' strongest CAM by each variant.
 
     Args:
-      samples: dict from a variant's name to report.Samples of the same pictures; the first ones are shown.
+      samples: dict from a variant's name to Samples of the same images; the first ones are shown.
 
     Returns:
       bytes of a PNG.
     """
-    shown = {name: found[:_PICTURES] for name, found in samples.items()}
+    shown = {name: found[:_SHOWN] for name, found in samples.items()}
     first = next(iter(shown.values()))
-    pictures = {
+    columns = {
         "image": [sample.image for sample in first],
         "annotation": [visualize.overlay(sample.image, sample.ground_truth) for sample in first],
-    } | {
-        name: [visualize.heat_map(sample.image, sample.cam) for sample in found]
-        for name, found in shown.items()
     }
-    figure = Figure(figsize=(1.3 * len(pictures), 1.3 * len(first) + 0.3), layout="constrained", dpi=100)
-    panels = figure.subplots(len(first), len(pictures), squeeze=False)
-    for column, (name, images) in enumerate(pictures.items()):
+    for name, found in shown.items():
+        columns[name] = [visualize.heat_map(sample.image, sample.cam) for sample in found]
+    figure = Figure(figsize=(1.3 * len(columns), 1.3 * len(first) + 0.3), layout="constrained", dpi=100)
+    panels = figure.subplots(len(first), len(columns), squeeze=False)
+    for column, (name, images) in enumerate(columns.items()):
         panels[0, column].set_title(name, fontsize=9)
         for row, image in enumerate(images):
             panels[row, column].imshow(image, interpolation="nearest")
@@ -105,7 +103,7 @@ def cams_figure(samples):
 
 
 def curves_figure(runs):
-    """The logged terms over the steps, one line a variant.
+    """Draws the logged terms over the steps, one line per variant.
 
     Args:
       runs: dict from name to pathlib.Path of a run.
@@ -120,7 +118,7 @@ def curves_figure(runs):
     panels = figure.subplots(rows, 4).ravel()
     for panel, metric in zip(panels, metrics, strict=False):
         for name, scalars in logs.items():
-            # A variant without mutual learning has no such line, but keeps its colour.
+            # A variant without the term keeps its colour, by an empty line.
             known = scalars.get(tag_of(metric), {})
             panel.plot(list(known.keys()), list(known.values()), label=name, linewidth=1)
         panel.set_title(metric, fontsize=9)

@@ -1,9 +1,9 @@
-"""What the loss terms do at a run's checkpoint: their gradients on the backbone beside L_cls's, R_c's rank.
+"""Measures the loss terms at a run's checkpoint: their gradients on the backbone beside L_cls's, and R_c's rank.
 
     python -m experiments.gradients --workdir=DIR [--checkpoint=newest|STEP] [--batches=4]
 
-DIR is a folder of train.py. Norms are means over training batches, terms unweighted; the last column is the term's
-share of L_cls's norm with the run's weight, and the cosine between the two.
+DIR is a folder of train.py. Norms are means over training batches, of unweighted terms. The last columns are the
+term's share of L_cls's norm with the run's weight, and the cosine between the two gradients.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def make_products(config, graphdef):
 
 
 def table(config, products):
-    """Markdown: each part's norm, weight, weighted share of L_cls's norm, cosine with L_cls's gradient."""
+    """Renders as Markdown each part's norm, weight, weighted share of L_cls's norm, cosine with L_cls's gradient."""
     norms = np.sqrt(np.diag(products))
     lines = [
         "| part | gradient norm | weight | weighted, share of L_cls | cosine with L_cls |",

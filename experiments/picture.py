@@ -1,4 +1,4 @@
-"""Draws the README's picture from the page of a run's last evaluation: its first images and what became of them.
+"""Draws the README's figure from the report of a run's last evaluation: its first images and their masks.
 
 python -m experiments.picture --workdir=runs/demo --out=docs/digits.png
 """
@@ -29,12 +29,12 @@ def main():
     rows = [[_decode(scene["pictures"][column]) for column in _COLUMNS] for scene in scenes]
     names = evaluation["class_names"]
     labels = [1 + names.index(name) for name in sorted({tag for scene in scenes for tag in scene["tags"]})]
-    picture = visualize.grid(rows, [_COLUMNS, *[[""] * len(_COLUMNS)] * (len(rows) - 1)])
+    scenes = visualize.grid(rows, [_COLUMNS, *[[""] * len(_COLUMNS)] * (len(rows) - 1)])
     legend = visualize.legend(
-        [names[label - 1] for label in labels], visualize.palette()[labels], width=picture.shape[1]
+        [names[label - 1] for label in labels], visualize.palette()[labels], width=scenes.shape[1]
     )
     file = io.BytesIO()
-    Image.fromarray(visualize.grid([[picture], [legend]], min_side=1)).save(file, "PNG", optimize=True)
+    Image.fromarray(visualize.grid([[scenes], [legend]], min_side=1)).save(file, "PNG", optimize=True)
     atomic_write(chosen.out, file.getvalue())
     print(f"{chosen.out}: {len(file.getvalue()) / 1024:.0f} KiB")
 

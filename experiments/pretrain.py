@@ -1,12 +1,11 @@
-"""Pre-trains a backbone by classification, for when no published ImageNet weights are to be had.
+"""Pre-trains a backbone by classification, where published ImageNet weights cannot be used.
 
     python -m experiments.pretrain --config=configs/pretrain.py --config.data.root=PHOTOS --save_to=FILE.safetensors
         [--json=FILE] [--config.key=value ...]
 
-PHOTOS has one sub-folder a class. One label a picture calls for softmax and cross-entropy, as the Mix Transformer's
-own pre-training has it: with L_cls, made for several tags, the network predicts each class's share for every picture
-and stays there (200 classes, MiT-b0, 500 steps). FILE is for `model.init_from`; it is written anew every
-`checkpoint.every` steps.
+PHOTOS has one sub-folder per class. The loss is softmax cross-entropy, as in the Mix Transformer's own pre-training:
+with L_cls, made for several tags, the network predicts each class's share for every image and stays there (200
+classes, MiT-b0, 500 steps). FILE is for `model.init_from`; it is written every `checkpoint.every` steps.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ from rml_jax.training.sharding import init_model, initial_state, make_mesh, shar
 from rml_jax.utils.progress import Progress
 from rml_jax.validate import check_config
 
-# Without it, a single batch can throw a network back that starts from nothing.
+# Without clipping, a single batch can undo the progress of a network that starts from random weights.
 _LARGEST_GRADIENT = 1.0
 
 
@@ -57,7 +56,7 @@ def main(arguments=None):
     result = {
         "environment": environment,
         "steps": config.train.steps,
-        "pictures_seen": config.train.steps * config.train.batch_size,
+        "images_seen": config.train.steps * config.train.batch_size,
         "train_seconds": round(seconds),
         "losses": losses,
         "validation": accuracy(config, graphdef, state.params),
@@ -114,7 +113,7 @@ def make_step(graphdef, optimizer):
 
 
 def accuracy(config, graphdef, params):
-    """Share of the validation pictures, resized to the crop, whose strongest class is theirs.
+    """Computes the share of validation images, resized to the crop, whose strongest class is the right one.
 
     Returns:
       Dict with their number and `top1` in 0..1.
@@ -127,7 +126,7 @@ def accuracy(config, graphdef, params):
         return nnx.merge(graphdef, params).classify(resize_bilinear(normalize(image[None]), side))[0].argmax()
 
     right = [int(strongest(params, item["image"])) == int(item["tags"].argmax()) for item in source]
-    return {"pictures": len(right), "top1": float(np.mean(right))}
+    return {"images": len(right), "top1": float(np.mean(right))}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Our training step and its parts, ready to be timed."""
-
-import resource
+"""Our network, training step and its parts, ready to be timed."""
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from benchmarks import measure
 from benchmarks.contestants import settings
 from rml_jax.models import RML
 from rml_jax.ops import multi_scale_cam, normalize, sample_affine, warp
@@ -14,22 +13,27 @@ from rml_jax.training.optimizer import make_optimizer
 from rml_jax.training.step import TrainState, make_pseudo_labels, make_train_step, pair_losses
 
 
+def build(variant, dtype):
+    """Returns the nnx.GraphDef and the parameters of a network with activations of a dtype, such as "float32"."""
+    config = settings.network_config(variant)
+    make = lambda: nnx.split(RML(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))  # noqa: E731
+    # Optimising the program that draws the parameters would take longer than it saves.
+    return jax.jit(make, compiler_options={"xla_backend_optimization_level": 0})()
+
+
 class Contestant:
     """One network, batch and optimizer. All methods return when the device is done.
 
     Args:
-      variant: of the Mix Transformer.
+      variant: of the backbone.
       batch_size, crop: B and S.
       dtype: "float32" or "bfloat16", of the backbone's activations.
     """
 
     def __init__(self, variant, batch_size, crop, dtype):
-        config = settings.network_config(variant)
         self._config = settings.step_config()
-        build = lambda: RML(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))  # noqa: E731
-        self._graph, abstract = nnx.split(nnx.eval_shape(build))
-        params = jax.jit(lambda: nnx.split(build())[1])()
-        self._optimizer = make_optimizer(settings.optimizer_config(), abstract)
+        self._graph, params = build(variant, dtype)
+        self._optimizer = make_optimizer(settings.optimizer_config(), params)
         self._batch = jax.device_put(settings.make_batch(batch_size, crop))
         state = TrainState(jnp.int32(0), params, jax.jit(self._optimizer.init)(params), jax.random.key(0))
         self._state = state
@@ -40,16 +44,16 @@ class Contestant:
         )
 
     def step(self):
-        """One update with all losses."""
+        """Makes one update with all losses."""
         self._state, metrics = self._train_step(self._state, self._batch, mutual=True)
         jax.block_until_ready((self._state.params, metrics))
 
     def program(self):
-        """The text of the compiled step."""
+        """Returns the text of the compiled step."""
         return self._train_step.lower(self._state, self._batch, mutual=True).compile().as_text()
 
     def parts(self):
-        """Dict from the names of the step's parts to functions, each compiled alone."""
+        """Returns a dict from the names of the step's parts to functions, each compiled alone."""
         graph, config, params, batch = self._graph, self._config, self._state.params, self._batch
         theta = sample_affine(jax.random.key(1), len(batch["tags"]), config.affine)
         keys = jax.random.split(jax.random.key(2), len(batch["tags"]))
@@ -91,11 +95,9 @@ class Contestant:
         }
 
     def peak_memory(self):
-        """Bytes: the device's peak where it tells, else the process's largest resident size."""
-        statistics = jax.devices()[0].memory_stats()
-        if statistics and "peak_bytes_in_use" in statistics:
-            return statistics["peak_bytes_in_use"]
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        """Returns the device's peak in bytes where it is known, else the process's largest resident size."""
+        statistics = jax.devices()[0].memory_stats() or {}
+        return statistics.get("peak_bytes_in_use") or measure.peak_resident_bytes()
 
 
 def _timed(function, *arguments):

@@ -1,37 +1,45 @@
-"""The PyTorch peer's training step and its parts, ready to be timed."""
-
-import resource
+"""The PyTorch peer's network, training step and its parts, ready to be timed."""
 
 import jax
 import numpy as np
 import torch
 import transformers
-from flax import nnx
 
-from benchmarks.contestants import settings
-from rml_jax.models import RML
+from benchmarks import measure
+from benchmarks.contestants import ours, settings
 from rml_jax.ops import sample_affine
 from tests.references import torch_ops, torch_step
 from tests.references.torch_model import Outputs, from_flax
+
+
+def build(variant, dtype):
+    """Returns the network, with the parameters of ours, on the GPU if there is one.
+
+    Args:
+      variant: of the backbone.
+      dtype: "float32" or "bfloat16" (autocast).
+    """
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU that has it; full float32 on a CPU.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _, params = ours.build(variant, "float32")
+    return from_flax(params, settings.network_config(variant), getattr(torch, dtype)).to(device)
 
 
 class Contestant:
     """One network, batch and optimizer. All methods return when the device is done.
 
     Args:
-      variant: of the Mix Transformer.
+      variant: of the backbone.
       batch_size, crop: B and S.
       dtype: "float32" or "bfloat16", of the backbone's activations (autocast).
       compiled: whether the step runs under torch.compile.
     """
 
     def __init__(self, variant, batch_size, crop, dtype, compiled):
-        transformers.utils.logging.disable_progress_bar()
-        torch.set_float32_matmul_precision("high")  # TF32 on a GPU that has it; full float32 on a CPU.
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network, self._config = settings.network_config(variant), settings.step_config()
-        params = jax.jit(lambda: nnx.split(RML(network, rngs=nnx.Rngs(0)))[1])()
-        self._model = from_flax(params, network, getattr(torch, dtype)).to(self._device)
+        self._config = settings.step_config()
+        self._model = build(variant, dtype)
+        self._device = next(self._model.parameters()).device
         self._optimizer = torch_step.make_optimizer(self._model, settings.optimizer_config())
         batch = settings.make_batch(batch_size, crop)
         self._batch = {name: torch.from_numpy(array).to(self._device) for name, array in batch.items()}
@@ -41,12 +49,12 @@ class Contestant:
         self._train_step = torch.compile(train_step) if compiled else train_step
 
     def step(self):
-        """One update with all losses."""
+        """Makes one update with all losses."""
         self._train_step(self._batch, self._theta)
         self._wait()
 
     def parts(self):
-        """Dict from the names of the step's parts to functions, run eagerly."""
+        """Returns a dict from the names of the step's parts to functions, run eagerly."""
         model, batch, config, theta = self._model, self._batch, self._config, self._theta
         canvas = batch["image"].shape[1:3]
         refine = torch_ops.PAR(config.pseudo_label.dilations, config.pseudo_label.iterations).to(self._device)
@@ -83,10 +91,9 @@ class Contestant:
         return {name: self._waiting(part) for name, part in parts.items()}
 
     def peak_memory(self):
-        """Bytes: the device's peak, on a CPU the process's largest resident size."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        """Returns the device's peak in bytes, on a CPU the process's largest resident size."""
+        on_gpu = self._device.type == "cuda"
+        return torch.cuda.max_memory_allocated() if on_gpu else measure.peak_resident_bytes()
 
     def _wait(self):
         if self._device.type == "cuda":

@@ -9,16 +9,16 @@ from rml_jax.ops.resize import bilinear_matrix
 from rml_jax.training.optimizer import OptimizerConfig
 from rml_jax.training.step import StepConfig
 
-CLASSES, TAGS_PER_PICTURE = 20, 2
+CLASSES, TAGS_PER_IMAGE = 20, 2
 
 
 def network_config(variant):
-    """RMLConfig of a backbone for VOC's classes."""
+    """Returns the RMLConfig of a backbone for VOC's classes."""
     return RMLConfig(BACKBONES[variant](), num_classes=CLASSES)
 
 
 def step_config():
-    """Returns the StepConfig of the paper's run on VOC."""
+    """Returns the StepConfig of the paper's settings for VOC."""
     return StepConfig(
         loss=default_config().loss.to_dict(),
         affine=AffineRange(),
@@ -31,7 +31,7 @@ def step_config():
 
 
 def optimizer_config():
-    """Returns the OptimizerConfig of the paper's run on VOC, from a pre-trained start."""
+    """Returns the OptimizerConfig of the paper's settings for VOC, from a pre-trained start."""
     return OptimizerConfig(
         backbone_lr=6e-5,
         head_lr=6e-4,
@@ -42,16 +42,19 @@ def optimizer_config():
     )
 
 
-def make_batch(count, crop):
-    """Pictures of smooth colours with a little noise and two tags each, as a dict of NumPy arrays (see the step)."""
+def make_images(count, size, noise):
+    """Returns images of smooth colours with a little noise, uint8 [B, H, W, 3], and two tags each, float32 [B, C]."""
     rng = np.random.default_rng(0)
-    enlarge = bilinear_matrix(crop, 8)
-    smooth = np.einsum("ih,bhwc,jw->bijc", enlarge, rng.normal(size=(count, 8, 8, 3)), enlarge)
+    rows, columns = (bilinear_matrix(side, 8) for side in size)
+    smooth = np.einsum("ih,bhwc,jw->bijc", rows, rng.normal(size=(count, 8, 8, 3)), columns)
     tags = np.zeros((count, CLASSES), np.float32)
     for one in tags:
-        one[rng.choice(CLASSES, TAGS_PER_PICTURE, replace=False)] = 1
-    return {
-        "image": np.clip(128 + 90 * smooth + 6 * rng.normal(size=smooth.shape), 0, 255).astype(np.uint8),
-        "box": np.tile(np.array([0, 0, crop, crop], np.int32), (count, 1)),
-        "tags": tags,
-    }
+        one[rng.choice(CLASSES, TAGS_PER_IMAGE, replace=False)] = 1
+    noisy = 128 + 90 * smooth + noise * rng.normal(size=smooth.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8), tags
+
+
+def make_batch(count, crop):
+    """Returns a batch of square images as a dict of NumPy arrays (see `rml_jax.training.step`)."""
+    images, tags = make_images(count, (crop, crop), noise=6)
+    return {"image": images, "box": np.tile(np.int32([0, 0, crop, crop]), (count, 1)), "tags": tags}

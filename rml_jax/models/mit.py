@@ -315,7 +315,7 @@ def drop_path(x: Float[Array, "b ..."], rate: float, key: Key[Array, ""] | None)
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
     # A product, not a selection: with a batch split over devices, XLA's CPU backend (jax 0.10.2) gives a wrong
-    # gradient of the latter under vmap.
+    # gradient of the latter under vmap (tests/e2e/test_devices.py).
     return x * (keep / (1.0 - rate)).astype(x.dtype)
 
 

@@ -1,10 +1,9 @@
-"""Do results depend on the devices? The same few steps by the real command on several layouts of them, compared.
+"""Compares the same few steps by the real command on several layouts of devices.
 
     python -m tests.e2e.devices [--json FILE] [--steps 5] [--warm-up 2] [--only NAME;NAME]
 
-Devices are simulated on the CPU; processes talk over loopback. All layouts get the same batches, for `--warm-up`
-steps of classification and then all losses. "difference" is the greatest difference of any logged loss to one
-device's.
+Devices are simulated on the CPU; processes communicate over loopback. All layouts get the same batches: `--warm-up`
+steps of classification, then all losses. "difference" is the largest difference of any logged loss from one device's.
 """
 
 import argparse
@@ -40,8 +39,8 @@ def train(layout, workdir, steps, warm_up):
     Args:
       layout: name in `LAYOUTS`.
       workdir: pathlib.Path of the run, not there yet.
-      steps: how many.
-      warm_up: how many of them are of classification alone.
+      steps: their number.
+      warm_up: the number of those with classification alone.
 
     Returns:
       Dict step -> dict loss -> float, and what each process printed.
@@ -62,7 +61,7 @@ def train(layout, workdir, steps, warm_up):
 
 
 def difference(found, reference):
-    """The greatest difference of a loss in any step."""
+    """Returns the largest difference of a loss in any step."""
     return max(
         abs(value - reference[step][name]) for step, terms in found.items() for name, value in terms.items()
     )
@@ -77,7 +76,7 @@ def two_processes(workdir, settings):
 
 
 def resumed_on_eight(workdir, settings):
-    """One device, stopped while it compiles the third step or computes it; the rest on eight."""
+    """Stops one device while it compiles or computes the third step; resumes on eight."""
     first = Run(workdir, settings)
     first.wait_for_step(2)
     first.process.send_signal(signal.SIGTERM)

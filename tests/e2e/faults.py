@@ -1,11 +1,11 @@
-"""What a run survives: each fault is done to a tiny training by the real command, and what was lost is counted.
+"""Does faults to a tiny training by the real command, and counts the steps that were lost.
 
     python -m tests.e2e.faults [--json FILE] [--only NAME,NAME,...] [--kills 20]
 
-A row says what was tried, how often it was survived and how many steps had to be computed again. "Survived" means
-that the run ended or went on as documented (docs/long_runs.md) and that its last parameters are, bit for bit, those
-of a run that nothing happened to. Needs Linux; the full disk and the read-only folder need root, who may mount a
-tmpfs. With `--only`, the rows that FILE has of other faults stay.
+A row holds how often a fault was tried, how often it was survived and how many steps had to be computed again.
+"Survived" means that the run ended or resumed as documented (docs/long_runs.md) and that its last parameters are, bit
+for bit, those of an undisturbed run. Needs Linux; the full disk and the read-only folder need root, to mount a tmpfs.
+With `--only`, FILE's rows of other faults stay.
 """
 
 import argparse
@@ -47,20 +47,20 @@ def main():
 
 
 class Trial:
-    """A folder for runs, and the parameters that undisturbed ones end with."""
+    """A folder for runs, and the final parameters of undisturbed ones."""
 
     def __init__(self, folder, kills):
         self.folder, self.kills = folder, kills
         self._undisturbed = {}
 
     def workdir(self, name):
-        """The path of a new work directory."""
+        """Returns the path of a new work directory."""
         path = self.folder / name
         shutil.rmtree(path, ignore_errors=True)
         return path
 
     def undisturbed(self, settings):
-        """Digest and log entries of a run that nothing happens to."""
+        """Returns the digest and the log entries of an undisturbed run."""
         key = tuple(sorted(settings.items()))
         if key not in self._undisturbed:
             workdir = self.workdir("undisturbed")
@@ -71,12 +71,12 @@ class Trial:
         return self._undisturbed[key]
 
     def ends_equal(self, workdir, settings, output):
-        """Whether a run's parameters and all of its log are those of the undisturbed one."""
+        """Returns whether a run's parameters and all of its log are those of the undisturbed one."""
         digest, log = self.undisturbed(settings)
         return printed_digest(output) == digest and entries(workdir) == log
 
     def resume(self, workdir, settings, reached):
-        """Runs the same command to its end: a row's `survived` and `lost`, the steps computed again."""
+        """Runs the same command to its end. Returns a row, with the steps computed again in `lost`."""
         status, output = Run(workdir, settings).finish()
         return {
             "tried": 1,
@@ -87,7 +87,7 @@ class Trial:
 
 
 def kill(trial):
-    """kill -9 at random moments of one run, every second one of them while a checkpoint is being written."""
+    """Kills one run at random moments, every second time while a checkpoint is being written."""
     settings = {"train.steps": 100, "loss.start_step": 20}
     workdir, draw = trial.workdir("kill"), random.Random(0)
     lost, kills, reached, output = [], 0, 0, ""
@@ -96,17 +96,17 @@ def kill(trial):
         start, saved = reached, saved_steps(workdir)
         run = Run(workdir, settings)
         if kills % 2:
-            # Not before there is something new: else the run would never get on.
+            # Not before a new checkpoint: else the run would make no progress.
             run.wait_until(lambda saved=saved: saved_steps(workdir) != saved)
             run.wait_until(lambda: False, draw.uniform(0, 1))
         else:
-            # What the last kill had left half written is cleared away before the log is opened.
+            # A checkpoint half written at the last kill is removed before the log is opened.
             log, began = workdir / "metrics.jsonl", time.time()
             run.wait_until(lambda log=log, began=began: log.exists() and log.stat().st_mtime > began)
             run.wait_until(saving)
             run.wait_until(lambda: False, draw.uniform(0, 0.05))
         if run.process.poll() is not None:
-            break  # It came to its end; there is nothing left to kill.
+            break  # It ended.
         run.process.kill()
         output = run.finish()[1]
         if start and (resumed_step(output) or not saved):
@@ -173,7 +173,7 @@ def flip_bits(path):
 
 
 def full_disk(trial):
-    """A small file system that holds one checkpoint and a part of the next."""
+    """Trains on a small file system that holds one checkpoint and a part of the next."""
     with mounted(trial.folder / "small", "size=18m") as small:
         settings = BASELINE | {"checkpoint.every": 5}
         workdir = small / "run"
@@ -185,7 +185,7 @@ def full_disk(trial):
 
 
 def save_error(trial):
-    """A limit on the size of files, which only the arrays that are written in the background exceed."""
+    """Limits the size of files, which only the arrays that are written in the background exceed."""
     workdir = trial.workdir("save_error")
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))  # noqa: E731
     status, output = Run(workdir, BASELINE, before=limit).finish()
@@ -207,7 +207,7 @@ def worker_killed(trial):
 
 
 def process_killed(index):
-    """One of two processes is killed; the other must end by itself within a minute."""
+    """Kills one of two processes; the other must end by itself within a minute."""
 
     def fault(trial):
         workdir = trial.workdir("processes")
@@ -230,7 +230,7 @@ def process_killed(index):
 
 
 def process_terminated(trial):
-    """SIGTERM to one of two processes, as a preemption announces itself: both save the same step and end."""
+    """Sends SIGTERM to one of two processes, as before a preemption: both save the same step and end."""
     workdir = trial.workdir("preempted")
     runs = start_processes(workdir, BASELINE | {"train.steps": 400}, devices=1)
     runs[0].wait_for_step(7)
@@ -246,7 +246,7 @@ def process_terminated(trial):
 
 
 def not_a_number(trial):
-    """A learning rate of 1e30: after one update no loss is finite any more."""
+    """Trains with a learning rate of 1e30: after one update no loss is finite."""
     workdir = trial.workdir("nan")
     settings = BASELINE | {
         "optimizer.backbone_lr": 1e30,
@@ -283,7 +283,7 @@ def two_trainings(trial):
 
 @contextlib.contextmanager
 def mounted(folder, options):
-    """A file system in memory of its own."""
+    """Mounts a new file system in memory."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
     try:
@@ -297,7 +297,7 @@ def _children(pid):
 
 
 def _message(output):
-    """The line that the command explains itself with."""
+    """Returns the line with the command's error message, "" without one."""
     wanted = ("error: ", "stopped by ", "damaged ")
     lines = [line for line in output.splitlines() if any(word in line for word in wanted)]
     return lines[-1] if lines else ""

@@ -1,4 +1,4 @@
-"""Tiny trainings by the real command, started, watched and killed by `tests.e2e.faults` and `tests.e2e.devices`."""
+"""Tiny trainings by the real command, for `tests.e2e.faults` and `tests.e2e.devices`."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Scenes of 32 pixels, five of them: every batch crosses an epoch's end. Stochastic depth is on.
+# Five scenes of 32 pixels: every batch crosses the end of an epoch. Stochastic depth is on.
 TINY = {
     "data.num_train": 5,
     "data.num_val": 3,
@@ -81,7 +81,7 @@ class Run:
 
 
 def start_processes(workdir, settings=(), *, count=2, devices=4):
-    """Starts processes that train together on this machine, as Slurm would. Returns their `Run`s."""
+    """Starts processes that train together on this machine, as Slurm would. Returns the Runs."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -104,7 +104,7 @@ def start_processes(workdir, settings=(), *, count=2, devices=4):
 
 
 def entries(workdir):
-    """The entries of a run's log that don't depend on the time: dict step -> dict of floats."""
+    """Returns the entries of a run's log that do not depend on time: dict step -> dict of floats."""
     try:
         lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     except FileNotFoundError:
@@ -117,24 +117,24 @@ def entries(workdir):
 
 
 def last_step(workdir):
-    """The last step that a run has logged, 0 without any."""
+    """Returns the last step that a run has logged, 0 without any."""
     return max(entries(workdir), default=0)
 
 
 def saved_steps(workdir):
-    """The steps of a run's complete checkpoints, in order."""
+    """Returns the steps of a run's complete checkpoints, in order."""
     return sorted(
         int(path.name) for path in (workdir / "checkpoints").glob("*") if re.fullmatch(r"\d+", path.name)
     )
 
 
 def printed_digest(output):
-    """The digest of the parameters that a finished run printed, None without one."""
+    """Returns the digest of the parameters that a finished run printed, None without one."""
     found = re.search(r"parameters: sha256 (\w+)", output)
     return found and found[1]
 
 
 def resumed_step(output):
-    """The step that a run went on from, 0 for a fresh start."""
+    """Returns the step at which a run resumed, 0 for a fresh start."""
     found = re.search(r"resumed at step (\d+)", output)
     return int(found[1]) if found else 0

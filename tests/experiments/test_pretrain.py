@@ -20,7 +20,7 @@ from rml_jax.validate import check_config
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Two classes, dark and bright pictures, on a small network."""
+    """Two classes, dark and bright images, on a small network."""
     root = tmp_path_factory.mktemp("photos")
     for name, brightness in (("dark", 40), ("bright", 210)):
         (root / name).mkdir()
@@ -54,8 +54,8 @@ def test_it_learns_and_its_weights_start_another_network(config, tmp_path):
     assert list(losses) == [3, 6, 9, 12]
     assert losses[12] < 0.5 * losses[3]
     found = pretrain.accuracy(config, graphdef, state.params)
-    assert found == {"pictures": found["pictures"], "top1": 1.0}
-    assert found["pictures"] >= 2
+    assert found == {"images": found["images"], "top1": 1.0}
+    assert found["images"] >= 2
     params, report = load_weights(state.params, tmp_path / "out.safetensors")
     assert not report.fresh
     jax.tree.map(np.testing.assert_array_equal, params, state.params)

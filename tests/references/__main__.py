@@ -1,4 +1,4 @@
-"""Prints the parity table: every component of ours, its independent reference, the largest difference found.
+"""Prints the parity table: every component, its independent reference, the largest difference found.
 
 python -m tests.references [--out docs/parity.md] [--fast]
 """
@@ -23,12 +23,12 @@ _HEAD = """# Parity with independent references
 
 Written by `{command}`.
 
-Every component, what it was measured against, and the largest difference that was found. The same measurements are
-tests (`make test`; MiT-b2 to b5: `make test-slow`).
+Every component of rml_jax is compared with an independent reference. The table shows the largest difference found.
+The same measurements are tests (`make test`; MiT-b2 to b5: `make test-slow`).
 
 Differences are relative unless the component says otherwise: the largest absolute difference of an array over the
-largest absolute value of the reference, the worst of all arrays and cases of the row. All parameters are random, with
-norms and biases away from 1 and 0.
+largest absolute value of the reference, and the worst of all arrays and cases of a row. All parameters are random,
+norms and biases included.
 
 - {versions}
 - CPU ({machine}); float32 in both; jax_default_matmul_precision {jax_precision} (float32 products on a CPU),

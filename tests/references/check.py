@@ -1,4 +1,4 @@
-"""What a parity check is: a component of ours measured against an independent reference."""
+"""A parity check: a component of rml_jax measured against an independent reference."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,10 +11,10 @@ class Difference:
     """One row of the parity table.
 
     Attributes:
-      component: what of ours was measured, with the case ("PAR, 9x7, dilations up to 24").
-      reference: what it was measured against ("torch grid_sample", "NumPy loops").
+      component: what was measured, with the case ("PAR, 9x7, dilations up to 24").
+      reference: such as "torch grid_sample" or "NumPy loops".
       difference: the largest difference found, see `relative` and `absolute`.
-      tolerance: what it may be at most.
+      tolerance: its upper bound.
     """
 
     component: str
@@ -25,7 +25,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One measurement, which may give several rows.
+    """One measurement of one or more rows.
 
     Attributes:
       name: of the test, without spaces ("backbone-b1").
@@ -39,7 +39,7 @@ class Check:
 
 
 def absolute(found, expected):
-    """Largest absolute difference of two arrays of one shape, as float. NaN counts as infinite."""
+    """Returns the largest absolute difference of two arrays of one shape, as float. NaN counts as infinite."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if found.shape != expected.shape:
         raise ValueError(f"shapes differ: found {found.shape}, expected {expected.shape}")
@@ -48,9 +48,9 @@ def absolute(found, expected):
 
 
 def relative(found, expected):
-    """Largest absolute difference over the largest absolute value of the reference, as float.
+    """Returns the largest absolute difference over the largest absolute value of the reference, as float.
 
-    Elementwise ratios would measure rounding where a value happens to be near 0.
+    Elementwise ratios would measure rounding where a value is near 0.
     """
     scale = np.max(np.abs(np.asarray(expected, np.float64)), initial=0.0)
     return absolute(found, expected) / float(scale) if scale > 0 else absolute(found, expected)

@@ -1,4 +1,4 @@
-"""The dense CRF by pydensecrf, the C++ extension of the field."""
+"""The dense CRF by pydensecrf, the C++ extension that most methods use."""
 
 import numpy as np
 from pydensecrf.densecrf import DenseCRF2D
@@ -7,7 +7,7 @@ from rml_jax.ops.crf import CLIP
 
 
 def by_pydensecrf(image, probs, settings):
-    """Marginals float32 [H, W, C] by pydensecrf of uint8 [H, W, 3], float [H, W, C] and CRFSettings."""
+    """Computes marginals float32 [H, W, C] by pydensecrf from uint8 [H, W, 3], float [H, W, C] and CRFSettings."""
     height, width, classes = probs.shape
     field = DenseCRF2D(width, height, classes)
     unary = -np.log(np.clip(probs, CLIP, 1)).astype(np.float32)

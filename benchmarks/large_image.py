@@ -1,18 +1,15 @@
-"""Memory and time of predicting one large picture in tiles.
+"""Memory and time of predicting one large image in tiles.
 
-    python -m benchmarks.large_picture [--json FILE] [--size 8000,10000] [--tags 3]
+    python -m benchmarks.large_image [--json FILE] [--size 8000,10000] [--tags 3]
 
-A mosaic of scikit-learn's two photographs, from a JPEG file to mask, overlay and record, as `rml-jax predict`
-does it. The network is reduced to a few thousand parameters, so that what is measured is the tiling: a real network
-adds what it needs for one batch of tiles, whatever the picture's size. Memory is the process's peak of resident
-pages, JAX and the writing of the mosaic included.
+Predicts a mosaic of scikit-learn's two photographs as `rml-jax predict` does, from a JPEG file to mask, overlay and
+record. The network has only a few thousand parameters, so that the tiling is measured: a real network adds what one
+batch of tiles needs, whatever the image's size. Memory is the process's peak of resident pages, JAX and the
+writing of the mosaic included.
 """
 
-import argparse
 import functools
-import resource
 import tempfile
-import time
 from pathlib import Path
 
 from flax import nnx
@@ -31,11 +28,7 @@ _REDUCED = {"embed_dims": (8, 8, 16, 16), "depths": (1, 1, 1, 2), "num_heads": (
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m benchmarks.large_picture")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--size", default="8000,10000", help="height,width")
-    parser.add_argument("--tags", type=int, default=3, help="classes that the mask may hold")
-    chosen = parser.parse_args()
+    chosen, result = measure.start(size="8000,10000", tags=3)
     use_compilation_cache()
     size = tuple(map(int, chosen.size.split(",")))
     BACKBONES["reduced"] = functools.partial(MiTConfig, **_REDUCED)
@@ -47,20 +40,17 @@ def main():
         folder = Path(name)
         _write_mosaic(folder / "large.jpg", size)
         output = OutputFolder(folder, predictor.classes, (), with_cams=False, with_rle=False)
-        begin = time.perf_counter()
+        begin = measure.Seconds.now()
         image = as_picture(folder / "large.jpg")
-        pictures = [("large", image, predictor.classes[: chosen.tags])]
-        ((_, prediction),) = predictor.stream(pictures, with_maps=False)
-        predicted = time.perf_counter()
+        images = [("large", image, predictor.classes[: chosen.tags])]
+        ((_, prediction),) = predictor.stream(images, with_maps=False)
+        predicted = measure.Seconds.now()
         output.save("large", "large.jpg", image, prediction)
-        written = time.perf_counter()
-    result = {
-        "environment": measure.environment(),
-        "settings": {"size": size, "tags": chosen.tags, "network": _REDUCED, "canvas": (512, 512)},
-        "tiles": prediction.tiles,
-        "seconds": {"read and predict": predicted - begin, "write": written - predicted},
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    }
+        parts = {"read and predict": predicted.since(begin), "write": measure.Seconds.now().since(predicted)}
+    result["settings"] |= {"network": _REDUCED, "canvas": (512, 512)}
+    result["tiles"] = prediction.tiles
+    result["seconds"] = {name: seconds._asdict() for name, seconds in parts.items()}
+    result["peak_bytes"] = measure.peak_resident_bytes()
     measure.write_json(result, chosen.json)
 
 

@@ -1,23 +1,18 @@
 """Results do not depend on how many devices there are, nor on how many processes they belong to."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, Mesh
 
+from benchmarks import measure
 from rml_jax.models import RML, RMLConfig
 from rml_jax.training import sharding
 from rml_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rml_jax.training.step import make_train_step
-from rml_jax.utils.errors import UserError
 from tests.e2e import devices
 from tests.references.networks import SMALL_BACKBONE, random_network
 from tests.training.settings import CONFIG
@@ -27,7 +22,7 @@ OPTIMIZER = OptimizerConfig(1e-3, 1e-3, weight_decay=0.1, warmup_steps=1, total_
 
 
 def train_small_network(count, shard_optimizer):
-    """Five steps with all losses on so many of this process's devices: the metrics, and the final state."""
+    """Takes five steps with all losses on so many of this process's devices. Returns metrics and final state."""
     mesh = Mesh(np.array(jax.devices()[:count]), ("data",), axis_types=(AxisType.Auto,))
     config = RMLConfig(SMALL_BACKBONE, CLASSES, context_channels=4)
     graphdef, params = nnx.split(random_network(lambda: RML(config, rngs=nnx.Rngs(0))))
@@ -47,36 +42,19 @@ def train_small_network(count, shard_optimizer):
     return seen, state
 
 
-def main():
-    """Prints as JSON what one and eight of this process's devices make of the same steps."""
+def compare():
+    """Prints as JSON the metrics of the same steps on one and on eight of this process's devices."""
     alone, _ = train_small_network(1, shard_optimizer=False)
     together, state = train_small_network(8, shard_optimizer=True)
-    held = sum(leaf.addressable_data(0).size for leaf in jax.tree.leaves(state.optimizer))
-    print(
-        json.dumps(
-            {
-                "alone": alone,
-                "together": together,
-                "programs": len({str(leaf.sharding) for leaf in jax.tree.leaves(state.params)}),
-                "share": held / sum(leaf.size for leaf in jax.tree.leaves(state.optimizer)),
-            }
-        )
-    )
+    leaves = jax.tree.leaves(state.optimizer)
+    share = sum(leaf.addressable_data(0).size for leaf in leaves) / sum(leaf.size for leaf in leaves)
+    print(json.dumps({"alone": alone, "together": together, "share": share}))
 
 
 @pytest.mark.slow  # compiles two programs with all losses
 def test_one_and_eight_devices_with_a_sharded_optimizer_give_the_same_losses():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.test_devices"],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | flags,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = measure.call_in_new_process("tests.e2e.test_devices", "compare", **flags)
     for one, eight in zip(found["alone"], found["together"], strict=True):
         for name in ("loss", "classification", "ciml", "mfml", "apml", "gradient_norm"):
             assert eight[name] == pytest.approx(one[name], abs=1e-5), name
@@ -84,45 +62,16 @@ def test_one_and_eight_devices_with_a_sharded_optimizer_give_the_same_losses():
     assert 1 / 8 <= found["share"] < 0.4
 
 
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The losses of one device."""
+    losses, _ = devices.train(devices.REFERENCE, tmp_path_factory.mktemp("one") / "run", steps=5, warm_up=2)
+    return losses
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [name for name in devices.LAYOUTS if name != devices.REFERENCE])
-def test_layouts_of_devices_by_the_real_command_give_the_same_losses(tmp_path, layout):
-    reference, _ = devices.train(devices.REFERENCE, tmp_path / "reference", steps=5, warm_up=2)
+def test_layouts_of_devices_by_the_real_command_give_the_same_losses(tmp_path, layout, reference):
     found, _ = devices.train(layout, tmp_path / "run", steps=5, warm_up=2)
-    assert found.keys() == {1, 2, 3, 4, 5}
+    assert found.keys() == reference.keys() == {1, 2, 3, 4, 5}
     assert devices.difference(found, reference) < 1e-5
-
-
-@pytest.mark.slow  # 25 s of tracing
-def test_step_lowers_for_tpu_and_cuda():
-    config = RMLConfig(SMALL_BACKBONE, CLASSES, context_channels=4)
-    graphdef, params = nnx.split(random_network(lambda: RML(config, rngs=nnx.Rngs(0))))
-    optimizer = optax.sgd(0.1)
-    pure = make_train_step(graphdef, optimizer, CONFIG)
-    state = jax.eval_shape(
-        lambda params: sharding.TrainState(
-            jax.numpy.int32(0), params, optimizer.init(params), jax.random.key(0)
-        ),
-        params,
-    )
-    batch = {
-        "image": jax.ShapeDtypeStruct((2, SIZE, SIZE, 3), np.uint8),
-        "box": jax.ShapeDtypeStruct((2, 4), np.int32),
-        "tags": jax.ShapeDtypeStruct((2, CLASSES), np.float32),
-    }
-    step = jax.jit(lambda state, batch: pure(state, batch, mutual=True))
-    exported = jax.export.export(step, platforms=("cuda", "tpu"))(state, batch)
-    assert exported.platforms == ("cuda", "tpu")
-    # A call back to Python could not be moved to such a machine.
-    assert "callback" not in exported.mlir_module()
-
-
-def test_parts_that_devices_cannot_share_are_refused():
-    with pytest.raises(
-        UserError, match=r"batch_size is 6: .* the 1 devices times config\.train\.accumulate = 4"
-    ):
-        sharding.make_mesh(6, grad_accum_steps=4)
-
-
-if __name__ == "__main__":
-    main()
