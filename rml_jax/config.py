@@ -136,7 +136,7 @@ def default_config():
         "affinity",
         "par",
         "crf",
-    )  # rml_jax.stages.stages says which there are
+    )  # rml_jax.stages says which there are
     evaluation.protocols = ("predicted", "given")  # whose tags: the model's own, the ground truth's
     evaluation.background = ConfigDict({"cam": 0.45, "affinity": 0.35, "par": 0.45})
     evaluation.crf = "afa"  # name of the CRF's settings (rml_jax.ops.crf)

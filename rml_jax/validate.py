@@ -10,7 +10,8 @@ from rml_jax.models.mit import VARIANTS, MiTConfig
 from rml_jax.models.rml import POOLINGS
 from rml_jax.ops.cam import scaled_size
 from rml_jax.ops.crf import SETTINGS
-from rml_jax.stages.stages import PROTOCOLS, background_key, parse_stage
+from rml_jax.stages.registry import STAGES, background_key, parse_stage
+from rml_jax.stages.runner import PROTOCOLS
 from rml_jax.utils.errors import UserError
 
 FREEZE_NORMS = ("pretrained", "always", "never")
@@ -108,7 +109,7 @@ def check_config(config):
         config,
         "eval.stages",
         _are_stages,
-        "different stages: cam, or some of affinity, par, crf joined by + in this order",
+        f"different stages: cam, or some of {', '.join(list(STAGES)[1:])} joined by +, each once",
     )
     _check(
         config,
@@ -124,7 +125,7 @@ def check_config(config):
         "newest, best (by checkpoint.best_metric) or a step in digits",
     )
     for stage in config.eval.stages:
-        key = f"eval.background.{background_key(stage)}"
+        key = f"eval.background.{background_key(stage, config.eval.background)}"
         _check(config, key, lambda value: value >= 0, "the background's score in that stage, at least 0")
     _check(
         config,

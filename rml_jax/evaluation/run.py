@@ -9,11 +9,11 @@ from rml_jax.checkpoint import read_params
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.evaluation.evaluator import Evaluator, Scores
 from rml_jax.evaluation.masks import MaskFolder, MaskWriter
-from rml_jax.evaluation.plots import confusion_picture, sweep_picture
+from rml_jax.evaluation.plots import confusion_figure, sweep_figure
 from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.report import Sample, best_stage, class_table, write_report
-from rml_jax.stages.stages import before_crf, parse_stage
+from rml_jax.stages.registry import base_stage, parse_stage, stage_needs
 from rml_jax.utils import provenance
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
@@ -67,7 +67,7 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
     metrics = {"dataset": config.data.name, "split": split, **model, **_scores(scores)} | {
         "background": {
             protocol: {
-                stage: {"score": backgrounds[protocol][before_crf(stage)], "chosen_on": chosen_on}
+                stage: {"score": backgrounds[protocol][base_stage(stage)], "chosen_on": chosen_on}
                 for stage in config.eval.stages
             }
             for protocol in config.eval.protocols
@@ -194,7 +194,7 @@ def _write(config, folder, metrics, scores, facts, draw, sweep=None):
     worst, best = scores.worst_and_best(protocol, stage, config.eval.pictures)
     first = range(min(config.eval.pictures, metrics["images"]))
     drawn = dict(zip(indices := sorted({*first, *worst, *best}), draw(indices), strict=True))
-    confusion = confusion_picture(
+    confusion = confusion_figure(
         scores.matrices[protocol, stage],
         scores.names,
         f"{metrics['dataset']} {metrics['split']}: {stage} ({protocol})",
@@ -202,7 +202,7 @@ def _write(config, folder, metrics, scores, facts, draw, sweep=None):
     figures = {f"Confusion matrix of stage {stage} ({protocol})": confusion}
     atomic_write(folder / "confusion.png", confusion)
     if sweep:
-        curve = sweep_picture(sweep)
+        curve = sweep_figure(sweep)
         figures[f"Choice of the background scores on {sweep['split']}, {sweep['images']} images"] = curve
         atomic_write(folder / "sweep.png", curve)
     by = f"by the IoU of stage {stage} ({protocol})"
@@ -233,7 +233,7 @@ def _load_for_scoring(config, abstract, path):
     """Parameters from a file that must have every head that the stages use."""
     params, report = load_weights(abstract, path)
     print(report)
-    walks = any("affinity" in parse_stage(stage) for stage in config.eval.stages)
+    walks = any("affinity" in stage_needs(stage) for stage in config.eval.stages)
     needed = ("backbone/", "classifier/") + (("affinity/",) if walks else ())
     for name, reason in report.fresh.items():
         if name.startswith(needed):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rml_jax.ops.padded import blank_outside, inside
+from rml_jax.ops.region import blank_outside, inside
 
 # The original weights were trained with two different epsilons (METHOD.md section 1).
 BLOCK_EPSILON = 1e-6

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rml_jax.models.mit import MiTConfig, MixTransformer, cells
-from rml_jax.ops.padded import inside
+from rml_jax.ops.region import inside
 from rml_jax.ops.resize import resize_bilinear
 
 

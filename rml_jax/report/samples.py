@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from rml_jax.evaluation.samples import Sample, pictures
+from rml_jax.evaluation.samples import Sample, sample_images
 
 # Widths of a picture on the page. Wider ones are stored reduced, or the page would grow by megabytes per
 # photograph; narrower ones are enlarged by the browser, each pixel to a square.
@@ -34,7 +34,9 @@ def scene(sample: Sample) -> dict:
         "predicted_tags": list(sample.predicted_tags),
         "width": min(max(width, _MIN_WIDTH), _MAX_WIDTH),
         "pixelated": width < _MIN_WIDTH,
-        "pictures": {caption: data_uri(picture, _MAX_WIDTH) for caption, picture in pictures(sample).items()},
+        "pictures": {
+            caption: data_uri(picture, _MAX_WIDTH) for caption, picture in sample_images(sample).items()
+        },
     }
 
 

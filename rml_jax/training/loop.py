@@ -16,7 +16,7 @@ from rml_jax.data.pipeline import configured_batches
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.evaluation.localization import localization
-from rml_jax.evaluation.samples import pictures
+from rml_jax.evaluation.samples import sample_images
 from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.training.interruption import InterruptionNotice
@@ -241,7 +241,7 @@ def _write_pictures(log, evaluator, source, background, params, step):
     """Keeps what the network makes of the first validation images; `cams` and `images` are for the report."""
     samples = evaluator.samples(params, source, range(min(_MONITORED, len(source))))
     log.validation(localization(samples, background), step)
-    rows = [pictures(sample) for sample in samples[:_PICTURES]]
+    rows = [sample_images(sample) for sample in samples[:_PICTURES]]
     captions = [list(rows[0]), *([""] * len(row) for row in rows[1:])]
     log.picture("validation", visualize.grid([list(row.values()) for row in rows], captions), step)
     log.picture("images", visualize.grid([[row["image"] for row in rows]]), step)

@@ -2,7 +2,7 @@
 
 import json
 
-from rml_jax.stages.stages import PROTOCOLS
+from rml_jax.stages.runner import PROTOCOLS
 from rml_jax.utils.errors import UserError
 
 METRICS = "metrics.json"
