@@ -140,11 +140,10 @@ def cam_sum(
     for scale in scales:
         new_canvas = scaled_size(canvas, scale, stride)
         new_sizes = None if sizes is None else _scaled_sizes(sizes, canvas, scale, stride)
-        views = [images]
+        scaled = images
         if sizes is None or scale != 1:
-            views = [resize_inside(images, sizes, new_canvas, new_sizes)]
-        if flip:
-            views.append(mirror_inside(views[0], new_sizes))
+            scaled = resize_inside(images, sizes, new_canvas, new_sizes)
+        views = [scaled, mirror_inside(scaled, new_sizes)] if flip else [scaled]
         view_sizes = () if sizes is None else (_interleave([new_sizes] * len(views)),)
         results = classify(_interleave(views), *view_sizes)
         outputs[scale], cam_logits = _view(results, 0, len(views))
