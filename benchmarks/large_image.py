@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from benchmarks import measure
 from configs import voc
 from rml_jax.inference.outputs import OutputFolder
-from rml_jax.inference.predictor import as_picture, predictor_of
+from rml_jax.inference.predictor import as_image, predictor_of
 from rml_jax.models import BACKBONES, MiTConfig, build
 from rml_jax.utils.compilation_cache import use_compilation_cache
 from tests.references.networks import random_network
@@ -41,7 +41,7 @@ def main():
         _write_mosaic(folder / "large.jpg", size)
         output = OutputFolder(folder, predictor.classes, (), with_cams=False, with_rle=False)
         begin = measure.Seconds.now()
-        image = as_picture(folder / "large.jpg")
+        image = as_image(folder / "large.jpg")
         images = [("large", image, predictor.classes[: chosen.tags])]
         ((_, prediction),) = predictor.stream(images, with_maps=False)
         predicted = measure.Seconds.now()

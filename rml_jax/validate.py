@@ -8,7 +8,8 @@ from rml_jax.models import BACKBONES, build
 from rml_jax.models.rml import POOLINGS
 from rml_jax.ops.cam import scaled_size
 from rml_jax.ops.crf import SETTINGS
-from rml_jax.stages.stages import PROTOCOLS, background_key, parse_stage
+from rml_jax.stages.registry import STAGES, background_key, parse_stage
+from rml_jax.stages.runner import PROTOCOLS
 from rml_jax.utils.errors import UserError
 
 # Keys of one of several values.
@@ -105,7 +106,7 @@ _RULES = {
     ),
     "eval.stages": (
         _are_stages,
-        "different stages: cam, or some of affinity, par, crf joined by + in this order",
+        f"different stages: cam, or some of {', '.join(list(STAGES)[1:])} joined by +, each once",
     ),
     "eval.protocols": (
         lambda names: names and set(names) <= set(PROTOCOLS) and len(set(names)) == len(names),
@@ -150,7 +151,7 @@ def check_config(config, reads_data=True):
     high = config.pseudo_label.high
     _check(config, "pseudo_label.low", lambda low: low <= high, f"at most pseudo_label.high = {high}")
     for stage in config.eval.stages:
-        key = f"eval.background.{background_key(stage)}"
+        key = f"eval.background.{background_key(stage, config.eval.background)}"
         _check(config, key, lambda score: score >= 0, "the background's score in that stage, at least 0")
     _check_backbone(config)
 

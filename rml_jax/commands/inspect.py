@@ -18,8 +18,9 @@ from rml_jax import visualize
 from rml_jax.commands import cli
 from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source, with_class_names
-from rml_jax.ops.affine import AffineRange, box_mask, sample_affine, validity, warp
+from rml_jax.ops.affine import AffineRange, sample_affine, validity, warp
 from rml_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
+from rml_jax.ops.region import box_mask
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
 from rml_jax.validate import check_config

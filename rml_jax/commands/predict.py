@@ -12,8 +12,8 @@ from rml_jax.commands import cli
 from rml_jax.data.sources.folder import list_images
 from rml_jax.data.tags import IMAGE_SUFFIXES, image_id, read_tags
 from rml_jax.inference.outputs import OutputFolder
-from rml_jax.inference.predictor import LARGE, allowed_classes, as_picture, load
-from rml_jax.stages.stages import TAG_THRESHOLD
+from rml_jax.inference.predictor import LARGE, allowed_classes, as_image, load
+from rml_jax.stages.runner import TAG_THRESHOLD
 from rml_jax.utils.compilation_cache import use_compilation_cache
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.progress import Progress
@@ -100,7 +100,7 @@ def predict(chosen):
         for name, (path, relative) in files.items():
             try:
                 tags = given(relative)
-                images[name] = as_picture(path)
+                images[name] = as_image(path)
             except UserError as error:
                 print(f"left out: {error}", file=sys.stderr)
                 failed.append(path)

@@ -1,4 +1,4 @@
-"""Scores a network on a split: pictures through the devices in batches, masks into one confusion matrix."""
+"""Scores a network on a split: images through the devices in batches, masks into one confusion matrix."""
 
 import collections
 
@@ -9,18 +9,19 @@ from PIL import Image
 from rml_jax.evaluation import metrics
 from rml_jax.evaluation.samples import Sample
 from rml_jax.ops.grid import ceil_div
-from rml_jax.stages.canvas import cut_labels
-from rml_jax.stages.runner import StageRunner
-from rml_jax.stages.stages import TAG_THRESHOLD, background_key, make_pictures
+from rml_jax.stages.canvas import crop_labels
+from rml_jax.stages.registry import background_key
+from rml_jax.stages.runner import TAG_THRESHOLD, StageRunner
+from rml_jax.stages.sample_maps import make_sample_maps
 
 
 class Evaluator:
     """Runs one network over a source with masks.
 
-    Pictures are padded to the smallest canvas that holds them, so that a data set of mixed sizes compiles a handful
-    of programs; padding does not change a prediction (`rml_jax.stages.stages`). Masks have the annotation's
-    resolution. All devices of this process share the pictures, `config.eval.batch_size` each, and every picture is
-    computed on one device alone, so that their number does not change a result.
+    Images are padded to the smallest canvas that holds them, so that a data set of mixed sizes compiles a handful of
+    programs; padding does not change a prediction (`rml_jax.stages`). Masks have the annotation's resolution. All
+    devices of this process share the images, `config.eval.batch_size` each, and every image is computed on one device
+    alone, so that their number does not change a result.
 
     Args:
       config: ConfigDict of the run.
@@ -28,8 +29,8 @@ class Evaluator:
 
     Attributes:
       programs: the programs used so far, each (name, canvas, class slots).
-      canvases: Counter of the pictures per canvas, since the last `evaluate` began.
-      resized: names of the pictures, since then, that were too large for any canvas or too small for the network.
+      canvases: Counter of the images per canvas, since the last `evaluate` began.
+      resized: names of the images, since then, that were too large for any canvas or too small for the network.
     """
 
     def __init__(self, config, graphdef):
@@ -38,24 +39,23 @@ class Evaluator:
         self._runner = StageRunner(config, graphdef)
         self._stages = self._runner.stages
         self._batch_size = config.eval.batch_size * self._runner.devices
-        self._pictures = self._runner.share(make_pictures(self._stages), 0, 5)
+        self._sample_maps = self._runner.shard_map(make_sample_maps(self._stages), 0, 5)
         self.programs, self.canvases, self.resized = self._runner.programs, collections.Counter(), []
 
     def fixed_backgrounds(self):
-        """The background scores of the configuration: dict protocol -> stage without CRF -> score."""
-        scores = {
-            name: self._config.eval.background[background_key(name)] for name in self._stages.soft_stages
-        }
+        """Returns the background scores of the configuration: dict protocol -> base of a chain -> score."""
+        background = self._config.eval.background
+        scores = {name: background[background_key(name, background)] for name in self._stages.bases}
         return {protocol: dict(scores) for protocol in self._config.eval.protocols}
 
     def evaluate(self, params, source, backgrounds, progress, save=None):
-        """Scores all pictures of a source (METHOD.md section 6).
+        """Scores all images of a source (docs/method.md, Inference and evaluation).
 
         Args:
           params: nnx.State of the network.
           source: random-access source with masks.
-          backgrounds: dict protocol -> stage without CRF -> background score (`fixed_backgrounds`, `sweep`).
-          progress: called with the number of pictures done.
+          backgrounds: dict protocol -> base of a chain -> background score (`fixed_backgrounds`, `sweep`).
+          progress: called with the number of images done.
           save: function of protocol, stage, id and mask (uint8, 0..C) that keeps every predicted mask, or None.
 
         Returns:
@@ -80,21 +80,21 @@ class Evaluator:
         return scores
 
     def sweep(self, params, source, count, grid, progress):
-        """mIoU of every stage without CRF at each background score of a grid. A stage's CRF takes over its best one.
+        """Computes the mIoU of the base of every chain at each background score of a grid.
 
         Args:
           params: nnx.State of the network.
           source: random-access source with masks.
-          count: how many of its first pictures to take.
+          count: how many of its first images to take.
           grid: the background scores.
-          progress: called with the number of pictures done.
+          progress: called with the number of images done.
 
         Returns:
-          Dict protocol -> stage -> list of mIoU, one for each score of the grid.
+          Dict protocol -> base -> list of mIoU, one for each score of the grid.
         """
         names = ("background", *self._classes)
         scores = [Scores(names) for _ in grid]
-        soft = self._stages.soft_stages
+        soft = self._stages.bases
         for done, (index, item, prediction) in enumerate(self._swept(params, source, count, grid), 1):
             for score, masks_of in zip(scores, prediction, strict=True):
                 for protocol, masks in masks_of.items():
@@ -107,16 +107,16 @@ class Evaluator:
         }
 
     def samples(self, params, source, indices, backgrounds=None):
-        """All that the report shows of some pictures.
+        """Computes all that the report shows of some images.
 
         Args:
           params: nnx.State of the network.
           source: random-access source with masks.
-          indices: which pictures, in the order in which they are wanted.
+          indices: which images, in the order in which they are wanted.
           backgrounds: see `evaluate`; those of the configuration if None.
 
         Returns:
-          List of report.Sample.
+          List of Sample.
         """
         backgrounds = backgrounds or self.fixed_backgrounds()
         found = {
@@ -149,7 +149,7 @@ class Evaluator:
     # --- Batches ---
 
     def _batches(self, source, indices):
-        """Yields batches of one canvas each and the tags [B, C] of their pictures."""
+        """Yields batches of one canvas each and the tags [B, C] of their images."""
         grouper = self._runner.grouper(self._batch_size)
         for index in (*indices, None):
             batches = grouper.rest() if index is None else grouper.add(index, source[index])
@@ -158,48 +158,48 @@ class Evaluator:
                 self.resized += [i["id"] for _, i, size in batch.entries if size != i["image"].shape[:2]]
                 yield batch, np.stack([item["tags"] for item in batch.items])
 
-    def _predictions(self, params, source, indices, backgrounds, with_pictures=False):
+    def _predictions(self, params, source, indices, backgrounds, with_maps=False):
         """Yields (index, item, prediction): its probabilities and its masks by protocol and stage."""
-        runner, params = self._runner, self._runner.everywhere(params)
+        runner, params = self._runner, self._runner.replicate(params)
         for batch, tags in self._batches(source, indices):
             maps, probabilities = runner.maps(params, batch)
             masks = {
                 protocol: runner.refined(batch, maps, slots, backgrounds[protocol])[0]
                 for protocol, slots in self._slots(tags, probabilities).items()
             }
-            pictures = {}
-            if with_pictures:
+            shown = {}
+            if with_maps:
                 arguments = maps["cams"], maps["affinity"], batch.images, batch.sizes, tags
-                pictures = runner.call(self._pictures, "pictures", batch, *arguments)
-            masks, pictures = jax.device_get((masks, pictures))
+                shown = runner.call(self._sample_maps, "sample maps", batch, *arguments)
+            masks, shown = jax.device_get((masks, shown))
             for number, (index, item, size) in enumerate(batch.entries):
                 masks_here = self._in_order(batch, number, masks, self._stages.stages)
                 prediction = {"probabilities": probabilities[number], "masks": masks_here}
-                if with_pictures:
+                if with_maps:
                     grid = [ceil_div(side, self._stages.stride) for side in size]
-                    prediction["cam"] = pictures["cam"][number, : size[0], : size[1]]
-                    prediction["affinity"] = pictures["affinity"][number, : grid[0], : grid[1]]
-                    prediction["pixel"] = pictures["pixel"][number] * item["image"].shape[:2] // size
-                    prediction["pseudo_label"] = _cut(batch, number, pictures["pseudo_label"])
+                    prediction["cam"] = shown["cam"][number, : size[0], : size[1]]
+                    prediction["affinity"] = shown["affinity"][number, : grid[0], : grid[1]]
+                    prediction["pixel"] = shown["pixel"][number] * item["image"].shape[:2] // size
+                    prediction["pseudo_label"] = _cut(batch, number, shown["pseudo_label"])
                 yield index, item, prediction
 
     def _swept(self, params, source, count, grid):
         """Yields (index, item, list of masks by protocol and stage, one for each score of the grid)."""
-        runner, params = self._runner, self._runner.everywhere(params)
+        runner, params = self._runner, self._runner.replicate(params)
         for batch, tags in self._batches(source, range(count)):
             maps, probabilities = runner.maps(params, batch)
             slots = self._slots(tags, probabilities)
             results = []
             for score in grid:
-                scores = dict.fromkeys(self._stages.soft_stages, score)
+                scores = dict.fromkeys(self._stages.bases, score)
                 masks = {p: runner.soft(batch, maps, slots[p], scores)["masks"] for p in slots}
                 results.append(jax.device_get(masks))
             for number, (index, item, _) in enumerate(batch.entries):
-                soft = self._stages.soft_stages
+                soft = self._stages.bases
                 yield index, item, [self._in_order(batch, number, masks, soft) for masks in results]
 
     def _in_order(self, batch, number, masks, stages):
-        """One picture's masks by protocol and stage as configured: jax sorts the keys of dictionaries."""
+        """One image's masks by protocol and stage as configured: jax sorts the keys of dictionaries."""
         return {
             protocol: {stage: _cut(batch, number, masks[protocol][stage]) for stage in stages}
             for protocol in self._config.eval.protocols
@@ -213,13 +213,13 @@ class Evaluator:
 
 
 def _cut(batch, number, masks):
-    """One picture's mask at its annotation's resolution, out of uint8 [B, H, W]."""
+    """One image's mask at its annotation's resolution, out of uint8 [B, H, W]."""
     _, item, size = batch.entries[number]
-    return cut_labels(masks[number], size, item["mask"].shape)
+    return crop_labels(masks[number], size, item["mask"].shape)
 
 
 class Scores:
-    """Confusion matrices of a set of masks, and each image's IoU.
+    """Accumulates the confusion matrices of a set of masks, and each image's IoU.
 
     Args:
       names: the class names with "background" first.
@@ -244,15 +244,15 @@ class Scores:
         self.by_image.setdefault(key, {})[index] = metrics.image_iou(matrix)
 
     def mean_iou(self):
-        """Dict protocol -> stage -> mIoU."""
+        """Returns a dict protocol -> stage -> mIoU."""
         return self._by_protocol(metrics.mean_iou)
 
     def iou(self):
-        """Dict protocol -> stage -> class name -> IoU, None for a class that the ground truth does not hold."""
+        """Returns a dict protocol -> stage -> class name -> IoU; None for a class without ground truth."""
         return self._by_protocol(self._named_iou)
 
     def worst_and_best(self, protocol, stage, count):
-        """Indices of the images with the least and the greatest IoU, most extreme first; at most `count` each."""
+        """Returns the indices of at most `count` images each of the least and the greatest IoU, in that order."""
         scored = {index: iou for index, iou in self.by_image[protocol, stage].items() if not np.isnan(iou)}
         order = sorted(scored, key=lambda index: (scored[index], index))
         return order[:count], order[::-1][:count]

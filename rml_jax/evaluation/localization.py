@@ -1,4 +1,4 @@
-"""How well CAMs and pseudo labels lie on the objects of validation pictures: what training makes of them."""
+"""How well CAMs and pseudo labels lie on the objects of validation images."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ SHARES = ("object_covered", "background_touched", "pseudo_label_accuracy", "pseu
 
 
 def localization(samples, background):
-    """Coverage of the CAMs and accuracy of the pseudo labels, over all pixels of some pictures.
+    """Computes the coverage of the CAMs and the accuracy of the pseudo labels, over all pixels of some images.
 
     Args:
-      samples: report.Samples with `cam` and `pseudo_label`.
+      samples: Samples with `cam` and `pseudo_label`.
       background: score above which a CAM counts as foreground (`config.eval.background.cam`).
 
     Returns:

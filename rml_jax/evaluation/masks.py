@@ -14,12 +14,12 @@ from rml_jax.utils.files import atomic_write
 
 
 def voc_folder(root, split):
-    """Where VOC's evaluation server looks for the masks of a split, in an archive of what is under `root`."""
+    """Returns where VOC's evaluation server looks for the masks of a split, in an archive of what is under `root`."""
     return Path(root, "results", "VOC2012", "Segmentation", f"comp6_{split}_cls")
 
 
 def file_numbers(mask_values):
-    """The number in mask files for each of ours, 0 background, 1..C.
+    """Returns the number in mask files for each of ours, 0 background, 1..C.
 
     Args:
       mask_values: the number of each class in the files; () if they are 1..C.
@@ -33,11 +33,11 @@ def file_numbers(mask_values):
 
 
 def palette_png(mask):
-    """The bytes of a palette PNG of a mask, uint8 [H, W], in VOC's colours."""
-    picture = Image.fromarray(mask, mode="P")
-    picture.putpalette(visualize.palette().ravel().tolist())
+    """Encodes a mask as a palette PNG, uint8 [H, W], in VOC's colours; returns its bytes."""
+    image = Image.fromarray(mask, mode="P")
+    image.putpalette(visualize.palette().ravel().tolist())
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -62,7 +62,7 @@ class MaskWriter:
 
 
 class MaskFolder:
-    """Predicted masks made by anyone: FOLDER/ID.png, palette or grey, numbered as the data set's own masks.
+    """Reads predicted masks made by any tool: FOLDER/ID.png, palette or grey, numbered as the data set's own masks.
 
     Args:
       folder: the folder.
@@ -82,7 +82,7 @@ class MaskFolder:
             )
 
     def read(self, image_id, size):
-        """One mask.
+        """Reads one mask.
 
         Args:
           image_id: the image's id.

@@ -1,7 +1,7 @@
-"""Scores of masks and of image tags, in NumPy (METHOD.md section 6).
+"""Scores of masks and of image tags, in NumPy (docs/method.md, Inference and evaluation).
 
 Masks are scored from one confusion matrix over the whole set: add up the matrices of the images, then take
-`mean_iou` once. A mean of per-image scores is another number and is not offered.
+`mean_iou` once. A mean of per-image scores is another number and is not computed here.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from rml_jax.utils.errors import UserError
 
 
 def confusion_matrix(prediction: np.ndarray, annotation: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts pixels by annotated and predicted class (METHOD.md section 6).
+    """Counts pixels by annotated and predicted class.
 
     Args:
       prediction: uint8 [...], the predicted class of each pixel, in 0..K-1 (0 is background). A prediction
@@ -42,7 +42,7 @@ def _check_range(name: str, labels: np.ndarray, num_classes: int) -> None:
 
 
 def iou_per_class(matrix: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class (METHOD.md section 6).
+    """Computes the intersection over union of each class.
 
     Args:
       matrix: integers [K, K] from `confusion_matrix`, summed over the set.
@@ -58,7 +58,7 @@ def iou_per_class(matrix: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(matrix: np.ndarray) -> float:
-    """Mean intersection over union over the classes present in the ground truth (METHOD.md section 6).
+    """Computes the mean intersection over union over the classes present in the ground truth.
 
     Args:
       matrix: integers [K, K] from `confusion_matrix`, summed over the set.
@@ -75,11 +75,11 @@ def mean_iou(matrix: np.ndarray) -> float:
 
 
 def classification_scores(probabilities: np.ndarray, tags: np.ndarray) -> dict[str, float]:
-    """F1 and mean average precision of the predicted image tags.
+    """Computes F1 and mean average precision of the predicted image tags.
 
-    F1 is taken per image at probability > 0.5, the threshold of the `predicted` protocol (METHOD.md section
-    6), and averaged over the images, as in AFA's code (scikit-learn's `average="samples"`). An image without
-    tags for which none is predicted is all correct and counts 1; if only one of the two is empty it counts 0.
+    F1 is taken per image at probability > 0.5, the threshold of the `predicted` protocol, and averaged over the
+    images, as in AFA's code (scikit-learn's `average="samples"`). An image without tags for which none is predicted
+    is all correct and counts 1; if only one of the two is empty it counts 0.
 
     mAP is the mean of scikit-learn's average precision over the classes with at least one positive image: the
     others have no recall to measure.
@@ -116,7 +116,7 @@ def _samples_f1(predicted: np.ndarray, tags: np.ndarray) -> float:
 
 
 def image_iou(matrix: np.ndarray) -> float:
-    """How well one image is segmented, for ranking images only: a mean of these is not mIoU.
+    """Computes how well one image is segmented, for ranking images only: a mean of these is not mIoU.
 
     Args:
       matrix: integers [K, K] from `confusion_matrix` of that image.

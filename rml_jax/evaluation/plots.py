@@ -9,16 +9,16 @@ from matplotlib.figure import Figure
 _DPI = 100
 
 
-def confusion_picture(matrix, names, title):
-    """A confusion matrix, each row in percent of the annotated class.
+def confusion_figure(matrix, names, title):
+    """Draws a confusion matrix, each row in percent of the annotated class.
 
     Args:
       matrix: integers [K, K], rows the annotated class, columns the predicted one.
       names: the K class names.
-      title: what it is of.
+      title: of the figure.
 
     Returns:
-      bytes of a PNG. Numbers stand in the cells up to 25 classes.
+      bytes of a PNG. The cells hold numbers for up to 25 classes.
     """
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = 2.5 + 0.42 * min(len(names), 40)
@@ -38,8 +38,8 @@ def confusion_picture(matrix, names, title):
     return _png(figure)
 
 
-def sweep_picture(sweep):
-    """mIoU over the background score.
+def sweep_figure(sweep):
+    """Draws mIoU over the background score.
 
     Args:
       sweep: dict with `split`, `images`, `grid` and `miou`, protocol -> stage -> list of mIoU.

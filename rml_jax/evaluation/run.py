@@ -17,7 +17,7 @@ from rml_jax.evaluation.masks import MaskFolder
 from rml_jax.evaluation.samples import Sample
 from rml_jax.models import build
 from rml_jax.models.weights import load_weights
-from rml_jax.stages.stages import before_crf, parse_stage
+from rml_jax.stages.registry import base_stage, parse_stage, stage_needs
 from rml_jax.utils import provenance
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.progress import Progress
@@ -119,7 +119,7 @@ def score_candidate(candidate, save=None):
         **_scores(scores),
         "background": {
             protocol: {
-                stage: {"score": backgrounds[protocol][before_crf(stage)], "chosen_on": chosen_on}
+                stage: {"score": backgrounds[protocol][base_stage(stage)], "chosen_on": chosen_on}
                 for stage in config.eval.stages
             }
             for protocol in config.eval.protocols
@@ -233,7 +233,7 @@ def _load_for_scoring(config, abstract, path):
     """Reads parameters from a file, which must hold every head that the stages use."""
     params, report = load_weights(abstract, path)
     print(report)
-    walks = any("affinity" in parse_stage(stage) for stage in config.eval.stages)
+    walks = any("affinity" in stage_needs(stage) for stage in config.eval.stages)
     needed = ("backbone/", "classifier/") + (("affinity/",) if walks else ())
     for name, reason in report.fresh.items():
         if name.startswith(needed):

@@ -23,7 +23,7 @@ class Sample:
       ground_truth: uint8 [H, W] with 255 where not annotated, or None where there is no annotation.
       affinity: float [h, w] in 0..1, how strongly the cells of the network's grid belong together with the one below
         `pixel`; None where not known.
-      pixel: row and column in the picture, where `cam` is greatest; None likewise.
+      pixel: row and column in the image, where `cam` is greatest; None likewise.
     """
 
     id: str
@@ -38,14 +38,14 @@ class Sample:
     pixel: tuple[int, int] | None = None
 
 
-def pictures(sample: Sample) -> dict[str, np.ndarray]:
-    """The pictures of one sample, from left to right, also the row that TensorBoard shows.
+def sample_images(sample: Sample) -> dict[str, np.ndarray]:
+    """Draws the images of one sample, from left to right; also the row that TensorBoard shows.
 
     Args:
       sample: all its arrays have the same H and W.
 
     Returns:
-      Caption to picture, uint8 [H, W, 3]: the image, its CAM, the affinity of the CAM's strongest pixel, the pseudo
+      Caption to image, uint8 [H, W, 3]: the image, its CAM, the affinity of the CAM's strongest pixel, the pseudo
       label, each stage's prediction and, if there is one, the ground truth.
 
     Raises:

@@ -1,8 +1,11 @@
-"""A trained network as a function from pictures to masks: `rml_jax.load`."""
+"""A trained network as a function from images to masks: `rml_jax.load`."""
+
+from __future__ import annotations
 
 import dataclasses
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,19 +17,25 @@ from rml_jax.data.tags import tag_key
 from rml_jax.inference.tiles import RowBlender, tile_starts
 from rml_jax.models import build
 from rml_jax.ops.pseudo_label import gather_classes
-from rml_jax.stages.canvas import cut_labels
-from rml_jax.stages.runner import Batch, StageRunner
-from rml_jax.stages.stages import TAG_THRESHOLD, background_key, make_tile_network
+from rml_jax.stages.canvas import crop_labels
+from rml_jax.stages.network import make_tile_network
+from rml_jax.stages.registry import background_key
+from rml_jax.stages.runner import TAG_THRESHOLD, Batch, StageRunner
 from rml_jax.utils.errors import UserError
 from rml_jax.validate import check_config
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float, UInt8
+
 LARGE = ("tiles", "reduce")
-"""What becomes of a image that fits on no canvas: overlapping tiles, or reduced until it fits, as in evaluation."""
+"""What to do with an image that fits on no canvas: overlapping tiles, or reduce it to fit, as evaluation does."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network finds in one picture; H x W are the picture's.
+    """What a network finds in one image; H x W are the image's.
 
     Attributes:
       mask: uint8 [H, W], 0 background, c for `classes[c - 1]`.
@@ -36,38 +45,38 @@ class Prediction:
         threshold.
       probabilities: float32 [H, W, 1 + K], of the background and of `tags` in their order; None where not wanted.
       cams: float32 [H, W, K] in [0, 1], class activation maps of `tags`; None where not wanted.
-      tiles: number of tiles; 1 for a picture that fits on a canvas.
+      tiles: number of tiles; 1 for an image that fits on a canvas.
     """
 
-    mask: np.ndarray
+    mask: UInt8[np.ndarray, "h w"]
     classes: tuple[str, ...]
-    scores: np.ndarray
+    scores: Float[np.ndarray, " c"]
     tags: dict[str, float]
-    probabilities: np.ndarray | None
-    cams: np.ndarray | None
+    probabilities: Float[np.ndarray, "h w k+1"] | None
+    cams: Float[np.ndarray, "h w k"] | None
     tiles: int = 1
 
 
 def load(
-    path,
+    path: str | os.PathLike,
     *,
-    checkpoint=None,
-    stage=None,
-    scales=None,
-    background=None,
-    tag_threshold=TAG_THRESHOLD,
-    large="tiles",
-):
-    """A trained network, ready to predict.
+    checkpoint: str | None = None,
+    stage: str | None = None,
+    scales: Sequence[float] | None = None,
+    background: float | None = None,
+    tag_threshold: float = TAG_THRESHOLD,
+    large: str = "tiles",
+) -> Predictor:
+    """Loads a trained network, ready to predict.
 
     Args:
       path: work directory of a run; or an exported folder or its model.safetensors (`rml_jax.inference.export`).
       checkpoint: which of the run's, "newest", "best" or a step in digits; None takes its eval.checkpoint.
-      stage: what makes the mask (`rml_jax.stages.stages`), such as "cam" or "par+crf"; None takes the last of
+      stage: what makes the mask (`rml_jax.stages`), such as "cam" or "par+crf"; None takes the last of
         the run's eval.stages.
-      scales: factors on the picture's size for the multi-scale CAM; None takes the run's.
+      scales: factors on the image's size for the multi-scale CAM; None takes the run's.
       background: score of the background in that stage; None takes the run's eval.background.
-      tag_threshold: a class is predicted to be in the picture above this score, in 0..1.
+      tag_threshold: a class is predicted to be in the image above this score, in 0..1.
       large: "tiles" or "reduce", see LARGE.
 
     Returns:
@@ -91,19 +100,19 @@ def load(
 def predictor_of(
     config, params, *, stage=None, scales=None, background=None, tag_threshold=TAG_THRESHOLD, large="tiles"
 ):
-    """`load` of what `load_model` gives; `config` is left as it is."""
+    """Makes the Predictor of what `load_model` gives; options as for `load`. `config` is left as it is."""
     config = config.copy_and_resolve_references()
     chosen = stage or config.eval.stages[-1]
     config.eval.stages = (chosen,)
     if scales is not None:
         config.cam.scales = tuple(scales)
-    # Scales that are too small for the crops of training are none of a predictor's concern.
+    # Prediction does not depend on the crops of training, for which the scales may be too small.
     config.train.crop_size = max(map(max, config.eval.canvases))
     check_config(config, reads_data=False)
     if not 0 <= tag_threshold <= 1:
         raise UserError(f"tag_threshold is {tag_threshold}: expected 0 to 1")
     if background is None:
-        background = config.eval.background[background_key(chosen)]
+        background = config.eval.background[background_key(chosen, config.eval.background)]
     if background < 0:
         raise UserError(f"background is {background}: expected a score of at least 0")
     if large not in LARGE:
@@ -112,7 +121,7 @@ def predictor_of(
 
 
 def load_model(path, checkpoint=None):
-    """The configuration and the parameters of a run or of an exported model.
+    """Loads the configuration and the parameters of a run or of an exported model.
 
     Args:
       path, checkpoint: see `load`.
@@ -167,19 +176,28 @@ class Predictor:
         self.config, self.classes, (self.stage,) = config, tuple(config.data.class_names), config.eval.stages
         graphdef, _ = build.build_graph(config)
         self._runner = runner = StageRunner(config, graphdef, probabilities_of=(self.stage,))
-        self._params = runner.everywhere(params)
-        self._tile_network = runner.share(make_tile_network(graphdef, runner.stages), 1, 5)
-        self._gather = runner.share(gather_classes, 0, 2)
-        self._backgrounds = dict.fromkeys(runner.stages.soft_stages, background)
+        self._params = runner.replicate(params)
+        self._tile_network = runner.shard_map(make_tile_network(graphdef, runner.stages), 1, 5)
+        self._gather = runner.shard_map(gather_classes, 0, 2)
+        self._backgrounds = dict.fromkeys(runner.stages.bases, background)
         self._tag_threshold, self._large = tag_threshold, large
-        # Tiles have the largest canvas, and the first of equals.
+        # Tiles have the largest canvas; of equal ones, the first.
         self._tile = max(runner.canvases, key=lambda canvas: canvas[0] * canvas[1])
 
-    def __call__(self, image, tags=None):
-        """Predicts one picture.
+    def __call__(
+        self,
+        image: str
+        | os.PathLike
+        | Image.Image
+        | UInt8[np.ndarray, "h w 3"]
+        | UInt8[np.ndarray, "h w 4"]
+        | UInt8[np.ndarray, "h w"],
+        tags: Sequence[str] | None = None,
+    ) -> Prediction:
+        """Predicts one image.
 
         Args:
-          image: path of a picture file; or a pillow image; or an array, uint8 [H, W, 3], [H, W] or [H, W, 4].
+          image: path of an image file; or a pillow image; or an array, uint8 [H, W, 3], [H, W] or [H, W, 4].
           tags: names of the classes in it; None has the network predict them.
 
         Returns:
@@ -188,16 +206,16 @@ class Predictor:
         Raises:
           UserError: for a file that can't be read, another kind of array, or an unknown tag.
         """
-        ((_, result),) = self.stream([(None, as_picture(image), tags)], batch_size=self._runner.devices)
+        ((_, result),) = self.stream([(None, as_image(image), tags)], batch_size=self._runner.devices)
         return result
 
-    def stream(self, pictures, *, with_maps=True, batch_size=None):
-        """Predicts pictures of mixed sizes in batches.
+    def stream(self, images, *, with_maps=True, batch_size=None):
+        """Predicts images of mixed sizes in batches.
 
         Args:
-          pictures: iterable of (key, image, tags), image uint8 [h, w, 3] (`as_picture`), tags as in `__call__`.
+          images: iterable of (key, image, tags), image uint8 [h, w, 3] (`as_image`), tags as in `__call__`.
           with_maps: whether `probabilities` and `cams` are wanted, which take 4 (1 + 2 K) bytes a pixel.
-          batch_size: pictures in a batch; None takes eval.batch_size for each device.
+          batch_size: images in a batch; None takes eval.batch_size for each device.
 
         Yields:
           (key, Prediction), grouped by canvas, each as soon as its batch is full.
@@ -207,7 +225,7 @@ class Predictor:
         """
         batch_size = batch_size or self.config.eval.batch_size * self._runner.devices
         grouper = self._runner.grouper(batch_size)
-        for key, image, tags in pictures:
+        for key, image, tags in images:
             item = {"image": image, "given": None if tags is None else allowed_classes(tags, self.classes)}
             if self._needs_tiles(image.shape[:2]):
                 yield key, self._in_tiles(item, with_maps, batch_size)
@@ -218,7 +236,7 @@ class Predictor:
             yield from self._batch(batch, with_maps)
 
     def settings(self):
-        """What decides a mask beside the picture and the network, as a dict for JSON."""
+        """Returns what decides a mask beside the image and the network, as a dict for JSON."""
         (background,) = set(self._backgrounds.values())
         return {
             "stage": self.stage,
@@ -235,12 +253,12 @@ class Predictor:
         return self._large == "tiles" and not fits
 
     def _allowed(self, items, scores):
-        """bool [B, C]: the given tags of each picture, or those predicted from its scores."""
+        """bool [B, C]: the given tags of each image, or those predicted from its scores."""
         given = [item["given"] for item in items]
         predicted = scores > self._tag_threshold
         return np.stack([p if g is None else g for g, p in zip(given, predicted, strict=True)])
 
-    # --- Pictures that fit on a canvas ---
+    # --- Images that fit on a canvas ---
 
     def _batch(self, batch, with_maps):
         maps, scores = self._runner.maps(self._params, batch)
@@ -251,8 +269,8 @@ class Predictor:
             parts = (None, None)
             if with_maps:
                 normalized = _normalized(probabilities[number, ..., : 1 + count])
-                parts = (_cut_maps(part, size, wanted) for part in (normalized, cams[number, ..., :count]))
-            mask = cut_labels(masks[number], size, wanted)
+                parts = (_crop_maps(part, size, wanted) for part in (normalized, cams[number, ..., :count]))
+            mask = crop_labels(masks[number], size, wanted)
             yield key, self._prediction(mask, scores[number], allowed[number], *parts)
 
     def _refine(self, batch, maps, allowed, with_maps):
@@ -271,7 +289,7 @@ class Predictor:
         tags = {self.classes[number]: float(scores[number]) for number in numbers}
         return Prediction(mask, self.classes, scores, tags, probabilities, cams, tiles)
 
-    # --- Larger pictures ---
+    # --- Larger images ---
 
     def _in_tiles(self, item, with_maps, batch_size):
         image, wanted = item["image"], item["image"].shape[:2]
@@ -284,11 +302,11 @@ class Predictor:
         mask, maps = self._join(tiles, allowed, least, greatest, with_maps)
         parts = (None, None)
         if with_maps:
-            parts = (_cut_maps(part, size, wanted) for part in np.split(maps, [1 + allowed.sum()], axis=-1))
-        return self._prediction(cut_labels(mask, size, wanted), scores, allowed, *parts, tiles=tiles.count)
+            parts = (_crop_maps(part, size, wanted) for part in np.split(maps, [1 + allowed.sum()], axis=-1))
+        return self._prediction(crop_labels(mask, size, wanted), scores, allowed, *parts, tiles=tiles.count)
 
     def _survey(self, tiles):
-        """First pass: what is in the picture, and how strong its CAMs are.
+        """First pass: what is in the image, and how strong its CAMs are.
 
         Returns:
           float32 [C] each: the greatest scores of any tile, the least and the greatest values of the CAMs.
@@ -319,8 +337,8 @@ class Predictor:
         for row in range(len(tiles.tops)):
             for places, batch in tiles.batches([row]):
                 maps = self._tile_maps(batch, least, greatest)
-                everywhere = np.tile(allowed, (len(batch.images), 1))
-                _, probabilities, cams = self._refine(batch, maps, everywhere, True)
+                repeated = np.tile(allowed, (len(batch.images), 1))
+                _, probabilities, cams = self._refine(batch, maps, repeated, True)
                 for number, place in enumerate(places):
                     inside = np.s_[number, : tiles.tile[0], : tiles.tile[1]]
                     parts = [_normalized(probabilities[inside][..., : 1 + count])]
@@ -342,11 +360,11 @@ class Predictor:
 
 
 class _Tiles:
-    """The tiles of a picture.
+    """The tiles of an image.
 
     Args:
       image: uint8 [H, W, 3].
-      canvas: (height, width) that the network takes; a tile is smaller where the picture is.
+      canvas: (height, width) that the network takes; a tile is smaller where the image is.
       batch_size: tiles in a batch.
 
     Attributes:
@@ -375,11 +393,11 @@ class _Tiles:
         return self._image[top : top + self.tile[0], left : left + self.tile[1]]
 
 
-def as_picture(image):
-    """A picture as the network takes it.
+def as_image(image):
+    """Reads or converts an image as the network takes it.
 
     Args:
-      image: path of a picture file, turned upright as its EXIF data says; or a pillow image; or an array, uint8
+      image: path of an image file, turned upright as its EXIF data says; or a pillow image; or an array, uint8
         [H, W, 3], [H, W] or [H, W, 4].
 
     Returns:
@@ -391,18 +409,18 @@ def as_picture(image):
     if isinstance(image, str | os.PathLike):
         return read_image(image, upright=True, min_side=1)
     if isinstance(image, Image.Image):
-        return np.array(to_rgb(ImageOps.exif_transpose(image), "the picture"))
+        return np.array(to_rgb(ImageOps.exif_transpose(image), "the image"))
     image = np.asarray(image)
     fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
     if image.dtype != np.uint8 or not fits or 0 in image.shape:
         raise UserError(
-            f"the picture is {image.dtype} {list(image.shape)}: expected uint8 [H, W, 3], [H, W] or [H, W, 4]"
+            f"the image is {image.dtype} {list(image.shape)}: expected uint8 [H, W, 3], [H, W] or [H, W, 4]"
         )
-    return np.array(to_rgb(Image.fromarray(image), "the picture"))
+    return np.array(to_rgb(Image.fromarray(image), "the image"))
 
 
 def allowed_classes(tags, classes):
-    """bool [C], which of the classes are among some tags; blanks and letter case are of no account.
+    """Computes which classes are among some tags, bool [C]. Surrounding whitespace and case are ignored.
 
     Raises:
       UserError: for a tag that is no class.
@@ -421,8 +439,8 @@ def _normalized(probabilities):
     return probabilities / probabilities.sum(axis=-1, keepdims=True)
 
 
-def _cut_maps(maps, size, wanted):
-    """The maps [H, W, K] of a picture: cut out of their canvas, and resized if the picture was, bilinear."""
+def _crop_maps(maps, size, wanted):
+    """The maps [H, W, K] of an image: cropped out of their canvas, and resized, bilinear, if the image was."""
     maps = maps[: size[0], : size[1]]
     if maps.shape[:2] == tuple(wanted):
         return maps

@@ -1,4 +1,4 @@
-"""Overlapping tiles of a picture that is larger than the network takes, and how their results are joined."""
+"""Overlapping tiles of an image that is larger than any canvas, and how their results are joined."""
 
 import numpy as np
 
@@ -7,10 +7,10 @@ OVERLAP = 0.25
 
 
 def tile_starts(length, tile):
-    """Where tiles begin along one axis: the first at 0, the last flush with the end, evenly spaced.
+    """Computes where tiles begin along one axis: the first at 0, the last flush with the end, evenly spaced.
 
     Args:
-      length: of the picture, in pixels.
+      length: of the image, in pixels.
       tile: of a tile.
 
     Returns:
@@ -24,15 +24,15 @@ def tile_starts(length, tile):
 
 
 def tile_weights(start, size, length, overlap):
-    """How much the pixels of a tile count along one axis, where neighbouring tiles overlap.
+    """Computes the weights of a tile's pixels along one axis, where neighbouring tiles overlap.
 
-    The weight rises from the tile's edge over the overlap, as what the network finds there knows little of the
-    surroundings. At the picture's own edges, beyond which nobody knows more, it does not fall.
+    The weight rises from the tile's edge over the overlap, since the network sees little of the surroundings there.
+    At the image's own edges it does not fall.
 
     Args:
       start: the tile's first pixel.
       size: its pixels.
-      length: the picture's pixels.
+      length: the image's pixels.
       overlap: pixels over which the weight rises.
 
     Returns:
@@ -48,13 +48,13 @@ def tile_weights(start, size, length, overlap):
 
 
 class RowBlender:
-    """Weighted means of overlapping tiles, which come row by row of tiles from top to bottom.
+    """Computes weighted means of overlapping tiles, which come row by row of tiles from top to bottom.
 
-    Only one row of tiles is in memory, however tall the picture.
+    Only one row of tiles is in memory, however tall the image.
 
     Args:
-      height, width: of the picture.
-      tile: (height, width) of a tile, at most the picture's.
+      height, width: of the image.
+      tile: (height, width) of a tile, at most the image's.
       channels: of the maps.
     """
 
@@ -79,10 +79,10 @@ class RowBlender:
         self._weight[:, across] += weight
 
     def finish_rows(self, next_top):
-        """The rows of pixels that no further tile reaches.
+        """Returns the rows of pixels that no further tile reaches.
 
         Args:
-          next_top: where the next row of tiles begins; the picture's height after the last one.
+          next_top: where the next row of tiles begins; the image's height after the last one.
 
         Returns:
           The first of these rows, and float32 [rows, width, channels].

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 
-from rml_jax.ops.affine import box_mask, validity, warp_labels, warp_matrix
+from rml_jax.ops.affine import validity, warp_labels, warp_matrix
 from rml_jax.ops.affinity import affinity_labels
+from rml_jax.ops.region import box_mask
 from rml_jax.ops.resize import resize_nearest
 
 if TYPE_CHECKING:

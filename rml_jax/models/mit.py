@@ -23,7 +23,7 @@ from flax import nnx
 
 from rml_jax.models.backbone import BACKBONES
 from rml_jax.ops.grid import ceil_div
-from rml_jax.ops.padded import blank_outside, inside
+from rml_jax.ops.region import blank_outside, inside
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key

@@ -10,7 +10,7 @@ from flax import nnx
 
 from rml_jax.models.backbone import BackboneConfig
 from rml_jax.ops.grid import ceil_div
-from rml_jax.ops.padded import inside
+from rml_jax.ops.region import inside
 from rml_jax.ops.resize import resize_bilinear
 
 if TYPE_CHECKING:

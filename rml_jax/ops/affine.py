@@ -1,26 +1,32 @@
-"""The random affine transform A between the two views, and how it acts on pictures, maps, labels and pairs.
+"""The random affine transform A between the two views, and how it acts on images, maps, labels and pairs.
 
-A transform is a 2x3 matrix theta per image that takes a position in the *transformed* picture to one in the
-original, in coordinates (x, y) from -1 to 1 between the outer edges of the picture: the convention of torch's
-`affine_grid` and `grid_sample` with `align_corners=False`. It is free of units, so the same theta acts on the
-image and on every map of it, whatever their resolution. METHOD.md section 2.
+A transform is a 2x3 matrix theta per image that takes a position in the *transformed* image to one in the original,
+in coordinates (x, y) from -1 to 1 between the outer edges of the image: the convention of torch's `affine_grid` and
+`grid_sample` with `align_corners=False`. It has no unit, so the same theta acts on the image and on every map of it,
+whatever their resolution. Source: docs/method.md, The pair of views.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from rml_jax.labels import IGNORE
 
-# Bilinear weights of places inside sum to 1 up to rounding.
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+# Bilinear weights of positions inside sum to 1 up to rounding.
 _INSIDE = 1.0 - 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class AffineRange:
-    """What A is drawn from, each part uniformly and independently (METHOD.md section 2).
+    """Ranges that A is drawn from, each part uniformly and independently (docs/method.md, The pair of views).
 
     Attributes:
       scale: least and greatest size of the content, 1 = unchanged.
@@ -35,7 +41,7 @@ class AffineRange:
     flip: float = 0.5
 
 
-def sample_affine(key, count, ranges):
+def sample_affine(key: PRNGKeyArray, count: int, ranges: AffineRange) -> Float[Array, "b 2 3"]:
     """Draws one transform per image.
 
     Args:
@@ -61,8 +67,10 @@ def sample_affine(key, count, ranges):
     return jnp.concatenate([linear, offset[:, :, None]], axis=-1)
 
 
-def source_positions(theta, size):
-    """Where each pixel of the transformed map comes from.
+def source_positions(
+    theta: Float[Array, "b 2 3"], size: tuple[int, int]
+) -> tuple[Float[Array, "b h w"], Float[Array, "b h w"]]:
+    """Computes where each pixel of the transformed map comes from.
 
     Args:
       theta: float [B, 2, 3].
@@ -75,14 +83,14 @@ def source_positions(theta, size):
     y, x = jnp.meshgrid(
         (jnp.arange(height) * 2 + 1) / height - 1, (jnp.arange(width) * 2 + 1) / width - 1, indexing="ij"
     )
-    places = jnp.stack([x, y, jnp.ones_like(x)], axis=-1)
+    positions = jnp.stack([x, y, jnp.ones_like(x)], axis=-1)
     # Positions must be exact to a small part of a pixel; the default precision of TPUs and TF32 is not.
-    source = jnp.einsum("bij,hwj->bihw", theta, places, precision="highest")
+    source = jnp.einsum("bij,hwj->bihw", theta, positions, precision="highest")
     return ((source[:, 0] + 1) * width - 1) / 2, ((source[:, 1] + 1) * height - 1) / 2
 
 
-def warp(x, theta):
-    """A acting on a picture or map: bilinear, half-pixel centres, 0 for what comes from outside.
+def warp(x: Float[Array, "b h w c"], theta: Float[Array, "b 2 3"]) -> Float[Array, "b h w c"]:
+    """Applies A to an image or map: bilinear, half-pixel centres, 0 for what comes from outside.
 
     Of a normalised image, 0 is the mean colour. Differentiable in x. For small maps use `warp_matrix`.
 
@@ -110,8 +118,8 @@ def warp(x, theta):
     return result
 
 
-def warp_labels(labels, theta):
-    """A acting on a label map: nearest pixel, `IGNORE` for what comes from outside.
+def warp_labels(labels: Int[Array, "b h w"], theta: Float[Array, "b 2 3"]) -> Int[Array, "b h w"]:
+    """Applies A to a label map: nearest pixel, `IGNORE` for what comes from outside.
 
     Args:
       labels: integers [B, H, W].
@@ -128,10 +136,10 @@ def warp_labels(labels, theta):
     return jnp.where(inside, taken.reshape(labels.shape), jnp.asarray(IGNORE, labels.dtype))
 
 
-def warp_matrix(theta, size):
-    """A as a matrix over the cells of a small map: `warp(x) == W @ x` with x flattened row by row.
+def warp_matrix(theta: Float[Array, "b 2 3"], size: tuple[int, int]) -> Float[Array, "b n n"]:
+    """Computes A as a matrix over the cells of a small map: `warp(x) == W @ x` with x flattened row by row.
 
-    It also acts on matrices over pairs of cells, as W R W^T (METHOD.md section 2).
+    It also acts on matrices over pairs of cells, as W R W^T (docs/method.md, The pair of views).
 
     Args:
       theta: float [B, 2, 3].
@@ -149,30 +157,12 @@ def warp_matrix(theta, size):
     return (rows[:, :, :, None] * columns[:, :, None, :]).reshape(batch, cells, cells)
 
 
-def box_mask(box, size, canvas):
-    """Which cells of a map lie on real pixels of a padded crop.
-
-    Args:
-      box: int [B, 4], top, left, bottom, right of the real pixels, half-open.
-      size: (height, width) of the map.
-      canvas: (height, width) of the crop in pixels.
-
-    Returns:
-      bool [B, height, width], true where the centre of the cell lies in the box.
-    """
-    box = box[:, :, None]
-    y = (jnp.arange(size[0]) + 0.5) * canvas[0] / size[0]
-    x = (jnp.arange(size[1]) + 0.5) * canvas[1] / size[1]
-    rows, columns = (box[:, 0] <= y) & (y < box[:, 2]), (box[:, 1] <= x) & (x < box[:, 3])
-    return rows[:, :, None] & columns[:, None, :]
-
-
-def validity(theta, real):
-    """Where the transformed view shows real pixels of the original (METHOD.md section 2).
+def validity(theta: Float[Array, "b 2 3"], real: Bool[Array, "b h w"]) -> Bool[Array, "b h w"]:
+    """Computes where the transformed view shows real pixels of the original (docs/method.md, The pair of views).
 
     Args:
       theta: float [B, 2, 3].
-      real: bool [B, H, W], the real pixels of the original (`box_mask`).
+      real: bool [B, H, W], the real pixels of the original (`rml_jax.ops.region.box_mask`).
 
     Returns:
       bool [B, H, W], true where all that is interpolated is real.

@@ -1,13 +1,20 @@
-"""Affinity between pairs of cells: labels, and propagation by a random walk (METHOD.md sections 3 and 6)."""
+"""Affinity between pairs of cells: labels, and propagation by a random walk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 
 from rml_jax.labels import IGNORE
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, UInt8
 
-def within_radius(size, radius):
-    """Which pairs of cells lie within a radius of each other (Chebyshev distance).
+
+def within_radius(size: tuple[int, int], radius: int) -> np.ndarray:
+    """Computes which pairs of cells lie within a radius of each other (Chebyshev distance).
 
     Args:
       size: (height, width) of the grid; N = height * width.
@@ -22,8 +29,8 @@ def within_radius(size, radius):
     return np.maximum(far_down, far_across) <= radius
 
 
-def affinity_labels(labels, radius):
-    """Whether two cells belong together, from a label map (METHOD.md section 3, L_APML).
+def affinity_labels(labels: Int[Array, "b h w"], radius: int) -> UInt8[Array, "b n n"]:
+    """Computes from a label map whether two cells belong together (docs/method.md, Losses: L_APML).
 
     Args:
       labels: integers [B, h, w], 255 = ignore; N = h * w.
@@ -39,11 +46,14 @@ def affinity_labels(labels, radius):
     return jnp.where(known, first == second, IGNORE).astype(jnp.uint8)
 
 
-def random_walk(scores, affinity, radius):
-    """One step of a random walk along the affinity (METHOD.md section 6, as in AFA).
+def random_walk(
+    scores: Float[Array, "b h w k"], affinity: Float[Array, "b n n"], radius: int
+) -> Float[Array, "b h w k"]:
+    """Propagates scores by one step of a random walk along the affinity, as in AFA (Ru et al. 2022).
 
     The transition from cell i to j is proportional to affinity_ij squared, for cells within the radius, and
-    the columns are normalised: a cell's new scores are a mean of its neighbours' scores.
+    the columns are normalised: a cell's new scores are a mean of its neighbours' scores. Source: docs/method.md,
+    Inference and evaluation.
 
     Args:
       scores: float [B, h, w, K], for example probabilities of background and classes.

@@ -1,18 +1,25 @@
 """Mean field of the dense CRF of Kraehenbuehl and Koltun (2011), on a permutohedral lattice built on the device.
 
-marginals = dense_crf(image, probs, settings="afa")                                 # one picture, any size
+marginals = dense_crf(image, probs, settings="afa")                                 # one image, any size
 marginals = dense_crf_padded(image, probs, height, width, "afa")                    # in jitted code
 marginals, present = dense_crf_batch(images, probs, sizes, slots=4, settings="afa")  # in jitted code
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from rml_jax.ops import region
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, UInt8
 
 CLIP = 1e-5
 """Probabilities are clipped from below here; a class that nowhere exceeds it is not present."""
@@ -44,8 +51,12 @@ SETTINGS = {
 }
 
 
-def dense_crf(image, probs, settings="afa"):
-    """Refines class probabilities along the edges of one picture (METHOD.md section 6, stage `crf`).
+def dense_crf(
+    image: UInt8[np.ndarray, "h w 3"],
+    probs: Float[np.ndarray, "h w c"],
+    settings: str | CRFSettings = "afa",
+) -> Float[np.ndarray, "h w c"]:
+    """Refines class probabilities along the edges of one image (docs/method.md, Inference and evaluation).
 
     Args:
       image: uint8 [H, W, 3].
@@ -77,18 +88,25 @@ def dense_crf(image, probs, settings="afa"):
     return marginals
 
 
-def dense_crf_batch(images, probs, sizes, *, slots, settings="afa"):
-    """dense_crf of padded pictures, for jitted code; one picture after the other.
+def dense_crf_batch(
+    images: UInt8[Array, "b h w 3"],
+    probs: Float[Array, "b h w c"],
+    sizes: Int[Array, "b 2"],
+    *,
+    slots: int,
+    settings: str | CRFSettings = "afa",
+) -> tuple[Float[Array, "b h w c"], Int[Array, " b"]]:
+    """Refines padded images as `dense_crf` does, for jitted code; one image after the other.
 
     Args:
-      images: uint8 [B, H, W, 3], each picture in the upper left corner of the canvas.
-      probs: float [B, H, W, C], beyond the pictures anything finite.
+      images: uint8 [B, H, W, 3], each image in the top left corner of the canvas.
+      probs: float [B, H, W, C], beyond the images anything finite.
       sizes: integers [B, 2], true height and width.
       slots: how many classes to compute with, at most C: those with the greatest probabilities.
       settings: a name in SETTINGS, or CRFSettings.
 
     Returns:
-      float32 [B, H, W, C], 0 for classes that take no part and beyond the pictures; int32 [B], how many classes are
+      float32 [B, H, W, C], 0 for classes that take no part and beyond the images; int32 [B], how many classes are
       present. Where that exceeds `slots`, classes were left out: call again with more.
     """
 
@@ -105,20 +123,26 @@ def dense_crf_batch(images, probs, sizes, *, slots, settings="afa"):
     return jax.lax.map(one, (images, probs, sizes))
 
 
-def dense_crf_padded(image, probs, height, width, settings="afa"):
-    """dense_crf of one padded picture, for jitted code.
+def dense_crf_padded(
+    image: UInt8[Array, "h w 3"],
+    probs: Float[Array, "h w c"],
+    height: int | Int[Array, ""],
+    width: int | Int[Array, ""],
+    settings: str | CRFSettings = "afa",
+) -> Float[Array, "h w c"]:
+    """Refines one padded image as `dense_crf` does, for jitted code.
 
     The work follows the number of lattice vertices, by one branch of a lax.switch: under vmap every branch
     would run. Use lax.map, as dense_crf_batch does.
 
     Args:
-      image: uint8 [H, W, 3], the picture in the upper left corner of the canvas.
-      probs: float [H, W, C], beyond the picture anything finite.
-      height, width: integers, may be traced: the picture's true size.
+      image: uint8 [H, W, 3], the image in the top left corner of the canvas.
+      probs: float [H, W, C], beyond the image anything finite.
+      height, width: integers, may be traced: the image's true size.
       settings: a name in SETTINGS, or CRFSettings.
 
     Returns:
-      float32 [H, W, C], 0 for classes that are not present and beyond the picture.
+      float32 [H, W, C], 0 for classes that are not present and beyond the image.
 
     Raises:
       ValueError: unknown settings, or deviations so small for this canvas that the lattice has 2^31 cells.
@@ -154,7 +178,7 @@ def dense_crf_padded(image, probs, height, width, settings="afa"):
 
         return jax.lax.fori_loop(0, settings.iterations, iterate, jax.nn.softmax(-unary, axis=-1))
 
-    # The last capacity holds any picture. A photograph of VOC has 0.1 to 1.5 vertices a pixel.
+    # The last capacity holds any image. A photograph of VOC has 0.1 to 1.5 vertices a pixel.
     capacities = [int(share * inside.size) for share in _CAPACITIES_PER_PIXEL]
     capacities = [c for c in capacities if _LEAST_CAPACITY <= c < grid.most_vertices] + [grid.most_vertices]
     branch = jnp.searchsorted(np.array(capacities), points.count)
@@ -174,8 +198,8 @@ def _named(settings):
 
 
 def _inside(shape, height, width):
-    """Which pixels of the canvas lie in the picture: bool [H, W]."""
-    return (jnp.arange(shape[0]) < height)[:, None] & (jnp.arange(shape[1]) < width)
+    """Which pixels of the canvas lie in the image: bool [H, W]."""
+    return region.inside(jnp.stack([height, width])[None], shape[:2])[0]
 
 
 def _unary(probs, inside):
@@ -218,11 +242,11 @@ class _Grid:
 class _Points(NamedTuple):
     """Pixels in their simplices: entry (r, n) is the vertex of remainder r around pixel n."""
 
-    weights: jax.Array  # float32 [D, N], barycentric coordinates; 0 beyond the picture
+    weights: jax.Array  # float32 [D, N], barycentric coordinates; 0 beyond the image
     addresses: jax.Array  # int32 [D * N]
     numbers: (
         jax.Array
-    )  # int32 [D * N], the vertex of each entry, numbered by first appearance; -1 beyond the picture
+    )  # int32 [D * N], the vertex of each entry, numbered by first appearance; -1 beyond the image
     new: jax.Array  # bool [D * N], whether an entry is its vertex's first
     count: jax.Array  # int32, number of vertices
 

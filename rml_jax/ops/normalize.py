@@ -1,15 +1,24 @@
-"""From stored pictures to the network's input (METHOD.md section 5)."""
+"""From stored images to the network's input (docs/method.md, Training constants)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from rml_jax.ops.affine import box_mask
+from rml_jax.ops.region import box_mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, UInt8
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def normalize(images, box=None):
-    """Pictures as the network takes them.
+def normalize(
+    images: UInt8[Array, "b h w 3"], box: Int[Array, "b 4"] | None = None
+) -> Float[Array, "b h w 3"]:
+    """Normalises images as the network takes them: subtracts ImageNet's mean, divides by its standard deviation.
 
     Args:
       images: uint8 [B, H, W, 3].
@@ -17,7 +26,7 @@ def normalize(images, box=None):
         all pixels are real.
 
     Returns:
-      float32 [B, H, W, 3], with ImageNet's mean taken off and divided by its deviation.
+      float32 [B, H, W, 3].
     """
     normalized = (images.astype(jnp.float32) / 255.0 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
     if box is None:

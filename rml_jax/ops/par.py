@@ -1,15 +1,23 @@
-"""Pixel-adaptive refinement (PAR), from AFA (Ru et al. 2022); METHOD.md section 4."""
+"""Pixel-adaptive refinement (PAR), from AFA (Ru et al. 2022)."""
+
+from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rml_jax.ops.padded import replicate_edges
+from rml_jax.ops.region import replicate_edges
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Array, Float, Int, Num
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
-"""The published distances to the neighbours, in pixels."""
+"""Distances to the neighbours in pixels, as published."""
 
 ITERATIONS = 10
 
@@ -18,7 +26,14 @@ _SHARPNESS = 0.3
 _POSITION_WEIGHT = 0.01
 
 
-def par(images, masks, *, dilations=DILATIONS, iterations=ITERATIONS, sizes=None):
+def par(
+    images: Num[Array, "b h w 3"],
+    masks: Float[Array, "b h w k"],
+    *,
+    dilations: Sequence[int] = DILATIONS,
+    iterations: int = ITERATIONS,
+    sizes: Int[Array, "b 2"] | None = None,
+) -> Float[Array, "b h w k"]:
     """Refines soft masks along the colours of an image.
 
     Every iteration replaces each pixel's values by a weighted sum over its neighbours: eight at each dilation,
@@ -30,21 +45,19 @@ def par(images, masks, *, dilations=DILATIONS, iterations=ITERATIONS, sizes=None
       masks: float [B, H, W, K].
       dilations: distances to the neighbours, in pixels.
       iterations: how many times to refine.
-      sizes: int32 [B, 2], true height and width of the pictures in the top left corner of the canvas; None if
-        they fill it.
+      sizes: int32 [B, 2], true height and width of the images in the top left corner of the canvas; None if they
+        fill it.
 
     Returns:
-      float32 [B, H, W, K], of no meaning outside of the pictures.
+      float32 [B, H, W, K], undefined outside the images.
     """
-    if sizes is not None:
-        images = replicate_edges(images, sizes)
+    images = replicate_edges(images, sizes)
     weights = par_weights(images, dilations)
     # Channels first: the innermost loop then runs along a row of pixels rather than along a few classes.
     masks = jnp.moveaxis(masks.astype(jnp.float32), -1, 1)
 
     def refine(masks, _):
-        if sizes is not None:
-            masks = replicate_edges(masks, sizes, axes=(2, 3))
+        masks = replicate_edges(masks, sizes, axes=(2, 3))
         neighbours = _neighbours(masks, dilations)
         terms = (weight[:, None] * n for weight, n in zip(weights, neighbours, strict=True))
         return functools.reduce(jnp.add, terms), None
@@ -53,8 +66,10 @@ def par(images, masks, *, dilations=DILATIONS, iterations=ITERATIONS, sizes=None
     return jnp.moveaxis(masks, 1, -1)
 
 
-def par_weights(images, dilations=DILATIONS):
-    """The refinement weights of PAR.
+def par_weights(
+    images: Num[Array, "b h w 3"], dilations: Sequence[int] = DILATIONS
+) -> Float[Array, "n b h w"]:
+    """Computes the refinement weights of PAR.
 
     Args:
       images: float [B, H, W, 3], colours in 0..255.

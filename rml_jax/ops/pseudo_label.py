@@ -1,24 +1,32 @@
-"""Pseudo labels from CAMs: the only pixel-level supervision there is (METHOD.md section 4)."""
+"""Pseudo labels from CAMs, the only pixel-level supervision (docs/method.md, Pseudo labels)."""
+
+from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from rml_jax.labels import BACKGROUND, IGNORE
-from rml_jax.ops.affine import box_mask
 from rml_jax.ops.cam import with_background
-from rml_jax.ops.par import par
+from rml_jax.ops.par import DILATIONS, ITERATIONS, par
+from rml_jax.ops.region import box_mask
 from rml_jax.ops.resize import resize_bilinear
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Array, Bool, Float, Int, Num
 
 
 @dataclasses.dataclass(frozen=True)
 class PseudoLabelConfig:
-    """How pseudo labels are made; the defaults are METHOD.md section 4's, found on VOC.
+    """How pseudo labels are made; the defaults were chosen on VOC (docs/method.md, Pseudo labels).
 
     Attributes:
-      high: background score above which only sure foreground rises.
-      low: background score below which only sure background falls.
+      high: background score that only sure foreground exceeds.
+      low: background score that only sure background stays below.
       slots: classes per image that are refined. An image with more tags keeps its first ones.
       dilations: PAR's dilations, in pixels of the image at half size.
       iterations: PAR's iterations.
@@ -27,12 +35,14 @@ class PseudoLabelConfig:
     high: float = 0.55
     low: float = 0.35
     slots: int = 8
-    dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
-    iterations: int = 10
+    dilations: tuple[int, ...] = DILATIONS
+    iterations: int = ITERATIONS
 
 
-def tagged_slots(tags, slots):
-    """The tagged classes of each image in a fixed number of slots, which is what refinement costs.
+def tagged_slots(
+    tags: Num[Array, "b c"] | Bool[Array, "b c"], slots: int
+) -> tuple[Int[Array, "b k"], Bool[Array, "b k"]]:
+    """Puts the tagged classes of each image into a fixed number of slots, on which the cost of refinement depends.
 
     Args:
       tags: bool or 0/1 [B, C].
@@ -46,13 +56,21 @@ def tagged_slots(tags, slots):
     return classes, tagged > 0
 
 
-def gather_classes(maps, classes):
-    """The maps [B, H, W, C] of each image's own classes, int [B, K]: [B, H, W, K]."""
+def gather_classes(maps: Float[Array, "b h w c"], classes: Int[Array, "b k"]) -> Float[Array, "b h w k"]:
+    """Returns the maps [B, H, W, K] of each image's own classes, int [B, K], out of [B, H, W, C]."""
     return jnp.take_along_axis(maps, classes[:, None, None, :], axis=-1)
 
 
-def refine_with_background(cams, used, images, background, *, dilations, iterations):
-    """Softmax over background and classes, refined by PAR, once per background score in a single pass.
+def refine_with_background(
+    cams: Float[Array, "b h w k"],
+    used: Bool[Array, "b k"],
+    images: Float[Array, "b h w 3"],
+    background: Sequence[float],
+    *,
+    dilations: Sequence[int],
+    iterations: int,
+) -> Float[Array, "b h w t k+1"]:
+    """Computes a softmax over background and classes, refined by PAR, for several background scores in one pass.
 
     Args:
       cams: float [B, H, W, K] in [0, 1].
@@ -69,11 +87,17 @@ def refine_with_background(cams, used, images, background, *, dilations, iterati
     return refined.reshape(*cams.shape[:3], len(scores), -1)
 
 
-def pseudo_labels(cams, images, tags, box, config):
-    """A label per pixel where the CAMs are sure, 255 elsewhere (METHOD.md section 4).
+def pseudo_labels(
+    cams: Float[Array, "b h w c"],
+    images: Float[Array, "b h w 3"],
+    tags: Num[Array, "b c"] | Bool[Array, "b c"],
+    box: Int[Array, "b 4"],
+    config: PseudoLabelConfig,
+) -> Int[Array, "b h w"]:
+    """Computes a label per pixel where the CAMs are sure, 255 elsewhere (docs/method.md, Pseudo labels).
 
-    Foreground is what stays foreground against the high background score; background is what both scores call
-    background; the rest, and whatever lies outside the image's box, is ignored. No gradient passes.
+    A pixel is foreground if it is foreground against the high background score, background if it is background
+    against both. The rest, and what lies outside the image's box, is ignored. No gradient passes.
 
     Args:
       cams: float [B, H, W, C] in [0, 1], from `multi_scale_cam`.
@@ -89,8 +113,15 @@ def pseudo_labels(cams, images, tags, box, config):
     return slot_pseudo_labels(gather_classes(cams, classes), classes, used, images, box, config)
 
 
-def slot_pseudo_labels(maps, classes, used, images, box, config):
-    """`pseudo_labels` from the maps of the tagged classes alone.
+def slot_pseudo_labels(
+    maps: Float[Array, "b h w k"],
+    classes: Int[Array, "b k"],
+    used: Bool[Array, "b k"],
+    images: Float[Array, "b h w 3"],
+    box: Int[Array, "b 4"],
+    config: PseudoLabelConfig,
+) -> Int[Array, "b h w"]:
+    """Computes `pseudo_labels` from the maps of the tagged classes alone.
 
     Args:
       maps: float [B, H, W, K] in [0, 1], the CAMs of `classes`.

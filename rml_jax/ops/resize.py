@@ -1,11 +1,18 @@
 """Resizing of maps [B, H, W, C] by matrix products, which every backend runs fast."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax.numpy as jnp
 import numpy as np
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Shaped
 
-def bilinear_matrix(size_out, size_in, align_corners=False):
-    """Weights of 1-D linear interpolation with replicated edges, without antialiasing.
+
+def bilinear_matrix(size_out: int, size_in: int, align_corners: bool = False) -> np.ndarray:
+    """Computes the weights of 1-D linear interpolation with replicated edges, without antialiasing.
 
     The two conventions are those of torch's `interpolate(mode="bilinear")`.
 
@@ -31,11 +38,12 @@ def bilinear_matrix(size_out, size_in, align_corners=False):
     return matrix.astype(np.float32)
 
 
-def resize_bilinear(x, size, *, align_corners=False):
-    """Bilinear resize.
+def resize_bilinear(
+    x: Float[Array, "b h w c"], size: tuple[int, int], *, align_corners: bool = False
+) -> Float[Array, "b h2 w2 c"]:
+    """Resizes maps bilinearly.
 
-    The method uses half-pixel centres everywhere. Aligned corners are for reproducing the maps of other systems
-    and are used nowhere in it.
+    The method uses half-pixel centres throughout. Aligned corners are for reproducing the maps of other systems.
 
     Args:
       x: float [B, H, W, C].
@@ -55,8 +63,8 @@ def resize_bilinear(x, size, *, align_corners=False):
     return x
 
 
-def resize_nearest(x, size):
-    """Nearest-neighbour resize with half-pixel centres, for label maps.
+def resize_nearest(x: Shaped[Array, "b h w *c"], size: tuple[int, int]) -> Shaped[Array, "b h2 w2 *c"]:
+    """Resizes label maps by nearest neighbour with half-pixel centres.
 
     Args:
       x: [B, H, W] or [B, H, W, C] of any type.

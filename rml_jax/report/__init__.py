@@ -16,13 +16,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rml_jax.evaluation.samples import Sample, pictures
+from rml_jax.evaluation.samples import Sample, sample_images
 from rml_jax.report.page import evaluation_sections, page
 from rml_jax.report.samples import encoded_uri, scene
 from rml_jax.report.scores import best_stage, class_table, score_table, scored_set
 from rml_jax.utils.files import atomic_write
 
-__all__ = ["Sample", "best_stage", "class_table", "pictures", "score_table", "write_report"]
+__all__ = ["Sample", "best_stage", "class_table", "sample_images", "score_table", "write_report"]
 
 
 def write_report(

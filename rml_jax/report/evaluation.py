@@ -4,7 +4,7 @@ import json
 
 from rml_jax.evaluation import run
 from rml_jax.evaluation.masks import MaskWriter
-from rml_jax.evaluation.plots import confusion_picture, sweep_picture
+from rml_jax.evaluation.plots import confusion_figure, sweep_figure
 from rml_jax.losses import term_weights
 from rml_jax.models import build
 from rml_jax.report import write_report
@@ -79,7 +79,7 @@ def _write(folder, evaluation, facts):
     first = range(min(config.eval.pictures, metrics["images"]))
     indices = sorted({*first, *worst, *best})
     drawn = dict(zip(indices, evaluation.samples(indices), strict=True))
-    confusion = confusion_picture(
+    confusion = confusion_figure(
         evaluation.scores.matrices[protocol, stage],
         evaluation.scores.names,
         f"{metrics['dataset']} {metrics['split']}: {stage} ({protocol})",
@@ -87,7 +87,7 @@ def _write(folder, evaluation, facts):
     figures = {f"Confusion matrix of stage {stage} ({protocol})": confusion}
     atomic_write(folder / "confusion.png", confusion)
     if sweep:
-        curve = sweep_picture(sweep)
+        curve = sweep_figure(sweep)
         figures[f"Choice of the background scores on {sweep['split']}, {sweep['images']} images"] = curve
         atomic_write(folder / "sweep.png", curve)
     by = f"by the IoU of stage {stage} ({protocol})"

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from rml_jax.evaluation.samples import Sample, pictures
+from rml_jax.evaluation.samples import Sample, sample_images
 
 # Widths of an image on the page. Wider images are stored at reduced size, which saves megabytes per photograph;
 # the browser enlarges narrower ones by nearest neighbour.
@@ -34,7 +34,9 @@ def scene(sample: Sample) -> dict:
         "predicted_tags": list(sample.predicted_tags),
         "width": min(max(width, _MIN_WIDTH), _MAX_WIDTH),
         "pixelated": width < _MIN_WIDTH,
-        "pictures": {caption: data_uri(image, _MAX_WIDTH) for caption, image in pictures(sample).items()},
+        "pictures": {
+            caption: data_uri(image, _MAX_WIDTH) for caption, image in sample_images(sample).items()
+        },
     }
 
 

@@ -5,6 +5,8 @@ All functions take the content of `metrics.json`, see `rml_jax.report`.
 
 from collections.abc import Mapping, Sequence
 
+from rml_jax.stages.registry import split_stage
+
 # Title of a protocol's column, and its short name.
 TITLES = {"predicted": "mIoU predicted tags", "given": "mIoU given tags", "files": "mIoU of the files"}
 SHORT = {"predicted": "predicted tags", "given": "given tags", "files": "files"}
@@ -90,9 +92,12 @@ def stage_scores(metrics: Mapping) -> list[tuple[str, list[str], str]]:
 
 
 def _score(scores: Mapping, stage: str) -> str:
-    """Formats a score in percent with, in brackets, the change by its CRF."""
-    before = stage.removesuffix("+crf") if stage.endswith("+crf") else "cam" if stage == "crf" else stage
-    if before == stage or before not in scores:
+    """A score in percent and, in brackets, what the stages behind its base added (`stages.registry`)."""
+    try:
+        before, added = split_stage(stage)
+    except ValueError:  # a stage that was registered only where it was scored, or masks from files
+        added = ()
+    if not added or before not in scores:
         return percent(scores[stage])
     return f"{percent(scores[stage])} ({100 * (scores[stage] - scores[before]):+.1f})"
 

@@ -1,22 +1,24 @@
-"""Pictures of any size on a handful of canvases: one compiled program each."""
+"""Images of any size on a handful of canvases, with one compiled program each."""
 
 import numpy as np
 from PIL import Image
 
+from rml_jax.ops.cam import scaled_size
+
 
 def place(size, canvases, smallest):
-    """Where a picture is evaluated.
+    """Chooses the canvas that an image is evaluated on, and its size there.
 
-    Pictures keep their size and are padded. Only one that fits on no canvas is reduced to fit, and sides shorter
+    Images keep their size and are padded. Only one that fits on no canvas is reduced to fit, and sides shorter
     than the network can take are lengthened.
 
     Args:
-      size: (height, width) of the picture.
+      size: (height, width) of the image.
       canvases: (height, width) of each canvas, no side below `smallest`.
       smallest: least side that the network takes.
 
     Returns:
-      size: (height, width) to evaluate at, mostly the picture's own.
+      size: (height, width) to evaluate at, mostly the image's own.
       canvas: the smallest of the canvases that holds it.
     """
     size = tuple(max(side, smallest) for side in size)
@@ -31,8 +33,8 @@ def place(size, canvases, smallest):
     return size, min(fitting, key=lambda canvas: canvas[0] * canvas[1])
 
 
-def pad_picture(image, size, canvas):
-    """A picture in the top left corner of a canvas.
+def pad_image(image, size, canvas):
+    """Puts an image into the top left corner of a canvas.
 
     Args:
       image: uint8 [h, w, 3].
@@ -40,7 +42,7 @@ def pad_picture(image, size, canvas):
       canvas: (height, width).
 
     Returns:
-      uint8 [height, width, 3], 0 around the picture.
+      uint8 [height, width, 3], 0 around the image.
     """
     if image.shape[:2] != size:
         image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
@@ -49,13 +51,13 @@ def pad_picture(image, size, canvas):
     return result
 
 
-def cut_labels(mask, size, wanted):
-    """The mask of a picture: cut out of its canvas, and resized if the picture was, nearest neighbour.
+def crop_labels(mask, size, wanted):
+    """Crops the mask of an image out of its canvas; resizes it, nearest neighbour, if the image was resized.
 
     Args:
       mask: uint8 [H, W] on the canvas.
-      size: (height, width) that the picture was evaluated at.
-      wanted: (height, width) of the picture.
+      size: (height, width) that the image was evaluated at.
+      wanted: (height, width) of the image.
 
     Returns:
       uint8 of size `wanted`.
@@ -67,19 +69,18 @@ def cut_labels(mask, size, wanted):
 
 
 def smallest_side(backbone, scales):
-    """Least side of a picture that leaves every pass of the multi-scale CAM large enough for the network.
+    """Computes the least side of an image that leaves every pass of the multi-scale CAM large enough for the network.
 
     Args:
-      backbone: BackboneConfig.
-      scales: factors on the picture's size.
+      backbone: BackboneConfig, with `stride` and `smallest_side` in pixels.
+      scales: factors on the image's size.
 
     Returns:
       int, in pixels.
     """
-    return next(
-        side
-        for side in range(1, 10**6)
-        if all(
-            max(backbone.stride, round(side * scale)) >= backbone.smallest_side for scale in (1.0, *scales)
-        )
-    )
+
+    def is_enough(side):
+        passes = (scaled_size((side,), scale, backbone.stride) for scale in (1.0, *scales))
+        return all(length >= backbone.smallest_side for (length,) in passes)
+
+    return next(filter(is_enough, range(1, 10**6)))

@@ -16,7 +16,7 @@ from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.evaluation.localization import localization
-from rml_jax.evaluation.samples import pictures
+from rml_jax.evaluation.samples import sample_images
 from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.training.interruption import InterruptionNotice
@@ -239,7 +239,7 @@ def _write_images(log, evaluator, source, background, params, step):
     """Logs CAMs and predictions of the first validation images; the report shows `cams` and `images`."""
     samples = evaluator.samples(params, source, range(min(_MEASURED, len(source))))
     log.validation(localization(samples, background), step)
-    rows = [pictures(sample) for sample in samples[:_SHOWN]]
+    rows = [sample_images(sample) for sample in samples[:_SHOWN]]
     captions = [list(rows[0]), *([""] * len(row) for row in rows[1:])]
     log.image("validation", visualize.grid([list(row.values()) for row in rows], captions), step)
     log.image("images", visualize.grid([[row["image"] for row in rows]]), step)

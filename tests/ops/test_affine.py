@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rml_jax.labels import IGNORE
-from rml_jax.ops.affine import AffineRange, box_mask, sample_affine, validity, warp, warp_labels, warp_matrix
+from rml_jax.ops.affine import AffineRange, sample_affine, validity, warp, warp_labels, warp_matrix
+from rml_jax.ops.region import box_mask
 from tests.references import loops as references
 
 IDENTITY = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
@@ -26,7 +27,7 @@ def theta_of(matrix):
 
 
 def content_moved(right, down, size):
-    """The transform that moves a picture's content by whole pixels."""
+    """The transform that moves an image's content by whole pixels."""
     return [[1.0, 0.0, -2 * right / size[1]], [0.0, 1.0, -2 * down / size[0]]]
 
 
@@ -36,34 +37,34 @@ def random_thetas(count=3, seed=0):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     return np.random.default_rng(1).normal(size=(3, *SIZE, 2)).astype(np.float32)
 
 
-def test_identity_changes_nothing(picture):
+def test_identity_changes_nothing(image):
     theta = theta_of(IDENTITY)
     labels = np.arange(CELLS).reshape(1, *SIZE)
-    np.testing.assert_allclose(warp(jnp.asarray(picture[:1]), theta), picture[:1], atol=1e-5)
+    np.testing.assert_allclose(warp(jnp.asarray(image[:1]), theta), image[:1], atol=1e-5)
     np.testing.assert_array_equal(warp_labels(jnp.asarray(labels), theta), labels)
     np.testing.assert_allclose(warp_matrix(theta, SIZE)[0], np.eye(CELLS), atol=1e-5)
     assert validity(theta, jnp.ones((1, *SIZE), bool)).all()
 
 
-def test_flip_reverses_the_columns(picture):
+def test_flip_reverses_the_columns(image):
     theta = theta_of(FLIP)
     labels = np.arange(CELLS).reshape(1, *SIZE)
-    np.testing.assert_allclose(warp(jnp.asarray(picture[:1]), theta), picture[:1, :, ::-1], atol=1e-5)
+    np.testing.assert_allclose(warp(jnp.asarray(image[:1]), theta), image[:1, :, ::-1], atol=1e-5)
     np.testing.assert_array_equal(warp_labels(jnp.asarray(labels), theta), labels[:, :, ::-1])
     moved = warp_matrix(theta, SIZE)[0] @ np.arange(CELLS)
     np.testing.assert_allclose(moved, labels[0, :, ::-1].ravel(), atol=1e-4)
     assert validity(theta, jnp.ones((1, *SIZE), bool)).all()
 
 
-def test_translation_by_whole_pixels(picture):
+def test_translation_by_whole_pixels(image):
     theta = theta_of(content_moved(right=2, down=-1, size=SIZE))
-    expected = np.zeros_like(picture[:1])
-    expected[:, :-1, 2:] = picture[:1, 1:, :-2]
-    np.testing.assert_allclose(warp(jnp.asarray(picture[:1]), theta), expected, atol=1e-5)
+    expected = np.zeros_like(image[:1])
+    expected[:, :-1, 2:] = image[:1, 1:, :-2]
+    np.testing.assert_allclose(warp(jnp.asarray(image[:1]), theta), expected, atol=1e-5)
 
     labels = np.arange(CELLS, dtype=np.uint8).reshape(1, *SIZE)
     moved = np.full_like(labels, IGNORE)
@@ -86,22 +87,22 @@ def test_shrinking_to_half_puts_means_of_2x2_blocks_in_the_middle():
     )
 
 
-def test_warp_equals_loops(picture):
+def test_warp_equals_loops(image):
     thetas = random_thetas()
-    result = warp(jnp.asarray(picture), jnp.asarray(thetas))
-    np.testing.assert_allclose(result, references.warp(picture, thetas), atol=1e-4)
+    result = warp(jnp.asarray(image), jnp.asarray(thetas))
+    np.testing.assert_allclose(result, references.warp(image, thetas), atol=1e-4)
     assert (np.asarray(result) == 0).any(), "the case must look outside"
 
 
-def test_matrix_times_map_equals_warp_and_its_transpose_is_the_gradient(picture):
+def test_matrix_times_map_equals_warp_and_its_transpose_is_the_gradient(image):
     thetas = jnp.asarray(random_thetas(seed=5))
     matrix = np.asarray(warp_matrix(thetas, SIZE))
     assert matrix.shape == (3, CELLS, CELLS)
-    warped, pull_back = jax.vjp(lambda x: warp(x, thetas), jnp.asarray(picture))
+    warped, pull_back = jax.vjp(lambda x: warp(x, thetas), jnp.asarray(image))
     np.testing.assert_allclose(
-        matrix @ picture.reshape(3, CELLS, 2), np.asarray(warped).reshape(3, CELLS, 2), atol=1e-4
+        matrix @ image.reshape(3, CELLS, 2), np.asarray(warped).reshape(3, CELLS, 2), atol=1e-4
     )
-    cotangent = np.random.default_rng(3).normal(size=picture.shape).astype(np.float32)
+    cotangent = np.random.default_rng(3).normal(size=image.shape).astype(np.float32)
     (gradient,) = pull_back(jnp.asarray(cotangent))
     np.testing.assert_allclose(
         np.asarray(gradient).reshape(3, CELLS, 2),
@@ -110,11 +111,11 @@ def test_matrix_times_map_equals_warp_and_its_transpose_is_the_gradient(picture)
     )
 
 
-def test_pairs_move_on_both_axes(picture):
+def test_pairs_move_on_both_axes(image):
     thetas = jnp.asarray(random_thetas(seed=6))
-    x = picture[..., :1].reshape(3, CELLS, 1)
+    x = image[..., :1].reshape(3, CELLS, 1)
     matrix = np.asarray(warp_matrix(thetas, SIZE))
-    moved = np.asarray(warp(jnp.asarray(picture[..., :1]), thetas)).reshape(3, CELLS, 1)
+    moved = np.asarray(warp(jnp.asarray(image[..., :1]), thetas)).reshape(3, CELLS, 1)
     pairs = matrix @ (x @ x.swapaxes(1, 2)) @ matrix.swapaxes(1, 2)
     np.testing.assert_allclose(pairs, moved @ moved.swapaxes(1, 2), atol=1e-4)
 
@@ -268,5 +269,5 @@ def test_warp_commutes_with_affine_maps_of_the_channels_where_valid(theta, seed)
     np.testing.assert_allclose(mixed[valid], (moved @ mix + offset)[valid], atol=1e-3)
 
 
-def test_warp_keeps_the_type(picture):
-    assert warp(jnp.asarray(picture[:1], jnp.bfloat16), theta_of(FLIP)).dtype == jnp.bfloat16
+def test_warp_keeps_the_type(image):
+    assert warp(jnp.asarray(image[:1], jnp.bfloat16), theta_of(FLIP)).dtype == jnp.bfloat16

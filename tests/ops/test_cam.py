@@ -71,9 +71,9 @@ def test_scales_are_summed_after_relu_and_resize():
 def test_network_sees_every_scale_but_never_less_than_a_cell():
     seen = []
 
-    def classify(pictures):
-        seen.append(pictures.shape)
-        return None, pictures[:, ::4, ::4, :1]
+    def classify(images):
+        seen.append(images.shape)
+        return None, images[:, ::4, ::4, :1]
 
     x = jnp.asarray(images(size=(4, 12)))
     multi_scale_cam(classify, x, scales=(0.5, 1.0, 1.5), flip=True, stride=4)
@@ -81,10 +81,10 @@ def test_network_sees_every_scale_but_never_less_than_a_cell():
 
 
 def test_flip_takes_the_greater_of_the_map_and_its_mirror_back():
-    # Sees only the left half of a picture; the mirror shows it the right half.
-    def classify(pictures):
-        width = pictures.shape[2]
-        return None, pictures[..., :1] * (jnp.arange(width) < width // 2)[:, None]
+    # Sees only the left half of an image; the mirror shows it the right half.
+    def classify(images):
+        width = images.shape[2]
+        return None, images[..., :1] * (jnp.arange(width) < width // 2)[:, None]
 
     row = [1.0, 2.0, 4.0, 3.0]
     x = jnp.tile(jnp.asarray(row)[None, None, :, None], (1, 2, 1, 3))
@@ -94,9 +94,9 @@ def test_flip_takes_the_greater_of_the_map_and_its_mirror_back():
     np.testing.assert_allclose(without[0, 0, :, 0], [0.5, 1, 0, 0], atol=1e-5)
 
 
-def test_cam_of_the_mirrored_picture_is_the_mirrored_cam():
-    def lopsided(pictures):
-        cells = pool(pictures, 2)[..., :2]
+def test_cam_of_the_mirrored_image_is_the_mirrored_cam():
+    def lopsided(images):
+        cells = pool(images, 2)[..., :2]
         return None, cells + jnp.roll(cells, 1, axis=2) * 0.5
 
     x = images(2)

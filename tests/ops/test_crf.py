@@ -19,7 +19,7 @@ jitted_batch = jax.jit(dense_crf_batch, static_argnames=("slots", "settings"))
 
 
 def scene(height, width, classes=3, seed=0):
-    """A smooth picture with noise, and probabilities that follow it loosely."""
+    """A smooth image with noise, and probabilities that follow it loosely."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = np.stack([np.sin(x / (5 + k) + k) * np.cos(y / (4 + k)) for k in range(max(classes, 3))], axis=-1)
@@ -189,7 +189,7 @@ def test_capacity_changes_nothing(monkeypatch):
     _, (bilateral, _) = kernels(image, SMALL)
     vertices = lattice_filter(bilateral).number_of_vertices
     monkeypatch.setattr(crf, "_LEAST_CAPACITY", 1)
-    # Below the picture's number of vertices, just enough, and more; the last holds every picture of this size.
+    # Below the image's number of vertices, just enough, and more; the last holds every image of this size.
     shares = [share * vertices / image[..., 0].size for share in (0.5, 1.0, 1.5)]
     monkeypatch.setattr(crf, "_CAPACITIES_PER_PIXEL", tuple(share + 1e-3 for share in shares))
     several = jax.jit(functools.partial(crf.dense_crf_padded, settings=SMALL))
@@ -208,14 +208,14 @@ def test_table_in_parts_finds_the_same(monkeypatch, parts):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
-def test_thin_pictures(size):
+def test_thin_images(size):
     image, probs = scene(*size)
     expected = by_pydensecrf(image, probs, SMALL)
     np.testing.assert_allclose(dense_crf(image, probs, SMALL), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["noise", "constant"])
-def test_pictures_with_the_most_and_the_fewest_vertices(kind):
+def test_images_with_the_most_and_the_fewest_vertices(kind):
     _, probs = scene(64, 64)
     image = np.full((64, 64, 3), 200, np.uint8)
     if kind == "noise":

@@ -1,4 +1,4 @@
-"""PAR: against the formula of METHOD.md section 4 written as loops over pixels and neighbours."""
+"""PAR: against the formula of AFA written as loops over pixels and neighbours."""
 
 import math
 import statistics
@@ -23,7 +23,7 @@ jitted_weights = jax.jit(par_weights)
 def noisy():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 7, 9, 3)).astype(np.float32)
-    # Likenesses of one noisy picture are all tiny but for one neighbour: smooth the second a little.
+    # Likenesses of one noisy image are all tiny but for one neighbour: smooth the second a little.
     images[1] = images[1] / 8 + 100
     images[1, :4] = images[1, :4].mean(axis=0, keepdims=True)
     return images, rng.random((2, 7, 9, 2)).astype(np.float32)
@@ -51,7 +51,7 @@ def test_published_dilations_and_ten_iterations_are_the_defaults(noisy):
     )
 
 
-# A single row, and pictures smaller and greater than the greatest dilation.
+# A single row, and images smaller and greater than the greatest dilation.
 SIZES = st.sampled_from([(1, 11), (7, 9), (30, 26)])
 
 

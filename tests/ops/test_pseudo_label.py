@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rml_jax.config import default_config
+from rml_jax.ops.par import DILATIONS, ITERATIONS
 from rml_jax.ops.pseudo_label import (
     PseudoLabelConfig,
     gather_classes,
@@ -52,6 +54,12 @@ def test_defaults_are_the_published_constants():
     config = PseudoLabelConfig()
     assert (config.high, config.low, config.iterations) == (0.55, 0.35, 10)
     assert config.dilations == (1, 2, 4, 8, 12, 24)
+
+
+def test_par_is_configured_as_published():
+    """config.py imports no operator, so that it states the defaults a second time."""
+    pseudo = default_config().pseudo_label
+    assert (pseudo.dilations, pseudo.iterations) == (DILATIONS, ITERATIONS)
 
 
 def test_gather_takes_the_tagged_classes_first():

@@ -1,4 +1,4 @@
-"""The operators of rml_jax once more, as loops in double precision, written from METHOD.md.
+"""The operators of rml_jax once more, as loops in double precision, written from the description of the method.
 
 They are what the operators are compared with, in the parity table and in the tests. Plain rather than fast: one
 pixel, pair or sample at a time, so that each line can be read beside its formula. NumPy is all they need.
@@ -46,15 +46,15 @@ def _position(index, wanted, given, align_corners):
 
 
 def _held(row, column, size):
-    """The nearest pixel of the picture."""
+    """The nearest pixel of the image."""
     return min(max(row, 0), size[0] - 1), min(max(column, 0), size[1] - 1)
 
 
-# --- The transform A (METHOD.md section 2) ---
+# --- The transform A (docs/method.md, The pair of views) ---
 
 
 def source_position(theta, i, j, size):
-    """Row and column, in the original, of the transformed picture's pixel (i, j).
+    """Row and column, in the original, of the transformed image's pixel (i, j).
 
     Args:
       theta: float [2, 3].
@@ -90,7 +90,7 @@ def warp(x, thetas):
     return out
 
 
-# --- CAMs, PAR and pseudo labels (METHOD.md sections 3, 4 and 6) ---
+# --- CAMs, PAR and pseudo labels ---
 
 
 def min_max_normalize(maps):
@@ -210,7 +210,7 @@ def pseudo_labels(cams, images, tags, box, dilations, iterations, background=(0.
     return labels
 
 
-# --- Affinity (METHOD.md sections 3 and 6) ---
+# --- Affinity ---
 
 
 def affinity_labels(labels, radius):
@@ -256,7 +256,7 @@ def random_walk(scores, affinity, radius):
     return out
 
 
-# --- Losses (METHOD.md section 3) ---
+# --- Losses ---
 
 
 def mutual_information(first, second, weight):
@@ -290,7 +290,7 @@ def ciml(view, warped, tags, matrix, valid, alpha):
     """L_CIML.
 
     Args:
-      view, warped: (CAM logits [B, h, w, C], features [B, h, w, D]) of the original and the transformed picture.
+      view, warped: (CAM logits [B, h, w, C], features [B, h, w, D]) of the original and the transformed image.
       tags: 0/1 [B, C].
       matrix: float [B, N, N], A on the cells.
       valid: bool [B, h, w].
@@ -327,7 +327,7 @@ def mfml(context, warped_context, thetas, valid, beta1):
     """L_MFML.
 
     Args:
-      context, warped_context: float [B, H, W, K] of the original and the transformed picture.
+      context, warped_context: float [B, H, W, K] of the original and the transformed image.
       thetas: float [B, 2, 3].
       valid: bool [B, H, W].
       beta1: weight of the mutual information.
@@ -411,7 +411,7 @@ def _binary_information(samples):
     )
 
 
-# --- Training and evaluation (METHOD.md sections 5 and 6) ---
+# --- Training and evaluation ---
 
 
 def learning_rate(step, warmup_steps, total_steps):

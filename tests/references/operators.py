@@ -92,7 +92,7 @@ def _measure_normalisation():
     expected = (_double(images) / 255 - mean) / deviation
     expected[1, :2] = expected[1, 7:] = expected[1, :, :1] = expected[1, :, 9:] = 0
     found = jax.jit(ops.normalize)(images, box)
-    return [Difference("normalised pictures, padding at the mean", "torch", relative(found, expected), 1e-6)]
+    return [Difference("normalised images, padding at the mean", "torch", relative(found, expected), 1e-6)]
 
 
 # --- The transform A ---
@@ -259,26 +259,26 @@ def _measure_single_scale_cam():
     ]
 
 
-def _picture(height, width, seed=0):
+def _image(height, width, seed=0):
     """Colours in 0..255: a smooth half and a noisy one."""
     rng = np.random.default_rng(seed)
-    picture = rng.integers(0, 256, (height, width, 3)).astype(np.float32)
+    image = rng.integers(0, 256, (height, width, 3)).astype(np.float32)
     left = width // 2
-    picture[:, :left] = 100 + picture[:, :left] / 8
-    return picture
+    image[:, :left] = 100 + image[:, :left] / 8
+    return image
 
 
 def _measure_pixel_adaptive_refinement():
     differences, growths, par = [], [], jax.jit(ops.par)
     for size in ((9, 7), (1, 11), (26, 8)):
-        image, mask = _picture(*size), _uniform(*size, 3)
+        image, mask = _image(*size), _uniform(*size, 3)
         mask[..., 2] = 1
         found = par(image[None], mask[None])[0]
         expected = references.par(image, mask, DILATIONS, iterations=10)
         differences.append(relative(found, expected))
         growths.append(relative(found[..., 2], np.full(size, 1.01**10)))
     return [
-        Difference("PAR, also of pictures below its dilations", "NumPy loops", max(differences), 1e-5),
+        Difference("PAR, also of images below its dilations", "NumPy loops", max(differences), 1e-5),
         Difference("PAR of a constant mask", "1.01 per iteration", max(growths), 1e-5),
     ]
 
@@ -286,7 +286,7 @@ def _measure_pixel_adaptive_refinement():
 def _measure_pseudo_labels():
     cams = _uniform(2, 18, 25, 6)
     cams[:, 3:12, 5:15] = 0.2 + 0.4 * cams[:, 3:12, 5:15]
-    images = np.stack([_picture(18, 25), _picture(18, 25, seed=1)])
+    images = np.stack([_image(18, 25), _image(18, 25, seed=1)])
     tags, box = np.array([[0, 1, 0, 0, 1, 1], [0, 0, 1, 0, 0, 0]]), np.array([[0, 0, 18, 25], [3, 2, 18, 20]])
     found = jax.jit(ops.pseudo_labels, static_argnames="config")(
         cams, images, tags, box, ops.PseudoLabelConfig(slots=3)

@@ -1,4 +1,4 @@
-"""Tensor functions of RML in PyTorch: the transform A, PAR, CAMs and pseudo labels (METHOD.md sections 2 and 4).
+"""Tensor functions of RML in PyTorch: the transform A, PAR, CAMs and pseudo labels.
 
 A peer of `rml_jax.ops`, written on its own from the description of the method. Maps are [batch, channels, height,
 width] throughout.
@@ -11,7 +11,7 @@ from torch import nn
 IGNORE = 255
 
 
-# --- The transform A: METHOD.md section 2 ---
+# --- The transform A: docs/method.md, The pair of views ---
 
 
 def sampling_grid(theta, size):
@@ -81,7 +81,7 @@ def validity(real, grid):
     return warp(real[:, None].float(), grid)[:, 0] > 1 - 1e-4
 
 
-# --- Pseudo labels: METHOD.md section 4 ---
+# --- Pseudo labels: docs/method.md, Pseudo labels ---
 
 
 class PAR(nn.Module):
@@ -138,14 +138,14 @@ def min_max_normalize(maps):
 
 
 def multi_scale_cam(model, images, classes, scales, flip, stride):
-    """Multi-scale, flipped CAMs of chosen classes at the pictures' resolution.
+    """Multi-scale, flipped CAMs of chosen classes at the images' resolution.
 
     Args:
       model: TorchRML in evaluation mode.
       images: float [B, 3, H, W], normalised.
-      classes: int64 [B, K], the classes wanted of each picture: only these are enlarged.
-      scales: factors on the picture's size.
-      flip: whether mirrored pictures take part.
+      classes: int64 [B, K], the classes wanted of each image: only these are enlarged.
+      scales: factors on the image's size.
+      flip: whether mirrored images take part.
       stride: pixels per cell of stage 4's grid, the least size at any scale.
 
     Returns:
@@ -185,7 +185,7 @@ def make_pseudo_labels(model, refine, batch, config):
     """
     settings, size = config.pseudo_label, batch["image"].shape[1:3]
     real = box_mask(batch["box"], size, size)
-    # Stable: pictures with more tags than slots keep their first ones.
+    # Stable: images with more tags than slots keep their first ones.
     tagged, classes = batch["tags"].sort(dim=1, descending=True, stable=True)
     used, classes = tagged[:, : settings.slots] > 0, classes[:, : settings.slots]
     images = model.normalize(batch["image"], real)

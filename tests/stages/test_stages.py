@@ -12,18 +12,22 @@ from rml_jax.models import RML, RMLConfig
 from rml_jax.ops.cam import cam_to_labels, multi_scale_cam, with_background
 from rml_jax.ops.crf import dense_crf
 from rml_jax.ops.normalize import normalize
-from rml_jax.ops.padded import inside
 from rml_jax.ops.par import par
 from rml_jax.ops.pseudo_label import PseudoLabelConfig, tagged_slots
-from rml_jax.stages.stages import (
-    StagesConfig,
-    before_crf,
-    make_crf,
-    make_network,
-    make_pictures,
-    make_refine,
+from rml_jax.ops.region import inside
+from rml_jax.stages.config import StagesConfig
+from rml_jax.stages.network import make_network
+from rml_jax.stages.refine import make_link, make_refine
+from rml_jax.stages.registry import (
+    STAGES,
+    background_key,
     parse_stage,
+    register,
+    split_stage,
+    stage_needs,
 )
+from rml_jax.stages.sample_maps import make_sample_maps
+from rml_jax.stages.stage import Stage
 from tests.references.networks import SMALL_BACKBONE
 
 SIZE, STRIDE = (16, 24), 4
@@ -58,7 +62,7 @@ def halves(left, right):
 
 
 def mask_of(cams, affinity, classes, background=0.35, radius=0):
-    """Stage `affinity` of pictures that fill the canvas."""
+    """Stage `affinity` of images that fill the canvas."""
     config = dataclasses.replace(CONFIG, stages=("affinity",), radius=radius)
     batch, size = len(cams), cams.shape[1:3]
     maps = {"cams": jnp.asarray(cams), "affinity": affinity}
@@ -137,7 +141,7 @@ def test_affinity_decides_who_is_averaged():
     assert (mask[:, :, 16:] == 2).all()
 
 
-def test_picture_that_is_no_multiple_of_the_stride():
+def test_image_that_is_no_multiple_of_the_stride():
     """The grid rounds up, as the network's does: 13 x 18 pixels are 4 x 5 cells."""
     cams = np.full((2, 13, 18, 1), 0.9, np.float32)
     mask = mask_of(cams, uniform(cells=20, batch=2), np.array([[True], [False]]), radius=2)
@@ -150,28 +154,56 @@ def test_picture_that_is_no_multiple_of_the_stride():
 
 
 @pytest.mark.parametrize(
-    ("name", "refiners", "soft"),
+    ("name", "refiners", "base", "behind"),
     [
-        ("cam", (), "cam"),
-        ("crf", ("crf",), "cam"),
-        ("cam+crf", ("crf",), "cam"),
-        ("cam+par", ("par",), "par"),
-        ("affinity+crf", ("affinity", "crf"), "affinity"),
-        ("affinity+par+crf", ("affinity", "par", "crf"), "affinity+par"),
+        ("cam", (), "cam", ()),
+        ("crf", ("crf",), "cam", ("crf",)),
+        ("cam+crf", ("crf",), "cam", ("crf",)),
+        ("cam+par", ("par",), "par", ()),
+        ("affinity+crf", ("affinity", "crf"), "affinity", ("crf",)),
+        ("affinity+par+crf", ("affinity", "par", "crf"), "affinity+par", ("crf",)),
+        ("par+affinity", ("par", "affinity"), "par+affinity", ()),
+        ("affinity+crf+par", ("affinity", "crf", "par"), "affinity", ("crf", "par")),
     ],
 )
-def test_names(name, refiners, soft):
+def test_names(name, refiners, base, behind):
     assert parse_stage(name) == refiners
-    assert before_crf(name) == soft
+    assert split_stage(name) == (base, behind)
 
 
-@pytest.mark.parametrize("name", ["", "par+affinity", "crf+crf", "par+cam", "CRF", "affinity crf", "cam+"])
+@pytest.mark.parametrize("name", ["", "par+par", "crf+crf", "par+cam", "CRF", "affinity crf", "cam+"])
 def test_what_is_no_stage(name):
     with pytest.raises(ValueError, match="is no stage: expected cam, or some of affinity, par, crf"):
         parse_stage(name)
 
 
-# --- Prediction: padded pictures of three sizes, and each picture alone ---
+@pytest.mark.parametrize(
+    ("name", "key"), [("cam", "cam"), ("crf+par", "cam"), ("par+crf", "par"), ("affinity+par", "affinity")]
+)
+def test_background_enters_where_the_probabilities_are_made(name, key):
+    assert background_key(name, {"cam", "affinity", "par"}) == key
+    assert background_key(name, {"cam"}) == "cam", "what has no score of its own takes cam's"
+
+
+def test_needs_are_those_of_all_stages_of_the_chain():
+    assert stage_needs("cam") == set()
+    assert stage_needs("crf+affinity") == {"images", "sizes", "affinity"}
+    assert "affinity" not in stage_needs("par+crf")
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "words"),
+    [("par", (), "'par'"), ("a+b", (), "'a\\+b'"), ("", (), "''"), ("deep", ("depth",), "needs 'depth'")],
+)
+def test_stages_that_cannot_be_registered(name, needs, words):
+    stage = Stage()
+    stage.name, stage.needs = name, needs
+    with pytest.raises(ValueError, match=words):
+        register(stage)
+    assert list(STAGES) == ["cam", "affinity", "par", "crf"]
+
+
+# --- Prediction: padded images of three sizes, and each image alone ---
 
 SIZES = np.array([[16, 24], [9, 24], [13, 18]], np.int32)
 TAGS = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]], np.float32)
@@ -185,7 +217,7 @@ def network(build):
 
 @pytest.fixture(scope="module")
 def images():
-    """Canvases with rubbish beyond the pictures."""
+    """Canvases with rubbish beyond the images."""
     return np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3)).astype(np.uint8)
 
 
@@ -193,14 +225,15 @@ def images():
 def programs(network):
     graph, params = network
     run, refine = jax.jit(make_network(graph, CONFIG)), jax.jit(make_refine(CONFIG))
-    crf = jax.jit(make_crf(CONFIG))
+    crf = jax.jit(make_link(STAGES["crf"], CONFIG))
 
     def predict(images, sizes, tags):
         maps = run(params, images, sizes)
         slots = tagged_slots(tags, 3)
         soft = refine(maps, images, sizes, *slots, BACKGROUNDS)
         masks = dict(soft["masks"])
-        refined = crf(images, sizes, slots[0], soft["probabilities"]["affinity"])
+        inputs = {"images": images, "sizes": sizes}
+        refined = crf(inputs, slots[0], soft["probabilities"]["affinity"])
         masks["affinity+crf"] = refined["masks"]
         return jax.device_get((maps, masks, soft["probabilities"]))
 
@@ -217,7 +250,7 @@ def cut(maps, number):
     return maps[number, :height, :width]
 
 
-def test_what_lies_beyond_the_pictures_changes_not_one_bit(programs, images, prediction):
+def test_what_lies_beyond_the_images_changes_not_one_bit(programs, images, prediction):
     black = images * np.asarray(inside(SIZES, SIZE))[..., None]
     assert (black != images).any()
     maps, masks, _ = programs(black.astype(np.uint8), SIZES, TAGS)
@@ -229,7 +262,7 @@ def test_what_lies_beyond_the_pictures_changes_not_one_bit(programs, images, pre
 
 
 def test_padding_changes_no_prediction(programs, images, prediction):
-    """A padded picture gives what it gives alone on a canvas of its own size."""
+    """A padded image gives what it gives alone on a canvas of its own size."""
     number = 2
     sizes, tags = SIZES[number : number + 1], TAGS[number : number + 1]
     maps, masks, _ = programs(cut(images, number)[None], sizes, tags)
@@ -241,10 +274,10 @@ def test_padding_changes_no_prediction(programs, images, prediction):
 
 def test_cams_are_those_of_the_operator(network, images, prediction):
     model = nnx.merge(*network)
-    picture = jnp.asarray(images[:1])
+    image = jnp.asarray(images[:1])
     expected = multi_scale_cam(
         nnx.jit(type(model).classify).__get__(model),
-        normalize(picture),
+        normalize(image),
         scales=(1.0, 1.5),
         flip=True,
         stride=STRIDE,
@@ -275,35 +308,35 @@ def test_par_mask_is_par_on_the_softmax(images, prediction):
     np.testing.assert_array_equal(prediction[1]["par"][:1], refined.argmax(axis=-1))
 
 
-def test_crf_is_that_of_the_picture_alone(images, prediction):
-    """The operator for one picture on the probabilities of the stage before it."""
+def test_crf_is_that_of_the_image_alone(images, prediction):
+    """The operator for one image on the probabilities of the stage before it."""
     stage = "affinity+crf"
-    soft = cut(prediction[2][before_crf(stage)], 0)
+    soft = cut(prediction[2]["affinity"], 0)
     marginals = dense_crf(cut(images, 0), soft / soft.sum(axis=-1, keepdims=True), "afa")
     classes = np.array([0, *(1 + np.asarray(tagged_slots(TAGS, 3)[0][0]))])
     np.testing.assert_array_equal(cut(prediction[1][stage], 0), classes[marginals.argmax(axis=-1)])
 
 
-def test_pictures_follow_the_given_tags(images, prediction):
-    pictures = jax.jit(make_pictures(CONFIG))(
+def test_sample_maps_follow_the_given_tags(images, prediction):
+    shown = jax.jit(make_sample_maps(CONFIG))(
         prediction[0]["cams"], prediction[0]["affinity"], images, SIZES, TAGS
     )
     for number, tags in enumerate(TAGS):
-        labels = np.asarray(pictures["pseudo_label"][number])
+        labels = np.asarray(shown["pseudo_label"][number])
         assert set(np.unique(labels)) <= {0, 255, *(1 + np.flatnonzero(tags)).tolist()}
         assert (labels[~np.asarray(inside(SIZES, SIZE))[number]] == 255).all(), "nothing is known beyond"
-    assert not np.asarray(pictures["cam"])[1].any()
-    assert np.asarray(pictures["cam"])[0].max() == pytest.approx(1, abs=1e-2)
+    assert not np.asarray(shown["cam"])[1].any()
+    assert np.asarray(shown["cam"])[0].max() == pytest.approx(1, abs=1e-2)
 
 
 def test_affinity_is_that_of_the_strongest_pixel_s_cell(images, prediction):
     maps = prediction[0]
-    pictures = jax.jit(make_pictures(CONFIG))(maps["cams"], maps["affinity"], images, SIZES, TAGS)
+    shown = jax.jit(make_sample_maps(CONFIG))(maps["cams"], maps["affinity"], images, SIZES, TAGS)
     stride, columns = CONFIG.stride, -(-SIZE[1] // CONFIG.stride)
-    for number, (row, column) in enumerate(np.asarray(pictures["pixel"])):
-        cam = np.asarray(pictures["cam"])[number]
+    for number, (row, column) in enumerate(np.asarray(shown["pixel"])):
+        cam = np.asarray(shown["cam"])[number]
         assert cam[row, column] == cam.max()
         cell = row // stride * columns + column // stride
-        found = np.asarray(pictures["affinity"])[number]
+        found = np.asarray(shown["affinity"])[number]
         np.testing.assert_array_equal(found.ravel(), np.asarray(maps["affinity"])[number, cell])
         assert found.shape[1] == columns

@@ -4,7 +4,7 @@ import json
 
 from rml_jax.data.sources import SOURCES, DataLayout
 from rml_jax.models import build
-from rml_jax.stages.stages import PROTOCOLS
+from rml_jax.stages.runner import PROTOCOLS
 from rml_jax.utils.errors import UserError
 
 METRICS = "metrics.json"

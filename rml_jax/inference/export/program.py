@@ -1,20 +1,21 @@
-"""The function that is exported as a program: a picture in, scores, CAMs and a mask out, nothing to prepare."""
+"""The function that is exported as a program: an image in; scores, CAMs and a mask out."""
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from rml_jax.models import build
-from rml_jax.ops.cam import cam_to_labels, multi_scale_cam
+from rml_jax.ops.cam import cam_sum, cam_to_labels, min_max_normalize, symbolic_step
 from rml_jax.ops.grid import ceil_div
 from rml_jax.ops.normalize import normalize
 from rml_jax.stages.canvas import smallest_side
-from rml_jax.stages.runner import stages_config
-from rml_jax.stages.stages import TAG_THRESHOLD, make_scores, symbolic_step
+from rml_jax.stages.config import stages_config
+from rml_jax.stages.network import make_scores
+from rml_jax.stages.runner import TAG_THRESHOLD
 
 
 def make_program(config, params):
-    """Stage `cam` as one pure function with the weights inside, for pictures of any size.
+    """Builds stage `cam` as one pure function with the weights inside, for images of any size.
 
     Args:
       config: ConfigDict of the run.
@@ -22,14 +23,14 @@ def make_program(config, params):
 
     Returns:
       Function of images, uint8 [B, H, W, 3], RGB, whose axes may be symbolic. It gives a dict of
-        logits: float32 [B, C], class logits of the whole picture,
+        logits: float32 [B, C], class logits of the whole image,
         cams: float32 [B, H, W, C] in [0, 1], multi-scale CAMs,
         mask: uint8 [B, H, W], 0 background, 1..C classes, of those whose sigmoid exceeds TAG_THRESHOLD.
     """
     graphdef, _ = build.build_graph(config)
     settings = stages_config(config)
     scores = make_scores(graphdef, settings)
-    step = symbolic_step(settings)
+    step = symbolic_step(settings.scales, settings.stride)
 
     def program(images):
         batch, height, width, _ = images.shape
@@ -44,30 +45,23 @@ def make_program(config, params):
 
 
 def make_fixed_program(config, params):
-    """`make_program` for sides that are known; of its axes only B may be symbolic.
+    """Builds `make_program` for sides that are known; of its axes only B may be symbolic.
 
     Without padding inside it is a smaller graph, of operators that converters to other formats know.
     """
     graphdef, _ = build.build_graph(config)
-    flip = config.cam.flip
 
     def program(images):
-        model = nnx.merge(graphdef, params)
-        normalized = normalize(images)
-        logits_at = {}
-
-        def classify(scaled):
-            logits, maps = model.classify(scaled)
-            # Each picture is followed by its mirror, if there are mirrors.
-            logits_at[scaled.shape[1:3]] = logits.reshape(-1, 2, logits.shape[-1])[:, 0] if flip else logits
-            return logits, maps
-
-        cams = multi_scale_cam(
-            classify, normalized, scales=config.cam.scales, flip=flip, stride=build.stride(config)
+        model, normalized = nnx.merge(graphdef, params), normalize(images)
+        logits_at, total = cam_sum(
+            model.classify,
+            normalized,
+            scales=config.cam.scales,
+            flip=config.cam.flip,
+            stride=build.stride(config),
         )
-        size = images.shape[1:3]
-        logits = logits_at[size] if size in logits_at else model.classify(normalized)[0]
-        return _outputs(logits, cams, config)
+        logits = logits_at[1.0] if 1.0 in logits_at else model.classify(normalized)[0]
+        return _outputs(logits, min_max_normalize(total), config)
 
     return program
 
@@ -79,12 +73,12 @@ def _outputs(logits, cams, config):
 
 
 def describe(config, step, height, width):
-    """What a user of a program must know, as a dict for JSON.
+    """Returns what a user of a program must know, as a dict for JSON.
 
     Args:
       config: ConfigDict of the run.
       step: that the weights were trained to.
-      height, width: of the pictures, ints or names.
+      height, width: of the images, ints or names.
     """
     classes = len(config.data.class_names)
     return {

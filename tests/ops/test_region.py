@@ -1,4 +1,4 @@
-"""Operators on padded pictures, against the plain ones on each picture alone, with rubbish all around."""
+"""Operators on padded images, against the plain ones on each image alone, with rubbish all around."""
 
 import functools
 
@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from rml_jax.ops.padded import blank_outside, inside, mirror_inside, replicate_edges, resize_inside
 from rml_jax.ops.par import par
+from rml_jax.ops.region import blank_outside, inside, mirror_inside, replicate_edges, resize_inside
 from rml_jax.ops.resize import bilinear_matrix
 
 CANVAS = (9, 12)
@@ -20,7 +20,7 @@ def maps():
 
 
 def alone(maps, number, sizes=SIZES):
-    """The picture cut out, [1, h, w, C]."""
+    """The image cut out, [1, h, w, C]."""
     height, width = sizes[number]
     return maps[number : number + 1, :height, :width]
 
@@ -84,7 +84,7 @@ def test_resize_of_large_maps_is_as_exact_as_of_small_ones():
 
 
 def test_par(maps):
-    """PAR replicates the edges of the picture, not of the canvas. Dilations reach beyond both."""
+    """PAR replicates the edges of the image, not of the canvas. Dilations reach beyond both."""
     images = np.random.default_rng(1).integers(0, 256, (len(SIZES), *CANVAS, 3)).astype(np.float32)
     refine = jax.jit(functools.partial(par, dilations=(1, 12), iterations=3))
     found = np.asarray(refine(images, maps, sizes=SIZES))

@@ -1,0 +1,86 @@
+"""From maps to probabilities and masks."""
+
+import jax.numpy as jnp
+
+from rml_jax.ops.pseudo_label import gather_classes
+from rml_jax.stages.registry import STAGES, base_stage, split_stage
+
+
+def make_refine(config):
+    """Builds the pure function from maps to masks and probabilities of the bases of all chains.
+
+    Args:
+      config: StagesConfig.
+
+    Returns:
+      Function, to be jitted, of
+        maps: dict from `make_network`'s function,
+        images, sizes: as there,
+        classes, used: int32 and bool [B, K], the allowed classes in K slots (`tagged_slots`),
+        backgrounds: dict from the names of `config.bases` to the background's score, float32 scalars.
+      It gives a dict of
+        masks: dict base -> uint8 [B, H, W], 0 background, 1..C classes,
+        probabilities: dict base -> float32 [B, H, W, 1 + K], of those that other stages refine and of
+          `probabilities_of`.
+    """
+    used_later = {base for base, rest in map(split_stage, config.stages) if rest}
+    used_later.update(map(base_stage, config.probabilities_of))
+
+    def refine(maps, images, sizes, classes, used, backgrounds):
+        cams = gather_classes(maps["cams"], classes)
+        inputs = {"images": images, "sizes": sizes, "affinity": maps["affinity"]}
+        soft = {name: _base(name, cams, used, backgrounds[name], inputs, config) for name in config.bases}
+        return {
+            "masks": {name: _masks(probabilities, classes) for name, probabilities in soft.items()},
+            "probabilities": {name: soft[name] for name in used_later},
+        }
+
+    return refine
+
+
+def make_link(stage, config):
+    """Builds the pure function of one stage behind a chain's base.
+
+    Args:
+      stage: Stage.
+      config: StagesConfig.
+
+    Returns:
+      Function of inputs (dict of what the stage needs), classes (see `make_refine`) and probabilities float32
+      [B, H, W, 1 + K], to be jitted. It gives a dict of
+        masks: uint8 [B, H, W],
+        probabilities: float32 [B, H, W, 1 + K].
+    """
+
+    def link(inputs, classes, probabilities):
+        probabilities = stage.apply(probabilities, config, **inputs)
+        return {"masks": _masks(probabilities, classes), "probabilities": probabilities}
+
+    return link
+
+
+def _base(name, cams, used, background, inputs, config):
+    """float32 [B, H, W, 1 + K], the probabilities of a base."""
+    first, *others = (STAGES[part] for part in name.split("+"))
+    probabilities = first.from_cams(cams, used, background, config, **first.select(inputs))
+    for stage in others:
+        probabilities = stage.apply(probabilities, config, **stage.select(inputs))
+    return probabilities
+
+
+def _masks(probabilities, classes):
+    return slots_to_labels(probabilities.argmax(axis=-1), classes)
+
+
+def slots_to_labels(slots, classes):
+    """Computes class numbers from slots.
+
+    Args:
+      slots: int [B, H, W], 0 background, 1..K slots.
+      classes: int [B, K], the class 0..C-1 in each slot.
+
+    Returns:
+      uint8 [B, H, W], 0 background, 1..C classes.
+    """
+    numbers = jnp.pad(classes + 1, ((0, 0), (1, 0)))
+    return jnp.take_along_axis(numbers[:, None, :], slots, axis=2).astype(jnp.uint8)

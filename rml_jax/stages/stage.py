@@ -1,0 +1,57 @@
+"""The base class of the stages that refine CAMs."""
+
+from rml_jax.ops.cam import with_background
+
+INPUTS = ("images", "sizes", "affinity")
+"""What a stage can need: see `Stage`."""
+
+
+class Stage:
+    """Refines class probabilities.
+
+    A subclass sets the attributes and implements `apply`. `rml_jax.stages.registry.register` makes it known.
+
+    Attributes:
+      name: how `eval.stages` names it.
+      needs: which of INPUTS `apply` takes by keyword:
+        images: uint8 [B, H, W, 3], each image in the top left corner of the canvas,
+        sizes: int32 [B, 2], height and width of each image,
+        affinity: float32 [B, N, N] in [0, 1], N cells of the network's last grid on the canvas.
+      own_program: whether it is compiled by itself. Other stages at the start of a chain are compiled into one
+        program for all chains, which is what the sweep of the background scores runs.
+    """
+
+    name = ""
+    needs = ()
+    own_program = False
+
+    def apply(self, probabilities, config, **needs):
+        """Refines probabilities; a pure function for jitted code.
+
+        Args:
+          probabilities: float32 [B, H, W, 1 + K], background first, summing to 1 up to PAR's growth.
+          config: StagesConfig.
+          **needs: what `needs` names.
+
+        Returns:
+          float32 [B, H, W, 1 + K]. What lies outside the images has no meaning.
+        """
+        raise NotImplementedError
+
+    def from_cams(self, cams, used, background, config, **needs):
+        """Makes the probabilities of a chain that starts with this stage.
+
+        Args:
+          cams: float32 [B, H, W, K] in [0, 1].
+          used: bool [B, K], the classes that are allowed.
+          background: float32 scalar, score of the background.
+          config, **needs: see `apply`.
+
+        Returns:
+          As `apply`.
+        """
+        return self.apply(with_background(cams, used, background), config, **needs)
+
+    def select(self, inputs):
+        """Returns the entries of a dict of INPUTS that this stage needs."""
+        return {name: inputs[name] for name in self.needs}
