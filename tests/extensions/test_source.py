@@ -10,7 +10,7 @@ import rml_jax
 from rml_jax.commands.export import export
 from rml_jax.config import default_config
 from rml_jax.data.sources import SOURCES, DataLayout
-from rml_jax.evaluation.run import evaluate_run
+from rml_jax.report.evaluation import evaluate_run
 from rml_jax.training.loop import train
 from rml_jax.utils.errors import UserError
 
