@@ -59,7 +59,8 @@ def main(arguments=None):
     use_compilation_cache()
     failed = predict(chosen)
     if failed:
-        sys.exit(f"{failed} of the files could not be predicted, see above")  # status 1
+        print(f"{failed} of the files could not be predicted, see above", file=sys.stderr)
+        sys.exit(1)
 
 
 def predict(chosen):
