@@ -25,7 +25,7 @@ def main():
     if name not in COMMANDS:
         print(f"error: {name!r} is no command, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    sys.exit(importlib.import_module(COMMANDS[name][0]).main(arguments))
+    importlib.import_module(COMMANDS[name][0]).main(arguments)
 
 
 def _usage():

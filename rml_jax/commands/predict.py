@@ -21,7 +21,7 @@ from rml_jax.utils.progress import Progress
 
 @cli.command
 def main(arguments=None):
-    """Predicts what the command line says. Returns the exit status: 1 if files could not be read."""
+    """Predicts what the command line says. Exits with status 1 if files could not be read."""
     parser = cli.Parser("rml-jax predict", description=__doc__)
     parser.add_argument(
         "inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are searched recursively"
@@ -60,7 +60,7 @@ def main(arguments=None):
     failed = predict(chosen)
     if failed:
         print(f"{failed} of the files could not be predicted, see above", file=sys.stderr)
-    return 1 if failed else 0
+        sys.exit(1)
 
 
 def predict(chosen):

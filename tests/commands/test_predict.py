@@ -139,14 +139,14 @@ def test_tags_of_each_picture_from_a_file(photos, model_folder, tmp_path):
 def test_pictures_without_tags_are_counted(photos, model_folder, tmp_path, capsys):
     options = [f"--workdir={model_folder}", f"--out={tmp_path / 'out'}", "--stage=cam", "--tag_threshold=1"]
     main([*options, str(photos / "a.png"), str(photos / "trip" / "b.png")])
-    assert "2 masks are background alone, as no class scored above 1.0" in capsys.readouterr().out
+    assert "2 masks are background only, as no class scored above 1.0" in capsys.readouterr().out
 
 
 def test_pictures_said_to_show_nothing_call_for_no_hint(photos, model_folder, tmp_path, capsys):
     (tmp_path / "tags.csv").write_text("image,tags\na,\n")
     options = [f"--workdir={model_folder}", f"--out={tmp_path / 'out'}", "--stage=cam"]
     main([*options, f"--tags={tmp_path / 'tags.csv'}", str(photos / "a.png")])
-    assert "background alone" not in capsys.readouterr().out
+    assert "background only" not in capsys.readouterr().out
 
 
 def test_names_never_collide(tmp_path):
