@@ -1,4 +1,4 @@
-"""Scores of masks and of image tags, in NumPy (docs/method.md, Inference and evaluation).
+"""Scores of masks and of image tags, in NumPy (docs/method.md, Metrics).
 
 Masks are scored from one confusion matrix over the whole set: add up the matrices of the images, then take
 `mean_iou` once. A mean of per-image scores is another number and is not computed here.

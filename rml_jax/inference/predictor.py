@@ -268,8 +268,9 @@ class Predictor:
             wanted, count = item["image"].shape[:2], allowed[number].sum()
             parts = (None, None)
             if with_maps:
-                normalized = _normalized(probabilities[number, ..., : 1 + count])
-                parts = (_crop_maps(part, size, wanted) for part in (normalized, cams[number, ..., :count]))
+                inside = np.s_[number, : size[0], : size[1]]
+                normalized = _normalized(probabilities[inside][..., : 1 + count])
+                parts = (_resize_maps(part, wanted) for part in (normalized, cams[inside][..., :count]))
             mask = crop_labels(masks[number], size, wanted)
             yield key, self._prediction(mask, scores[number], allowed[number], *parts)
 
@@ -302,7 +303,7 @@ class Predictor:
         mask, maps = self._join(tiles, allowed, least, greatest, with_maps)
         parts = (None, None)
         if with_maps:
-            parts = (_crop_maps(part, size, wanted) for part in np.split(maps, [1 + allowed.sum()], axis=-1))
+            parts = (_resize_maps(part, wanted) for part in np.split(maps, [1 + allowed.sum()], axis=-1))
         return self._prediction(crop_labels(mask, size, wanted), scores, allowed, *parts, tiles=tiles.count)
 
     def _survey(self, tiles):
@@ -439,9 +440,8 @@ def _normalized(probabilities):
     return probabilities / probabilities.sum(axis=-1, keepdims=True)
 
 
-def _crop_maps(maps, size, wanted):
-    """The maps [H, W, K] of an image: cropped out of their canvas, and resized, bilinear, if the image was."""
-    maps = maps[: size[0], : size[1]]
+def _resize_maps(maps, wanted):
+    """The maps [H, W, K] of an image at its own size, bilinear; as they are if that is theirs."""
     if maps.shape[:2] == tuple(wanted):
         return maps
     resized = [

@@ -30,7 +30,7 @@ def within_radius(size: tuple[int, int], radius: int) -> np.ndarray:
 
 
 def affinity_labels(labels: Int[Array, "b h w"], radius: int) -> UInt8[Array, "b n n"]:
-    """Computes from a label map whether two cells belong together (docs/method.md, Losses: L_APML).
+    """Computes from a label map whether two cells belong together (docs/method.md, Affinity).
 
     Args:
       labels: integers [B, h, w], 255 = ignore; N = h * w.

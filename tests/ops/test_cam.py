@@ -4,7 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rml_jax.ops.cam import cam_to_labels, class_activation_maps, min_max_normalize, multi_scale_cam
+from rml_jax.ops.cam import (
+    cam_to_labels,
+    class_activation_maps,
+    map_extremes,
+    min_max_normalize,
+    multi_scale_cam,
+)
 from tests.references import loops as references
 
 
@@ -41,6 +47,22 @@ def test_each_image_and_class_is_scaled_on_its_own():
     x = images()
     result = min_max_normalize(jnp.asarray(x))
     np.testing.assert_allclose(result, references.min_max_normalize(x), atol=1e-6)
+
+
+def test_min_max_of_padded_maps_is_that_of_each_alone():
+    maps = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype(np.float32)
+    found = np.asarray(min_max_normalize(jnp.asarray(maps), jnp.asarray([[4, 5], [3, 2]])))
+    np.testing.assert_array_equal(found[0], min_max_normalize(maps[:1])[0])
+    np.testing.assert_array_equal(found[1, :3, :2], min_max_normalize(maps[1:, :3, :2])[0])
+    assert np.count_nonzero(found[1]) <= 3 * 2 * 3, "0 outside"
+
+
+def test_min_max_of_tiles_is_that_of_the_whole():
+    maps = np.random.default_rng(1).normal(size=(1, 4, 6, 2)).astype(np.float32)
+    tiles = np.concatenate([maps[:, :, :3], maps[:, :, 3:]])
+    extremes = [np.repeat(values, 2, axis=0) for values in map_extremes(maps)]
+    found = np.concatenate(min_max_normalize(tiles, extremes=extremes), axis=1)
+    np.testing.assert_array_equal(found, min_max_normalize(maps)[0])
 
 
 def test_class_activation_maps_cut_negatives_before_scaling():
