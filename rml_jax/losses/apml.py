@@ -36,7 +36,7 @@ def apml(
     """Computes L_APML: L_aff of both views plus beta2 times L_mi (Eq. 14).
 
     L_mi = -(I(y; R_a) + I(y'; R'_a) - 2 I(R_a; R'_a)) follows from Eqs. 9 to 11; Eq. 12 as printed is zero
-    (docs/method.md, Losses). R_a and R'_a are compared after A has acted on both axes of R_a, over pairs that are
+    (docs/method.md, Eq. 12). R_a and R'_a are compared after A has acted on both axes of R_a, over pairs that are
     labelled in the warped view.
 
     Args:

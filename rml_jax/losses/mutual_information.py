@@ -21,7 +21,7 @@ def mutual_information(
 
     The plug-in estimate: P_kl is the weighted mean over the samples of p(k|x) q(l|x), and
     I = sum P log(P / (P_k P_l)). It is 0 for independent variables, the entropy for identical certain ones, and at
-    most the logarithm of the smaller number of values. Eqs. 7 and 9 to 12; docs/method.md, Losses.
+    most the logarithm of the smaller number of values. Eqs. 7 and 9 to 12; docs/method.md, Mutual information.
 
     Args:
       first: float [..., K], p(k|x) of each sample, summing to 1 over K.

@@ -4,6 +4,11 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+import rml_jax
 
 # What a user writes: registers the loss, then behaves as `rml-jax`.
 PROGRAM = """
@@ -36,23 +41,25 @@ SMALL = {
 }
 
 
-def run(program, *arguments):
-    done = subprocess.run([sys.executable, program, *arguments], capture_output=True, text=True)
+def run(*arguments):
+    root = Path(rml_jax.__file__).parents[1]
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
 
 def test_loss_from_outside_is_trained_logged_and_reported(tmp_path):
-    program, workdir = tmp_path / "my_rml.py", tmp_path / "run"
-    program.write_text(PROGRAM)
     keys = [f"--config.{key}={value}" for key, value in (SMALL | {"loss.cam_size": 0.5}).items()]
-    progress = run(program, "train", "--config=digits_small", f"--workdir={workdir}", *keys)
-    (entry,) = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert entry["cam_size"] == entry["size_original"] + entry["size_warped"] > 0
+    progress = run("train", "--config=digits_small", f"--workdir={tmp_path}", *keys)
+    (entry,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    sizes = entry["size_original"] + entry["size_warped"]
+    assert entry["cam_size"] == pytest.approx(sizes, rel=1e-5)
+    assert sizes > 0
     others = entry["classification"] + 0.1 * (entry["ciml"] + entry["mfml"] + entry["apml"])
-    assert abs(entry["loss"] - others - 0.5 * entry["cam_size"]) < 1e-5
+    assert entry["loss"] == pytest.approx(others + 0.5 * sizes, rel=1e-5)
     assert f"cam_size {entry['cam_size']:.4f}" in progress
-    run(program, "report", f"--workdir={workdir}")
-    page = (workdir / "report.html").read_text()
+    run("report", f"--workdir={tmp_path}")
+    page = (tmp_path / "report.html").read_text()
     assert "size of the CAMs" in page
     assert re.search(r"loss\.cam_size</th><td[^>]*>0\.5</td>", page)

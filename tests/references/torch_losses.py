@@ -124,7 +124,7 @@ def affinity_labels(labels, cells, radius):
 def apml_loss(view, warped, pairs, warped_pairs, grid, valid, beta2):
     """L_APML: affinity learned from pseudo labels, and its mutual information (Eqs. 9 to 14).
 
-    L_mi = -(I(y; R_a) + I(y'; R'_a) - 2 I(R_a; R'_a)) (docs/method.md, Losses).
+    L_mi = -(I(y; R_a) + I(y'; R'_a) - 2 I(R_a; R'_a)) (docs/method.md, Eq. 12).
 
     Args:
       view, warped: Outputs.
