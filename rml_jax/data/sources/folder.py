@@ -7,6 +7,7 @@ tags.csv (`rml_jax.data.tags`)
 MASKS/a.png, MASKS/trip/b.png       optional; class numbers, 255 = ignore; for scoring only
 """
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -17,11 +18,13 @@ import numpy as np
 
 from rml_jax.data.archives import walk
 from rml_jax.data.images import check_same_size, read_image, read_mask
+from rml_jax.data.sources.subfolders import is_system_path, read_subfolders
 from rml_jax.data.tags import (
     IMAGE_SUFFIXES,
     check_classes,
     class_list,
     image_id,
+    match_images,
     read_list,
     read_tag_names,
     read_tags,
@@ -95,15 +98,22 @@ class PhotoFolder:
         check_classes(self.class_names, self.mask_values)
         self._root, self._masks = str(root), str(mask_folder)
         files = find_images(root, mask_folder)
-        tags = _tags(files, root, tags_file, self.class_names)
-        chosen = _split(sorted(tags), val_list, val_fraction, seed, is_training)
+        folders = read_subfolders(root, files, class_names)
+        tags = _tags(files, folders, root, tags_file, self.class_names)
+        chosen = _split(sorted(tags), folders.parts, val_list, val_fraction, seed, is_training)
         if not chosen:
             part = "training" if is_training else "validation"
             raise UserError(
                 f"{root}: no image is left for {part}, of {len(tags)} with tags "
                 "(config.data.val_fraction, config.data.val_list)"
             )
-        self.untagged = len(files) - len(tags)
+        left_out = {} if tags_file else folders.left_out
+        without = [name for name in files if name not in tags and folders.parts.get(name) != "test"]
+        self.untagged = len(without) - sum(left_out.values())
+        self.notes = [
+            *_notes(folders.parts, left_out),
+            *_unread(root, mask_folder),
+        ]
         self._files = [(name, files[name], tags[name]) for name in chosen]
         if with_masks:
             self._check_masks()
@@ -149,7 +159,8 @@ def folder_classes(root, tags_file="", mask_folder=""):
     if tags_file:
         names = class_list(tag for tags, _ in read_tag_names(tags_file).values() for tag in tags)
     else:
-        names = class_list(name.split("/")[0] for name in find_images(root, mask_folder) if "/" in name)
+        folders = read_subfolders(root, find_images(root, mask_folder))
+        names = class_list(folders.tags.values())
     if not names:
         raise UserError(
             f"{tags_file or root}: found no tags, expected a tag file (config.data.tags) with at least one, "
@@ -176,6 +187,8 @@ def find_images(root, mask_folder=""):
     images = {}
     for path in list_images(root, mask_folder):
         name = image_id(Path(path).as_posix())
+        if not _is_utf8(path):
+            raise UserError(f"{root}: found the file name {path!r}, expected names in UTF-8")
         if name in images:
             raise UserError(
                 f"{root}: found both {images[name]} and {path}, expected names that differ without suffix"
@@ -196,40 +209,72 @@ def list_images(root, mask_folder=""):
         os.path.relpath(path, root)
         for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ())
         for path in files
-        if path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
+        if _is_image(path) and not is_system_path(os.path.relpath(path, root))
     )
 
 
-def _tags(files, root, tags_file, class_names):
+def _is_image(path):
+    return path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
+
+
+def _is_utf8(path):
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _notes(parts, left_out):
+    """Says what sub-folders were taken for, where they are not all tags."""
+    notes = []
+    if parts:
+        counts = collections.Counter(parts.values())
+        others = "; val is drawn from train" if "val" not in counts else ""
+        notes.append(
+            f"folders of parts: {_counts(counts)}{others}{'; test is not used' if 'test' in counts else ''}"
+        )
+    if left_out:
+        notes.append(f"folders that name no tag (images left out): {_counts(left_out)}")
+    return notes
+
+
+def _unread(root, mask_folder):
+    """Counts the files that are not read as images, by suffix."""
+    skip = [os.path.realpath(mask_folder)] if mask_folder else ()
+    paths = [path for _, files in walk(root, skip=skip) for path in files if not _is_image(path)]
+    shown = [path for path in paths if not os.path.basename(path).startswith(".")]
+    counts = collections.Counter(Path(path).suffix.lower() or "(no suffix)" for path in shown)
+    return [f"files that are not read, by suffix: {_counts(counts)}"] if counts else []
+
+
+def _counts(counts):
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+def _tags(files, folders, root, tags_file, class_names):
     """Dict from id to class numbers, of the images with tags."""
     if tags_file:
-        tags = read_tags(tags_file, class_names)
-        missing = [name for name in tags if name not in files]
-        if missing:
-            raise UserError(
-                f"{tags_file}: no image {missing[0]!r} in {root} (missing for {len(missing)} of {len(tags)})"
-            )
-        return tags
+        return match_images(read_tags(tags_file, class_names), files, tags_file, root)
     numbers = {tag_key(name): number for number, name in enumerate(class_names)}
-    tags = {}
-    for name in files:
-        folder = name.split("/")[0] if "/" in name else None
-        if folder is not None and tag_key(folder) not in numbers:
+    for folder in folders.tags.values():
+        if tag_key(folder) not in numbers:
             raise UserError(
                 f"{Path(root, folder)}: found folder {folder!r}, expected one of {', '.join(class_names)}"
             )
-        if folder is not None:
-            tags[name] = (numbers[tag_key(folder)],)
-    return tags
+    return {name: (numbers[tag_key(folder)],) for name, folder in folders.tags.items()}
 
 
-def _split(names, val_list, val_fraction, seed, is_training):
+def _split(names, parts, val_list, val_fraction, seed, is_training):
     """The names of one part, in their order."""
+    names = [name for name in names if parts.get(name) != "test"]
     if val_list:
         validation = {image_id(name) for name in read_list(val_list)}
         unknown = sorted(validation.difference(names))
         if unknown:
             raise UserError(f"{val_list}: found {unknown[0]!r}, expected names of images with tags")
+    elif "val" in parts.values():
+        validation = {name for name in names if parts.get(name) == "val"}
     else:
         # By hash, not by a shuffle: photographs that are added later leave the others (nearly all) in their part.
         count = max(1, round(val_fraction * len(names))) if val_fraction else 0
