@@ -21,6 +21,7 @@ from rml_jax.data.images import check_same_size, read_image, read_mask
 from rml_jax.data.sources.subfolders import is_system_path, read_subfolders
 from rml_jax.data.tags import (
     IMAGE_SUFFIXES,
+    TagCounts,
     check_classes,
     class_list,
     image_id,
@@ -130,6 +131,10 @@ class PhotoFolder:
             item["mask"] = read_mask(photo.mask, self.mask_values)
             check_same_size(item["mask"], item["image"], photo.mask)
         return item
+
+    def tag_counts(self):
+        """Counts the tags of this part: TagCounts."""
+        return TagCounts.of([numbers for _, _, numbers in self._files], len(self.class_names))
 
     def photo(self, index):
         """Where an item's files are, and its tags: a Photo."""

@@ -12,6 +12,7 @@ An image is named by its path below the image folder, with or without suffix (`i
 contains none of the classes. Surrounding whitespace and letter case of tags are ignored.
 """
 
+from rml_jax.data.tags.counts import TagCounts
 from rml_jax.data.tags.names import (
     IMAGE_SUFFIXES,
     check_class_names,
@@ -27,6 +28,7 @@ from rml_jax.data.tags.text import decode_text, parse_list, read_list, read_text
 __all__ = [
     "IMAGE_SUFFIXES",
     "TAG_FILE_SUFFIXES",
+    "TagCounts",
     "check_class_names",
     "check_classes",
     "class_list",

@@ -41,7 +41,7 @@ def read_table(text, path, known):
 
 def _tag_column(header, rows, image, column, path, known):
     image, column = header.index(image), header.index(column)
-    if rows and all(cells[column].strip() in ("0", "1") for cells, _ in rows):
+    if rows and all(cells[column].strip() in {"0", "1"}.difference(known) for cells, _ in rows):
         raise UserError(
             f"{path}: found only 0 and 1 in the column {header[column]!r}, expected names of tags; a 0/1 column "
             "is read if its header is the name of the class"
