@@ -27,9 +27,7 @@ def default_config():
     data.root = (
         ""  # folder in VOC's or COCO's layout, of photographs, or prepared by rml_jax.commands.prepare
     )
-    data.tags = (
-        ""  # CSV or JSON Lines with image,tags; "": voc: classes in the masks; folder: names of sub-folders
-    )
+    data.tags = ""  # tag file (docs/data.md); "": voc: classes in the masks; folder: names of sub-folders
     data.masks = ""  # folder of masks, for scoring; folder only
     data.class_names = ()  # C foreground classes; folder: () takes them from the tags
     data.mask_values = ()  # the number each class has in the mask files; folder: () means 1..C
@@ -79,7 +77,7 @@ def default_config():
     config.pseudo_label = pseudo = ConfigDict()
     pseudo.high = 0.55
     pseudo.low = 0.35
-    pseudo.slots = 8  # classes per image that are refined
+    pseudo.slots = 8  # classes per image that are refined; raised if an image has more tags
     pseudo.dilations = (1, 2, 4, 8, 12, 24)
     pseudo.iterations = 10
 

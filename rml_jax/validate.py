@@ -5,6 +5,7 @@ import math
 from rml_jax.data.sources import SOURCES
 from rml_jax.data.sources.coco_classes import CLASS_NAMES as COCO_NAMES
 from rml_jax.data.sources.digits import CLASS_NAMES
+from rml_jax.data.tags import check_class_names
 from rml_jax.losses import LOSS_TERMS, READINGS
 from rml_jax.models.mit import VARIANTS, MiTConfig
 from rml_jax.models.rml import POOLINGS
@@ -177,16 +178,7 @@ def _check_class_names(config):
             lambda names: names == COCO_NAMES,
             "the 80 classes of rml_jax.data.sources.coco_classes",
         )
-    _check(
-        config,
-        key,
-        lambda names: (
-            names
-            and all(isinstance(name, str) for name in names)
-            and len({"background", *names}) == len(names) + 1
-        ),
-        "at least one name, each only once, and none of them background",
-    )
+    check_class_names(config.data.class_names)
 
 
 def _check_sides(config):

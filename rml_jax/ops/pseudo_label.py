@@ -19,7 +19,8 @@ class PseudoLabelConfig:
     Attributes:
       high: background score above which only sure foreground rises.
       low: background score below which only sure background falls.
-      slots: classes per image that are refined. An image with more tags keeps its first ones.
+      slots: classes per image that are refined. An image with more tags keeps its first ones; training raises the
+        number so that none has.
       dilations: PAR's dilations, in pixels of the image at half size.
       iterations: PAR's iterations.
     """

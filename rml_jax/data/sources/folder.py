@@ -18,7 +18,7 @@ import numpy as np
 
 from rml_jax.data.archives import walk
 from rml_jax.data.images import check_same_size, read_image, read_mask
-from rml_jax.data.sources.subfolders import is_system_path, read_subfolders
+from rml_jax.data.sources.subfolders import describe_counts, is_system_path, is_utf8, notes, read_subfolders
 from rml_jax.data.tags import (
     IMAGE_SUFFIXES,
     TagCounts,
@@ -112,7 +112,7 @@ class PhotoFolder:
         without = [name for name in files if name not in tags and folders.parts.get(name) != "test"]
         self.untagged = len(without) - sum(left_out.values())
         self.notes = [
-            *_notes(folders.parts, left_out),
+            *notes(folders.parts, left_out),
             *_unread(root, mask_folder),
         ]
         self._files = [(name, files[name], tags[name]) for name in chosen]
@@ -192,7 +192,7 @@ def find_images(root, mask_folder=""):
     images = {}
     for path in list_images(root, mask_folder):
         name = image_id(Path(path).as_posix())
-        if not _is_utf8(path):
+        if not is_utf8(path):
             raise UserError(f"{root}: found the file name {path!r}, expected names in UTF-8")
         if name in images:
             raise UserError(
@@ -222,39 +222,13 @@ def _is_image(path):
     return path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
 
 
-def _is_utf8(path):
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _notes(parts, left_out):
-    """Says what sub-folders were taken for, where they are not all tags."""
-    notes = []
-    if parts:
-        counts = collections.Counter(parts.values())
-        others = "; val is drawn from train" if "val" not in counts else ""
-        notes.append(
-            f"folders of parts: {_counts(counts)}{others}{'; test is not used' if 'test' in counts else ''}"
-        )
-    if left_out:
-        notes.append(f"folders that name no tag (images left out): {_counts(left_out)}")
-    return notes
-
-
 def _unread(root, mask_folder):
     """Counts the files that are not read as images, by suffix."""
     skip = [os.path.realpath(mask_folder)] if mask_folder else ()
     paths = [path for _, files in walk(root, skip=skip) for path in files if not _is_image(path)]
     shown = [path for path in paths if not os.path.basename(path).startswith(".")]
     counts = collections.Counter(Path(path).suffix.lower() or "(no suffix)" for path in shown)
-    return [f"files that are not read, by suffix: {_counts(counts)}"] if counts else []
-
-
-def _counts(counts):
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    return [f"files that are not read, by suffix: {describe_counts(counts)}"] if counts else []
 
 
 def _tags(files, folders, root, tags_file, class_names):

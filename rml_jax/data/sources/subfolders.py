@@ -5,6 +5,7 @@ PHOTOS/train/cat/1.jpg   the tag cat, training part; PHOTOS/val is the validatio
 PHOTOS/masks/1.png       no tag
 """
 
+import collections
 import dataclasses
 import os
 from pathlib import Path, PurePosixPath
@@ -96,6 +97,34 @@ def read_subfolders(root, files, class_names=()):
         name: folder for name, folder in tags.items() if folder not in left_out and parts.get(name) != "test"
     }
     return SubFolders(used, parts, counts)
+
+
+def is_utf8(path):
+    """Returns whether a path that the system gave is UTF-8."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def notes(parts, left_out):
+    """Says what sub-folders were taken for, where they are not all tags."""
+    lines = []
+    if parts:
+        counts = collections.Counter(parts.values())
+        others = "; val is drawn from train" if "val" not in counts else ""
+        lines.append(
+            f"folders of parts: {describe_counts(counts)}{others}{'; test is not used' if 'test' in counts else ''}"
+        )
+    if left_out:
+        lines.append(f"folders that name no tag (images left out): {describe_counts(left_out)}")
+    return lines
+
+
+def describe_counts(counts):
+    """Returns counts by name as text."""
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def _first(name):

@@ -136,13 +136,13 @@ def check_class_names(class_names, where="config.data.class_names"):
         seen[tag_key(name)] = name
 
 
-def check_classes(class_names, mask_values, where="class_names"):
+def check_classes(class_names, mask_values):
     """Checks a class list and the number of each class in mask files.
 
     Raises:
       UserError: as `check_class_names`, and unless there are as many different mask values within 1..254.
     """
-    check_class_names(class_names, where)
+    check_class_names(class_names, "class_names")
     if len(mask_values) != len(class_names) or len(set(mask_values)) != len(mask_values):
         raise UserError(
             f"mask_values is {mask_values}: expected {len(class_names)} different numbers, one per class name"
