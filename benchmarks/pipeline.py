@@ -24,6 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from benchmarks import measure
+from rml_jax.config import default_config
 from rml_jax.data.augment import augment, rescaled_size
 from rml_jax.data.images import decode_image
 from rml_jax.data.pipeline import train_batches
@@ -164,8 +165,10 @@ def _seconds(function):
 
 
 def _batches(source, batch_size, workers):
-    settings = {"crop_size": CROP, "scale": SCALE, "flip": True, "seed": 0}
-    return contextlib.closing(train_batches(source, batch_size=batch_size, workers=workers, **settings))
+    config = default_config()
+    config.train.batch_size, config.train.crop_size = batch_size, CROP
+    config.augment.scale, config.data.workers = SCALE, workers
+    return contextlib.closing(train_batches(config, source))
 
 
 def _same_batches(sources, batch_size):

@@ -17,7 +17,7 @@ from flax import nnx
 
 from rml_jax.checkpoint import read_params
 from rml_jax.config import load_config
-from rml_jax.data.pipeline import configured_batches
+from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source
 from rml_jax.models import build
 from rml_jax.ops import normalize, sample_affine, warp
@@ -109,7 +109,7 @@ def _batches(config, count):
     config = config.copy_and_resolve_references()
     config.train.seed += 1  # other batches than the run's
     config.data.workers = 0
-    with contextlib.closing(configured_batches(config, source)) as batches:
+    with contextlib.closing(train_batches(config, source)) as batches:
         yield from (next(batches) for _ in range(count))
 
 

@@ -21,7 +21,7 @@ from flax import nnx
 
 from benchmarks import measure
 from rml_jax.commands import cli
-from rml_jax.data.pipeline import configured_batches
+from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.models import build
 from rml_jax.models.weights import save_weights
@@ -78,7 +78,7 @@ def train(config, mesh, graphdef, optimizer, state, out):
     step_function = jax.jit(make_step(graphdef, optimizer), donate_argnums=0)
     progress = Progress("pre-train", config.train.steps, "steps")
     means, window = {}, []
-    with contextlib.closing(configured_batches(config, source)) as batches:
+    with contextlib.closing(train_batches(config, source)) as batches:
         for step in range(1, config.train.steps + 1):
             state, loss = step_function(state, shard_batch(next(batches), mesh))
             window.append(loss)

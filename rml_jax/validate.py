@@ -3,8 +3,6 @@
 import math
 
 from rml_jax.data.sources import SOURCES
-from rml_jax.data.sources.coco_classes import CLASS_NAMES as COCO_NAMES
-from rml_jax.data.sources.digits import CLASS_NAMES
 from rml_jax.data.tags import check_class_names
 from rml_jax.losses import LOSS_TERMS, READINGS
 from rml_jax.models.mit import VARIANTS, MiTConfig
@@ -59,16 +57,19 @@ _NOT_NEGATIVE = (
 )
 
 
-def check_config(config):
+def check_config(config, reads_data=True):
     """Checks what types don't: names and ranges.
 
     Args:
       config: ConfigDict of `default_config`'s keys.
+      reads_data: whether `data.source` must be known, so that the data set can be opened. Prediction and export don't
+        open it.
 
     Raises:
       UserError: naming the first key that is wrong, what it holds and what was expected.
     """
-    _check_choice(config, "data.source", SOURCES)
+    if reads_data:
+        _check_choice(config, "data.source", SOURCES)
     _check_choice(config, "model.variant", VARIANTS)
     _check_choice(config, "model.pooling", POOLINGS)
     _check_choice(config, "model.dtype", DTYPES)
@@ -166,18 +167,13 @@ def _is_int_range(value):
 
 
 def _check_class_names(config):
-    key = "data.class_names"
-    if config.data.source == "digits":
-        _check(config, key, lambda names: names == CLASS_NAMES, f"{CLASS_NAMES}, the classes of digits")
-    if config.data.source == "folder" and config.data.class_names == ():
-        return  # `with_class_names` takes them from the tags.
-    if config.data.source == "coco":
-        _check(
-            config,
-            key,
-            lambda names: names == COCO_NAMES,
-            "the 80 classes of rml_jax.data.sources.coco_classes",
-        )
+    key, layout = "data.class_names", SOURCES.get(config.data.source)
+    if layout and layout.class_names:
+        fixed = layout.class_names
+        expected = f"the {len(fixed)} classes of {config.data.source}, {fixed[0]!r} to {fixed[-1]!r}"
+        _check(config, key, lambda names: names == fixed, expected)
+    if layout and layout.find_classes and config.data.class_names == ():
+        return  # `with_class_names` takes them from the data.
     check_class_names(config.data.class_names)
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from rml_jax import visualize
 from rml_jax.commands import cli
-from rml_jax.data.pipeline import configured_batches
+from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.data.summary import data_summary, validation_source
 from rml_jax.ops.affine import AffineRange, box_mask, sample_affine, validity, warp
@@ -62,7 +62,7 @@ def inspect(config, path, pairs, seconds=_SECONDS):
     config = with_class_names(config)
     check_config(config)
     source = make_source(config.data, config.data.train_split, with_masks=False)
-    with contextlib.closing(configured_batches(config, source)) as batches:
+    with contextlib.closing(train_batches(config, source)) as batches:
         rows = []
         for step in range(-(-pairs // config.train.batch_size)):
             rows += _rows(next(batches), _transform(config, step), source.class_names)

@@ -1,11 +1,11 @@
-"""Turns a data set, from its archives or unpacked, into verified array_record files that training reads by itself:
+"""Verifies a data set, packed or unpacked, and writes array_record files for training:
 
     rml-jax prepare folder --root=PHOTOS --tags=tags.csv --out=DIR
     rml-jax prepare voc --manual_dir=FOLDER --out=DIR
     rml-jax prepare coco --manual_dir=FOLDER --out=DIR
 
-Every image and mask is decoded. A bad one is left out with its reason; too many of them are an error, at the end.
-Stopped and started again, it goes on after the last whole shard of 512 images. At the end it prints what was written.
+Every image and mask is decoded. A bad one is left out and reported; too many are an error, raised at the end.
+Stopped and started again, it goes on after the last whole shard of 512 images. It ends with a report.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from rml_jax.utils.errors import UserError
 _VOC = """\
 PASCAL VOC 2012 with SBD's masks: train_aug (10,582 images) and val (1,449).
 
-FOLDER holds, packed or unpacked, in whatever folders:
+FOLDER holds, packed or unpacked, at any depth:
   VOCtrainval_11-May-2012.tar  or VOCdevkit/VOC2012
 and one of
   benchmark.tgz                SBD as its authors publish it, or benchmark_RELEASE
-  SegmentationClassAug.zip     or SegmentationClassAug: the masks as others converted them
+  SegmentationClassAug.zip     or SegmentationClassAug: masks already converted
 
 Masks stay as they are: VOC's have borders of 255 around objects, SBD's have none."""
 _COCO = """\
@@ -38,23 +38,23 @@ FOLDER holds, packed or unpacked:
   train2014.zip, val2014.zip
   annotations_trainval2014.zip, or instances_train2014.json and instances_val2014.json"""
 _FOLDER = """\
-Photographs of your own with a tag file (image,tags) or one sub-folder per tag: train and val.
+Your own images with a tag file (image,tags) or one sub-folder per tag: train and val.
 
-docs/data.md says what these files look like."""
+The formats are described in docs/data.md."""
 
 
 def prepare(builder):
-    """Prepares a data set unless that is done already.
+    """Prepares a data set unless it is there already.
 
     Args:
-      builder: rml_jax.data.preparation' PreparedBuilder.
+      builder: `rml_jax.data.preparation.base.PreparedBuilder`.
 
     Returns:
-      The folder (pathlib.Path), for `config.data.root`, and lines of text about what is in it.
+      The folder (pathlib.Path), for `config.data.root`, and the report as lines of text.
 
     Raises:
-      UserError: for what is missing or wrong in the source, too many bad images, a full disk, or finished data that
-        was made from something else.
+      UserError: for missing or malformed sources, too many bad images, a full disk, or finished data that was made
+        from other files or settings.
     """
     folder = Path(builder.data_dir)
     if folder.exists() and builder.report()["settings"] != builder.settings():
@@ -63,7 +63,7 @@ def prepare(builder):
         )
     lines = [f"{folder} is there already; delete it to make it anew"] if folder.exists() else []
     try:
-        # No look into Google's bucket of prepared data, which hasn't ours.
+        # Google's bucket of prepared data doesn't hold these data sets.
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except OSError as error:
         raise UserError(
@@ -94,7 +94,7 @@ def _make_parser():
         return kind_parser
 
     folder = add("folder", _FOLDER)
-    folder.add_argument("--root", required=True, help="the folder of photographs")
+    folder.add_argument("--root", required=True, help="folder of images")
     folder.add_argument("--tags", default="", help="tag file; without it, sub-folders name the tags")
     folder.add_argument(
         "--masks", default="", help="folder of masks, for scoring; each validation image needs one"

@@ -5,6 +5,7 @@ from pathlib import Path
 from absl import flags
 
 from rml_jax.commands import cli
+from rml_jax.data.sources import has_masks
 from rml_jax.training.loop import train
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config.json, checkpoints, TensorBoard.")
@@ -19,9 +20,11 @@ def main():
 def _train(config):
     state = train(config, Path(_WORKDIR.value))
     workdir = f"--workdir={_WORKDIR.value}"
-    # A folder of photographs need not have masks to score by.
-    scored = config.data.source != "folder" or config.data.masks
-    command = f"python eval.py {workdir}" if scored else f"rml-jax predict {workdir} --out=OUT PHOTOS"
+    command = (
+        f"python eval.py {workdir}"
+        if has_masks(config.data)
+        else f"rml-jax predict {workdir} --out=OUT PHOTOS"
+    )
     print(f"trained to step {int(state.step)}; next: {command}")
 
 

@@ -1,7 +1,7 @@
-"""Training augmentation on the host: random rescale, flip and padded crop (METHOD.md section 5).
+"""Training augmentation on the host: random rescale, flip and padded crop.
 
-Pure functions of an image and a `numpy.random.Generator`. Normalisation is left to the device: it gets the
-crop as bytes, a quarter of float32's traffic, and fills the padding with the mean colour by means of the box.
+Pure functions of an image and a `numpy.random.Generator`. The device normalises: it gets the crop as bytes, a quarter
+of float32's traffic, and the box of the real pixels, outside of which it fills in the mean colour.
 """
 
 import math
@@ -11,10 +11,10 @@ from PIL import Image
 
 
 def augment(image, rng, *, crop_size, scale, flip):
-    """One random view of an image (METHOD.md section 5).
+    """Draws a random view of an image.
 
     The view is the image rescaled, then mirrored, then cropped or padded; only the part of the rescaled image
-    that the crop shows is ever made. The random draws, in this order: the scale factor, uniform in [low, high];
+    that the crop shows is computed. The random draws, in this order: the scale factor, uniform in [low, high];
     where `flip` is set, a number in [0, 1) that mirrors if it is below 0.5; the place of the crop on the rows;
     its place on the columns (both `random_overlap`).
 
@@ -43,16 +43,15 @@ def augment(image, rng, *, crop_size, scale, flip):
 
 
 def rescaled_size(size, factor):
-    """(height, width) times a factor, rounded, both at least 1."""
+    """Returns (height, width) times a factor, rounded, both at least 1."""
     return tuple(max(1, round(side * factor)) for side in size)
 
 
 def resize_window(image, size, rows, columns):
-    """A window of the resized image (bilinear, antialiased), without making the rest of it.
+    """Resizes a window of an image (bilinear, antialiased), without computing the rest.
 
-    The pixels of the whole image, resized and cut. Pillow takes the window's place in 32-bit numbers and rounds to
-    bytes after each axis, so a value next to a rounding border may come out on its other side, once per axis: few
-    values in 100 differ, by at most 2 of 255.
+    The result equals the window cut from the resized image, up to rounding: pillow takes the window's place as
+    float32 and rounds to bytes after each axis, so that a few values in 100 differ, by at most 2 of 255.
 
     Args:
       image: uint8 [H, W, 3].
@@ -74,10 +73,10 @@ def resize_window(image, size, rows, columns):
 
 
 def random_overlap(length, crop_size, rng):
-    """A random placement of an image axis over a crop axis that covers the shorter one wholly.
+    """Draws the placement of an image axis over a crop axis, so that the longer one covers the shorter one.
 
-    Where the image is longer than the crop, the crop is a random window of it; where it is shorter, it lands
-    whole at a random place in the crop. One draw: the offset, uniform over all places.
+    Where the image is longer than the crop, the crop is a random window of it; where it is shorter, the whole
+    image lands at a random place in the crop. One draw: the offset, uniform over all places.
 
     Args:
       length: pixels of the image along the axis.
@@ -95,7 +94,7 @@ def random_overlap(length, crop_size, rng):
 
 
 def _needed(window, length, resized_length):
-    """The pixels of an axis that a window of the resized axis is made of, and where the window lies on them.
+    """Finds the pixels of an axis that a window of the resized axis depends on, and where the window lies on them.
 
     Args:
       window: slice of the resized axis.

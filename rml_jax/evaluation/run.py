@@ -107,6 +107,7 @@ def evaluate_masks(config, workdir, split, masks):
     Raises:
       UserError: if the configuration, the data, the work directory or a mask is not as expected.
     """
+    config = with_class_names(config)
     check_config(config)
     source = make_source(config.data, split, with_masks=True)
     names = tuple(config.data.class_names)

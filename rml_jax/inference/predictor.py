@@ -99,7 +99,7 @@ def predictor_of(
         config.cam.scales = tuple(scales)
     # Scales that are too small for the crops of training are none of a predictor's concern.
     config.train.crop_size = max(map(max, config.eval.canvases))
-    check_config(config)
+    check_config(config, reads_data=False)
     if not 0 <= tag_threshold <= 1:
         raise UserError(f"tag_threshold is {tag_threshold}: expected 0 to 1")
     if background is None:
@@ -141,7 +141,7 @@ def load_model(path, checkpoint=None):
     config = load_config(path / "config.json")
     if checkpoint is not None:
         config.eval.checkpoint = checkpoint
-        check_config(config)
+        check_config(config, reads_data=False)
     _, abstract = build.build_graph(config)
     step, params = read_params(path, abstract, config.eval.checkpoint, config.checkpoint.best_metric)
     return config, params, step

@@ -12,7 +12,7 @@ from flax import nnx
 
 from rml_jax import visualize
 from rml_jax.checkpoint import Checkpoints
-from rml_jax.data.pipeline import configured_batches
+from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.data.summary import data_summary, validation_source, with_slots
 from rml_jax.evaluation.evaluator import Evaluator
@@ -77,7 +77,7 @@ def train(config, workdir):
 
 
 def _train(config, workdir, mesh, source, shown, closing):
-    batches = configured_batches(config, source, jax.process_index(), jax.process_count())
+    batches = train_batches(config, source, jax.process_index(), jax.process_count())
     closing.callback(batches.close)
     first_state = batches.get_state()
     next(batches)  # A data set that can't be read fails here, before anything is written.

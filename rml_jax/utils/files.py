@@ -1,4 +1,8 @@
-"""Files that are either whole or not there."""
+"""Atomic writes, and the files below a folder."""
+
+import os
+
+from rml_jax.utils.errors import UserError
 
 
 def atomic_write(path, content):
@@ -19,3 +23,29 @@ def atomic_write(path, content):
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def walk(root, skip=()):
+    """Lists the files below a folder. Links to folders are followed; each folder is visited once.
+
+    Args:
+      root: the folder.
+      skip: resolved paths of folders to leave out.
+
+    Yields:
+      (folder, list of the paths of the files in it). Hidden folders are left out.
+
+    Raises:
+      UserError: if the folder or one in it can't be read.
+    """
+    seen = set(skip)
+    for folder, below, files in os.walk(root, followlinks=True, onerror=_refuse):
+        seen.add(os.path.realpath(folder))
+        new = {os.path.realpath(os.path.join(folder, name)): name for name in sorted(below, reverse=True)}
+        below[:] = sorted(name for real, name in new.items() if real not in seen and not name.startswith("."))
+        seen.update(new)
+        yield folder, [os.path.join(folder, name) for name in files]
+
+
+def _refuse(error):
+    raise UserError(f"{error.filename}: {error.strerror}, expected a folder that can be read") from error

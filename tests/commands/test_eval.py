@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from configs import digits
+from configs import folder as folder_config
 from rml_jax.data.sources import make_source
 from rml_jax.evaluation import run
 from rml_jax.evaluation.masks import MaskFolder, MaskWriter
@@ -144,6 +145,22 @@ def masks(tmp_path):
 
 def test_right_masks_score_1(masks, tmp_path):
     metrics, _ = evaluate_masks(tiny_config(), tmp_path / "run", "val", str(masks))
+    assert metrics["miou"] == {"files": {"masks": 1.0}}
+
+
+def test_masks_of_a_folder_whose_tags_name_the_classes(tmp_path):
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    for number, tag in enumerate(("cat", "dog")):
+        for folder, pixels in (
+            (photos, np.full((16, 16, 3), 100 * number)),
+            (masks, np.full((16, 16), number + 1)),
+        ):
+            (folder / tag).mkdir(parents=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / tag / "1.png")
+    config = folder_config.get_config()
+    config.data.root, config.data.masks, config.data.val_fraction = str(photos), str(masks), 0.99
+    metrics, _ = evaluate_masks(config, tmp_path / "run", "val", str(masks))
+    assert set(metrics["iou"]["files"]["masks"]) == {"background", "cat", "dog"}
     assert metrics["miou"] == {"files": {"masks": 1.0}}
 
 

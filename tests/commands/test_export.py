@@ -208,6 +208,10 @@ def test_command_line(model_folder, tmp_path, capsys):
     assert "expected the name of a new folder" in capsys.readouterr().err
 
 
+def card_licence(card):
+    return card.partition("## Licence of the training data\n\n")[2].strip()
+
+
 def test_card(network):
     config = network[0]
     metrics = {
@@ -224,5 +228,8 @@ def test_card(network):
     assert "12 images, step 7." in card
     assert "ant, bee, cow" in card
     assert "To be filled in" in card, "terms of one's own photographs are not known"
+    config = config.copy_and_resolve_references()
+    config.data.source = "registered elsewhere"
+    assert card_licence(model_card(config, 7, None, differences, "")) == "None stated."
     assert "not the exported step 8" in model_card(config, 8, metrics, differences, "")
     assert "Not scored" in model_card(config, 7, None, differences, "")

@@ -21,6 +21,7 @@ import configs.voc
 from configs import digits
 from rml_jax.commands import prepare as command
 from rml_jax.commands.prepare import prepare
+from rml_jax.config import default_config
 from rml_jax.data.pipeline import train_batches
 from rml_jax.data.preparation import base, voc
 from rml_jax.data.preparation.coco import Coco2014
@@ -191,10 +192,12 @@ def test_batches_are_those_of_the_raw_folder(photos, folder_builder, workers):
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags.
     folder, _ = prepare(folder_builder())
     raw = PhotoFolder(photos[0], True, **FOLDER_OPTIONS)
-    settings = {"batch_size": 3, "crop_size": 16, "scale": (0.5, 2.0), "flip": True, "seed": 5}
+    config = default_config()
+    config.train.batch_size, config.train.crop_size, config.train.seed = 3, 16, 5
+    config.data.workers = workers
     batches = []
     for source in (PreparedData(folder, "train"), raw):
-        with contextlib.closing(train_batches(source, workers=workers, **settings)) as stream:
+        with contextlib.closing(train_batches(config, source)) as stream:
             batches.append([next(stream) for _ in range(5)])
     for found, expected in zip(*batches, strict=True):
         assert all(np.array_equal(found[key], expected[key]) for key in ("image", "box", "tags"))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from rml_jax.data.archives import open_files
+from rml_jax.data.preparation.archives import open_files
 from rml_jax.utils.errors import UserError
 from tests.data import archives
 

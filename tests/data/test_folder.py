@@ -11,6 +11,7 @@ from configs import digits, folder
 from rml_jax.commands.prepare import prepare
 from rml_jax.data.preparation.folder import TaggedFolder
 from rml_jax.data.sources import make_source, with_class_names
+from rml_jax.data.sources.duplicates import first_copies
 from rml_jax.data.sources.folder import PhotoFolder, find_images, folder_classes
 from rml_jax.evaluation.run import evaluate_run
 from rml_jax.training.loop import train
@@ -154,6 +155,74 @@ def test_listed_images_are_the_validation_part(photos):
 
 def test_part_without_images(photos):
     assert "no image is left for validation" in message_of(open_part, photos, False, val_fraction=0.0)
+
+
+# The same image more than once
+
+
+def copy(path, *names):
+    for name in names:
+        (path.parents[1] / name).parent.mkdir(exist_ok=True)
+        (path.parents[1] / name).write_bytes(path.read_bytes())
+
+
+def test_one_image_in_two_class_folders_has_both_tags(tmp_path):
+    """As annotation tools export an image with two tags."""
+    root = write_photos(tmp_path / "photos", [f"cat/{n}.jpg" for n in range(4)] + ["dog/0.jpg", "loose.jpg"])
+    copy(root / "cat/1.jpg", "dog/1.jpg")
+    copy(root / "cat/2.jpg", "dog/other.jpg")  # Of another name: an item of its own.
+    source = PhotoFolder(root, True, val_fraction=0.0)
+    tags = {source[number]["id"]: source[number]["tags"].tolist() for number in range(len(source))}
+    assert tags == {
+        "cat/0": [1, 0],
+        "cat/1": [1, 1],
+        "cat/2": [1, 0],
+        "cat/3": [1, 0],
+        "dog/0": [0, 1],
+        "dog/other": [0, 1],
+    }
+    assert source.untagged == 1
+
+
+def test_identical_images_are_in_one_part(tmp_path):
+    names = [f"cat/{number}.jpg" for number in range(10)]
+    root = write_photos(tmp_path / "photos", names)
+    for name in names:
+        copy(root / name, name.replace("cat", "dog"), name.replace("/", "/copy of "))
+    for seed in range(5):
+        parts = [
+            {(root / f"{name}.jpg").read_bytes() for name in ids(PhotoFolder(root, training, seed=seed))}
+            for training in (True, False)
+        ]
+        assert parts[1]
+        assert parts[0].isdisjoint(parts[1])
+
+
+def test_copies_of_listed_images_are_left_out_of_training(photos, capsys):
+    copy(photos / "3.jpg", "photos/5.jpg")
+    val_list = photos.parent / "val.txt"
+    val_list.write_text("3\n")
+    assert ids(open_part(photos, False, val_list=val_list)) == ["3"]
+    assert capsys.readouterr().err == ""
+    assert ids(open_part(photos, val_list=val_list)) == list("01246789")
+    assert "1 other images are identical to listed ones and left out of training" in capsys.readouterr().err
+
+
+def test_a_list_may_name_any_copy_of_an_image(tmp_path):
+    root = write_photos(tmp_path / "photos", ["cat/0.jpg", "cat/1.jpg"])
+    copy(root / "cat/1.jpg", "dog/1.jpg")
+    (tmp_path / "val.txt").write_text("dog/1.jpg\n")
+    assert ids(PhotoFolder(root, False, val_list=tmp_path / "val.txt")) == ["cat/1"]
+    assert ids(PhotoFolder(root, True, val_list=tmp_path / "val.txt")) == ["cat/0"]
+
+
+def test_files_that_differ_in_the_end_alone_are_different(tmp_path):
+    contents = {"a": b"x" * 9000, "b": b"x" * 8999 + b"y", "c": b"x" * 9000, "d": b"x", "e": None}
+    files = {name: tmp_path / name for name in contents}
+    for name, content in contents.items():
+        if content:
+            files[name].write_bytes(content)
+    assert first_copies(files) == {"a": "a", "b": "b", "c": "a", "d": "d", "e": "e"}
 
 
 # Masks

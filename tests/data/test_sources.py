@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from rml_jax.commands.prepare import prepare
 from rml_jax.data.preparation.voc import VocSbd
-from rml_jax.data.sources import make_source, with_class_names
+from rml_jax.data.sources import has_masks, make_source, with_class_names
 from rml_jax.utils.errors import UserError
 from tests.data import archives
 
@@ -58,11 +58,12 @@ def test_voc_with_a_tag_file(make_voc_folder, tmp_path):
     assert source[0]["tags"].tolist() == [0, 1]
 
 
-def test_unknown_source():
+@pytest.mark.parametrize("open_it", [lambda data: make_source(data, "train", with_masks=False), has_masks])
+def test_unknown_source(open_it):
     with pytest.raises(
         UserError, match=r"config\.data\.source is 'cityscapes': expected one of digits, voc, coco, folder"
     ):
-        make_source(data_config(source="cityscapes"), "train", with_masks=False)
+        open_it(data_config(source="cityscapes"))
 
 
 def test_voc_without_a_root():
@@ -98,6 +99,22 @@ def test_folders_with_a_report_of_their_own_are_no_prepared_data(make_voc_folder
 def test_prepared_data_has_its_classes(prepared):
     config = ConfigDict({"data": data_config(source="folder", root=prepared)})
     assert with_class_names(config).data.class_names[::19] == ("aeroplane", "tvmonitor")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"source": "folder", "masks": ""}, False),
+        ({"source": "folder", "masks": "MASKS"}, True),
+        ({"source": "folder", "masks": "", "root": "prepared"}, True),
+        ({"source": "folder", "masks": "", "root": "prepared", "val_split": "no such split"}, False),
+    ],
+)
+def test_whether_there_are_masks_to_score_by(prepared, changes, expected):
+    config = data_config(**changes)
+    config.root = config.root and prepared
+    assert has_masks(config) is expected
 
 
 @pytest.mark.parametrize("key", ["tags", "masks", "val_list"])

@@ -114,3 +114,16 @@ def test_file_name_that_is_no_utf_8(tmp_path):
     with pytest.raises(UserError, match="expected names in UTF-8") as error:
         find_images(root)
     str(error.value).encode()
+
+
+def test_copies_in_folders_of_parts(tmp_path, capsys):
+    root = write_photos(tmp_path, ["train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg"])
+    for copy in ("train/dog/1.jpg", "val/dog/3.jpg", "train/cat/9.jpg"):
+        (root / copy).parent.mkdir(exist_ok=True)
+    (root / "train/dog/1.jpg").write_bytes((root / "train/cat/1.jpg").read_bytes())
+    (root / "val/dog/3.jpg").write_bytes((root / "val/cat/3.jpg").read_bytes())
+    (root / "train/cat/9.jpg").write_bytes((root / "val/cat/3.jpg").read_bytes())
+    assert both_parts(root) == [["train/cat/1", "train/dog/2"], ["val/cat/3"]]
+    assert PhotoFolder(root, True)[0]["tags"].tolist() == [1, 1]
+    assert PhotoFolder(root, False)[0]["tags"].tolist() == [1, 1]
+    assert "val folder: 1 other images are identical" in capsys.readouterr().err

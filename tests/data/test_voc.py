@@ -174,6 +174,58 @@ def test_evaluation_takes_masks_and_the_tag_files_tags(make_voc_folder):
     assert set(np.unique(item["mask"])) == {0, 1, 255}
 
 
+def in_folders(files, *names):
+    """Moves train_000, train_001, ... to other ids, among them some in folders."""
+    for number, name in enumerate(names):
+        for path_of in (files.image_path, files.mask_path):
+            path_of(name).parent.mkdir(exist_ok=True)
+            path_of(f"train_{number:03d}").rename(path_of(name))
+    return files
+
+
+@pytest.mark.parametrize(
+    ("rows", "tags"),
+    [
+        # Without a row, "a/1" has cat and "b/1" has dog by their masks, "c" has both.
+        ("a/1,dog", [[0, 1], [0, 1], [1, 1]]),
+        ("b/1.jpg,cat|dog\nc,", [[1, 0], [1, 1], [0, 0]]),
+        ("JPEGImages/a/1.jpg,\n/data/VOC2012/JPEGImages/b/1.jpg,cat", [[0, 0], [1, 0], [1, 1]]),
+        ("a/1,dog\nd/c,\nc,dog", [[0, 1], [0, 1], [0, 1]]),
+    ],
+)
+def test_a_tag_file_names_images_in_folders(make_voc_folder, rows, tags):
+    files = in_folders(make_voc_folder(train=3), "a/1", "b/1", "c")
+    files.write_split("train", "a/1\nb/1\nc\n")
+    source = open_folder(files, tags_file=write_tags(files, f"image,tags\n{rows}\n"))
+    assert [source[number]["tags"].tolist() for number in range(3)] == tags
+
+
+def test_a_row_for_an_image_of_another_split_is_not_taken_for_this_ones(make_voc_folder):
+    files = in_folders(make_voc_folder(train=2), "a/c", "c")
+    files.write_split("train", "c\n")
+    files.write_split("val", "a/c\n")
+    tags_file = write_tags(files, "image,tags\na/c,cat\n")
+    assert open_folder(files, "val", tags_file=tags_file)[0]["tags"].tolist() == [1, 0]
+    with pytest.raises(UserError, match="found tags for none of the images"):
+        open_folder(files, tags_file=tags_file)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("1,cat", "found '1' for 'a/1' and 'b/1', expected one row with the whole id"),
+        ("x/c,cat\ny/c,dog", "found 'y/c' and 'x/c' for 'c', expected one row with the whole id"),
+    ],
+)
+def test_ambiguous_names_in_a_tag_file(make_voc_folder, rows, words):
+    files = in_folders(make_voc_folder(train=3), "a/1", "b/1", "c")
+    files.write_split("train", "a/1\nb/1\nc\n")
+    tags_file = write_tags(files, f"image,tags\n{rows}\n")
+    with pytest.raises(UserError) as error:
+        open_folder(files, tags_file=tags_file)
+    assert_message(error, tags_file, words)
+
+
 # Errors of the constructor
 
 

@@ -1,1 +1,1 @@
-"""TFDS builders of the data sets that `rml-jax prepare` makes; they need no TensorFlow."""
+"""TFDS builders of the data sets that `rml-jax prepare` makes. They don't need TensorFlow."""

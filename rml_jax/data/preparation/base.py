@@ -1,7 +1,7 @@
-"""What the builders share: verified examples, shard by shard, so that a stopped run goes on where it was.
+"""The base of the builders: verifies examples and writes them shard by shard, so that a stopped run can go on.
 
-Below the data directory lie NAME/[CONFIG/]VERSION with the array_record files, TFDS's own dataset_info.json and
-features.json, and report.json. Until everything is done, finished shards lie in VERSION.partial beside it.
+The data directory holds NAME/[CONFIG/]VERSION with the array_record files, TFDS's own dataset_info.json and
+features.json, and report.json. Until all are done, finished shards are in VERSION.partial beside it.
 """
 
 import concurrent.futures
@@ -27,21 +27,21 @@ from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.progress import Progress
 
-SHARD_IMAGES = 512  # What a stopped run loses at most.
-# Images that are read ahead of the writer: as many as this lie in memory as files.
+SHARD_IMAGES = 512  # A stopped run loses at most as many.
+# Images read ahead of the writer and kept in memory as files.
 _BLOCK = 32
 _SHOWN_REASONS = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """An image that is to be prepared.
+    """An image to prepare.
 
     Attributes:
       id: its name in the data set, unique within the split.
-      where: what messages call its file.
-      load: gives the file's bytes, the numbers 0..C-1 of its tags, and its mask (uint8 [H, W], 0 background, 1..C,
-        255 ignore) or None; raises UserError for what is wrong with them.
+      where: path of its file, for messages.
+      load: returns the file's bytes, the numbers 0..C-1 of its tags, and its mask (uint8 [H, W], 0 background, 1..C,
+        255 ignore) or None. Raises UserError if one of them is unusable.
     """
 
     id: str
@@ -51,12 +51,12 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be written.
+    """What to write.
 
     Attributes:
       splits: dict from the name of a split to its list of Planned, in the order of the data set.
-      notes: dict from the name of a split to a text that says how its list came about.
-      sources: what is read, for the report.
+      notes: dict from the name of a split to the origin of its list, as text.
+      sources: paths of what is read, for the report.
     """
 
     splits: dict[str, list[Planned]]
@@ -66,7 +66,7 @@ class Plan:
 
 @dataclasses.dataclass
 class _Shard:
-    """A part of a split: where its file is until everything is done, its images, and what became of them or None."""
+    """A part of a split: the path of its unfinished file, its images, and the record of their outcome or None."""
 
     split: str
     path: Path
@@ -75,10 +75,10 @@ class _Shard:
 
 
 class PreparedBuilder(FileReaderBuilder):
-    """Base class. An example is `id`, `image` (the file's bytes, whatever picture format), `mask` (PNG) and `tags`.
+    """Base class. An example is `id`, `image` (the file's bytes, in any image format), `mask` (PNG) and `tags`.
 
     Images that can't be decoded, or whose mask or tags are wrong, are left out and reported. Examples keep the order
-    of the plan. Subclasses say the classes (`class_names`), where tags come from (`tags_from`), `settings`, `plan`.
+    of the plan. Subclasses define `class_names`, `tags_from` (the origin of the tags), `settings` and `plan`.
 
     Args:
       max_bad: share of the images that may be left out.
@@ -97,15 +97,15 @@ class PreparedBuilder(FileReaderBuilder):
     tags_from: str
 
     def settings(self):
-        """What, besides the source files of a published data set, determines the result; JSON values."""
+        """Returns what determines the result besides the files of a published data set. JSON values."""
         raise NotImplementedError
 
     def plan(self, dl_manager):
-        """The Plan. Raises UserError for what is missing."""
+        """Returns the Plan. Raises UserError if something is missing."""
         raise NotImplementedError
 
     def report(self):
-        """The content of report.json of finished data."""
+        """Reads report.json of finished data."""
         return read_report(self.data_dir)
 
     def _info(self):
@@ -120,7 +120,7 @@ class PreparedBuilder(FileReaderBuilder):
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _download_and_prepare(self, dl_manager, download_config=None):
-        """TFDS calls it with `data_dir` set to a temporary folder, which it renames afterwards."""
+        """Prepares the data. TFDS sets `data_dir` to a temporary folder and renames it afterwards."""
         plan = self.plan(dl_manager)
         partial = Path(self.data_dir).parent / f"{self.version}.partial"
         _open_partial(partial, self._fingerprint(plan))
@@ -135,7 +135,7 @@ class PreparedBuilder(FileReaderBuilder):
         shutil.rmtree(partial)
 
     def _shards(self, plan, split, partial):
-        """The shards of a split, with the records of those that are finished."""
+        """Yields the shards of a split, with the records of those that are finished."""
         planned, template = plan.splits[split], self._get_filename_template(split_name=split)
         parts = [planned[start : start + SHARD_IMAGES] for start in range(0, len(planned), SHARD_IMAGES)]
         for number, part in enumerate(parts):
@@ -143,7 +143,7 @@ class PreparedBuilder(FileReaderBuilder):
             yield _Shard(split, partial / name, part, _finished_record(partial / name))
 
     def _write_shards(self, shards):
-        """Writes the shards that aren't finished and sets their records."""
+        """Writes the unfinished shards and sets their records."""
         done = sum(len(shard.planned) for shard in shards if shard.record)
         progress = Progress(self.name, sum(len(shard.planned) for shard in shards), "images", start=done)
         for shard in shards:
@@ -162,13 +162,13 @@ class PreparedBuilder(FileReaderBuilder):
         )
 
     def _fingerprint(self, plan):
-        """Text that two runs share only if the shards of one serve the other."""
+        """Returns a text that two runs share only if one can use the shards of the other."""
         ids = {split: [item.id for item in planned] for split, planned in plan.splits.items()}
         content = [self.settings(), self.class_names, ids, plan.sources, SHARD_IMAGES]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def _write_shard(self, path, planned, progress):
-        """Writes a shard and, before it gets its name, the record beside it. Returns the record."""
+        """Writes a shard under a temporary name and its record, then renames the shard. Returns the record."""
         sizes, counts = [], np.zeros(len(self.class_names), np.int64)
         record = {"rejected": {}, "without_mask": 0, "untagged": 0, "most_tags": 0}
         serializer = tfds.core.ExampleSerializer(self.info.features.get_serialized_info())
@@ -204,7 +204,7 @@ class PreparedBuilder(FileReaderBuilder):
         return record
 
     def _load(self, item):
-        """The image file's bytes, class numbers, mask and size of an image that can be decoded; or a UserError."""
+        """Returns the file's bytes, class numbers, mask and size of an image, or a UserError."""
         try:
             data, numbers, mask = item.load()
             image = decode_image(data, item.where, self.upright)
@@ -215,7 +215,7 @@ class PreparedBuilder(FileReaderBuilder):
         return data, numbers, mask, image.shape[:2]
 
     def _check_rejected(self, shards, partial):
-        """Raises UserError if too many images are bad; their shards are then made again next time."""
+        """Raises UserError if too many images are bad. The next run then writes their shards again."""
         rejected = [reason for shard in shards for reason in shard.record["rejected"].values()]
         listed = sum(len(shard.planned) for shard in shards)
         if len(rejected) <= self._max_bad * listed:
@@ -230,7 +230,7 @@ class PreparedBuilder(FileReaderBuilder):
         )
 
     def _make_report(self, plan, shards):
-        """The content of report.json; its keys are what `report_lines` prints."""
+        """Returns the content of report.json, which `report_lines` prints."""
         splits = {}
         for split, planned in plan.splits.items():
             records = [shard.record for shard in shards if shard.split == split]
@@ -265,14 +265,14 @@ class PreparedBuilder(FileReaderBuilder):
         }
 
     def _log_download_bytes(self):
-        """TFDS would print that it doesn't know how much it is going to write."""
+        """Omits TFDS's line on an unknown size."""
 
     def _log_download_done(self):
-        """The report says it."""
+        """Omits TFDS's line, which the report replaces."""
 
 
 def report_lines(report):
-    """A report as lines of text."""
+    """Formats a report as lines of text."""
     lines = [f"{report['name']}, tags from {report['tags_from']}; read from {', '.join(report['sources'])}"]
     for split, facts in report["splits"].items():
         official = "" if facts["official"] is None else f" (officially {facts['official']})"
@@ -292,7 +292,7 @@ def report_lines(report):
 
 
 def _open_partial(partial, fingerprint):
-    """Makes the folder of finished shards; throws away what was made from something else."""
+    """Makes the folder of finished shards; deletes shards of another fingerprint."""
     path = partial / "fingerprint"
     if partial.exists() and not (path.is_file() and path.read_text() == fingerprint):
         shutil.rmtree(partial)
@@ -301,7 +301,7 @@ def _open_partial(partial, fingerprint):
 
 
 def _finished_record(path):
-    """The record of a shard that is there and whole, else None."""
+    """Returns the record of a whole shard, else None."""
     try:
         record = json.loads(_record_path(path).read_text(encoding="utf-8"))
         return (
@@ -309,7 +309,7 @@ def _finished_record(path):
             if "most_tags" in record and len(ArrayRecordDataSource(str(path))) == record["images"]
             else None
         )
-    # array_record says RuntimeError or ValueError to a missing or damaged file.
+    # array_record raises RuntimeError or ValueError for a missing or damaged file.
     except (OSError, RuntimeError, ValueError):
         return None
 
@@ -335,5 +335,5 @@ def _png(mask):
 
 
 def _spread(values):
-    """Least, median and greatest of whole numbers."""
+    """Returns the least, median and greatest of whole numbers."""
     return [int(values.min()), int(np.median(values)), int(values.max())]

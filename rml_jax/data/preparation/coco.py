@@ -18,7 +18,7 @@ class Coco2014(PreparedBuilder):
 
     Args:
       manual_dir: folder with train2014.zip, val2014.zip and annotations_trainval2014.zip, or what is in them.
-      downloads: whether to download those that aren't there.
+      downloads: whether to download missing archives.
       max_bad, options: see PreparedBuilder.
     """
 
@@ -59,7 +59,7 @@ def _load(folder, file, size, numbers, objects):
 
 
 def _find_annotations(inputs, name):
-    """The Files of the folder that holds an annotation file."""
+    """Finds the folder that holds an annotation file."""
     found = inputs.find(lambda files: files.below(name), "*annotations*.zip", url=ANNOTATIONS_URL)
     if found is None:
         raise UserError(
@@ -70,7 +70,7 @@ def _find_annotations(inputs, name):
 
 
 def _find_images(inputs, split):
-    """The Files of a split's folder of images."""
+    """Finds a split's folder of images."""
     found = inputs.find(lambda files: files.folder(split), f"{split}.zip", url=f"{_HOST}/zips/{split}.zip")
     if found is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A user's own folder of photographs with tags: its training and its validation part."""
+"""A folder of images with tags: its training and its validation part."""
 
 import functools
 import hashlib
@@ -34,7 +34,7 @@ class TaggedFolder(PreparedBuilder):
         super().__init__(**options)
 
     def settings(self):
-        """Also what each part consists of, so that data prepared from an older state of the folder is noticed."""
+        """Returns also a digest of each part, which differs once files or tags of the folder have changed."""
         state = {split: [_state(photo) for photo in photos] for split, photos in self._photos().items()}
         digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()
         return {"root": self._root, "masks": self._masks, "content": digest}
@@ -68,6 +68,6 @@ class TaggedFolder(PreparedBuilder):
 
 
 def _state(photo):
-    """What changes if the photograph, its mask or its tags change."""
+    """Returns values that change if the image, its mask or its tags change."""
     files = [path.stat() for path in (photo.image, photo.mask) if path is not None and path.is_file()]
     return [photo.id, photo.numbers, *((file.st_size, file.st_mtime_ns) for file in files)]

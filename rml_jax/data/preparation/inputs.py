@@ -1,4 +1,4 @@
-"""Finds a published data set's files: unpacked or as archives in a folder, or downloaded."""
+"""Finds a published data set's files: unpacked or in archives in a folder, or downloaded."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 from requests import exceptions
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from rml_jax.data.archives import open_files
+from rml_jax.data.preparation.archives import open_files
 from rml_jax.utils.errors import UserError
 
 
@@ -31,19 +31,19 @@ class Inputs:
         self.unpacked = open_files(self._folder)
 
     def find(self, look, *patterns, url="", compressed_suffixes=()):
-        """Looks among what is unpacked, then in archives, then in a download.
+        """Searches the unpacked files, then archives, then a download.
 
         Args:
-          look: function of Files that gives what it finds in them, or None.
+          look: function of Files that returns what it finds in them, or None.
           patterns: names of archives in the manual folder.
-          url: where the archive can be downloaded; TFDS checks its SHA-256 (checksums.tsv). "" for nowhere.
+          url: of the archive, "" for none. TFDS checks its SHA-256 (checksums.tsv).
           compressed_suffixes: see `open_files`.
 
         Returns:
           The first thing found, or None.
 
         Raises:
-          UserError: if an archive is damaged, a download fails or is another file than the published one.
+          UserError: if an archive is damaged, or a download fails or has another checksum.
         """
         for files in self._places(patterns, url, compressed_suffixes):
             if (found := look(files)) is not None:

@@ -22,14 +22,14 @@ _NUMBERS = {name: number for number, name in enumerate(CLASS_NAMES)}
 class VocSbd(PreparedBuilder):
     """Images and masks as they are stored: VOC's masks with borders of 255 around objects, SBD's without any.
 
-    SegmentationClassAug, where there is one, gives the masks of all images; else SegmentationClass those of VOC's
-    images and SBD's .mat files the others. Where there is a list train_aug.txt, it is taken as it is.
+    Masks come from SegmentationClassAug if it exists; else those of VOC's images from SegmentationClass and the
+    others from SBD's .mat files. A list train_aug.txt is used if it exists.
 
     Args:
       manual_dir: folder with VOCtrainval_11-May-2012.tar or what is in it, and with SBD's benchmark.tgz,
         SegmentationClassAug.zip or what is in one of them.
-      downloads: whether to download VOC's archive if it isn't there. SBD's must be.
-      max_bad, options: see PreparedBuilder; `config` is "masks" or "xml", where the tags come from.
+      downloads: whether to download VOC's archive if it is missing. SBD's is never downloaded.
+      max_bad, options: see PreparedBuilder; `config` is "masks" or "xml", the origin of the tags.
     """
 
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own form)
@@ -96,17 +96,17 @@ class VocSbd(PreparedBuilder):
 
 
 def xml_tags(data, name):
-    """The classes of the objects in one of VOC's annotation files, those marked difficult included.
+    """Reads the classes of the objects in one of VOC's annotation files, including those marked difficult.
 
     Args:
       data: the file's bytes.
-      name: what errors call it.
+      name: path of the file, for error messages.
 
     Returns:
       Tuple of numbers 0..19, ascending.
 
     Raises:
-      UserError: if it is no such file or has an object of another class.
+      UserError: if it is not such a file or has an object of another class.
     """
     try:
         names = {thing.findtext("name", "").strip() for thing in ElementTree.fromstring(data).iter("object")}
@@ -144,18 +144,18 @@ def _find_voc(inputs):
 
 
 def _voc_in(files):
-    """The files of VOC's folder among others, or None. VOCdevkit may hold the folders of other years, too."""
+    """Finds VOC 2012's folder, or returns None. VOCdevkit may also hold the folders of other years."""
     devkit = files.folder("VOC2012")
     return (devkit and devkit.below(_MARKER)) or files.below(_MARKER)
 
 
 def _find_aug(inputs):
-    """The files of SegmentationClassAug, or None."""
+    """Finds SegmentationClassAug, or returns None."""
     return inputs.find(lambda files: files.folder(MASK_FOLDER), f"{MASK_FOLDER}*.zip")
 
 
 def _find_sbd(inputs):
-    """The files of SBD's folder dataset, or None."""
+    """Finds SBD's folder dataset, or returns None."""
     packed = ("benchmark*.tgz", "benchmark*.tar.gz", "benchmark*.tar")
     wanted = (".mat", "/train.txt", "/val.txt")
     return inputs.find(_sbd_in, *packed, compressed_suffixes=wanted)

@@ -1,49 +1,56 @@
-"""The data sources by the name they have in `config.data.source`."""
+"""The data layouts by the name they have in `config.data.source`.
+
+To add one, put a `DataLayout` into `SOURCES`.
+"""
 
 import sys
 
-from rml_jax.data.sources.coco import CocoFolder
-from rml_jax.data.sources.digits import DigitScenes
-from rml_jax.data.sources.folder import PhotoFolder, folder_classes
+from rml_jax.data.sources import coco, digits, folder, voc
+from rml_jax.data.sources.layout import DataLayout
 from rml_jax.data.sources.prepared import PreparedData, is_prepared, read_report
-from rml_jax.data.sources.voc import IMAGE_FOLDER, VocFolder
 from rml_jax.utils.errors import UserError
 
+SOURCES = {"digits": digits.LAYOUT, "voc": voc.LAYOUT, "coco": coco.LAYOUT, "folder": folder.LAYOUT}
 
-def make_source(data_config, split, *, with_masks):
-    """The random-access source of one split.
 
-    Args:
-      data_config: the `data` part of a config (any object with these attributes): `source`, "digits", "voc", "coco"
-        or "folder"; `skip_bad`; for prepared data (`rml-jax prepare`) `root` and `class_names`; for "coco"
-        `root`; for "voc" `root`, `tags` (tag file or ""), `class_names` and `mask_values`; for "folder" these and
-        `masks`, `val_list`, `val_fraction` and `seed`; for "digits" `train_split`, `num_train`, `num_val`, `seed` and
-        `scene` (keyword arguments of `DigitScenes`).
-      split: name of the split, usually `data_config.train_split` or `data_config.val_split`.
-      with_masks: whether items carry `mask`; for evaluation only.
-
-    Returns:
-      An object with `class_names` (C names without background), `len(source)` and `source[i]`, a dict with
-      `id` (str), `image` (uint8 [H, W, 3]), `tags` (float32 [C]) and, where `with_masks` is set, `mask`
-      (uint8 [H, W], 0 background, 1..C classes, 255 ignore).
+def find_layout(data_config):
+    """Returns the DataLayout that `data_config.source` names.
 
     Raises:
-      UserError: for an unknown `source`, an empty `root`, and whatever the source itself finds wrong.
+      UserError: if there is none of that name.
     """
     if data_config.source not in SOURCES:
         raise UserError(f"config.data.source is {data_config.source!r}: expected one of {', '.join(SOURCES)}")
+    return SOURCES[data_config.source]
+
+
+def make_source(data_config, split, *, with_masks):
+    """Opens one split of a data set.
+
+    Args:
+      data_config: the `data` part of a config. Prepared data (`rml-jax prepare`) is recognised by `root`.
+      split: name of the split, usually `data_config.train_split` or `data_config.val_split`.
+      with_masks: whether items carry `mask`. For evaluation only.
+
+    Returns:
+      A random-access source (`DataLayout.make`).
+
+    Raises:
+      UserError: for an unknown `source`, an empty `root`, or data that is missing or malformed.
+    """
+    layout = find_layout(data_config)
     if is_prepared(data_config.root):
         _check_unused(data_config)
         return PreparedData(data_config.root, split, data_config.class_names, with_masks)
-    source = SOURCES[data_config.source](data_config, split, with_masks)
+    source = layout.make(data_config, split, with_masks)
     return SkipBad(source) if data_config.skip_bad and not with_masks else source
 
 
 class SkipBad:
-    """A training source that gives the next good item in the place of one that can't be read.
+    """A training source that replaces an item that can't be read by the next one that can.
 
-    So the number of items, and with it the order of all others, stays the same. Each bad item is reported once per
-    process on standard error, with a count.
+    The number of items and the order of all others stay the same. Each bad item is reported once per process on
+    standard error, with a count.
 
     Args:
       source: random-access source whose `source[i]` raises UserError for a bad file.
@@ -70,27 +77,38 @@ class SkipBad:
 
 
 def with_class_names(config):
-    """A config whose class list is known: a folder's own where `config.data.class_names` is empty.
+    """Fills in the class list where `config.data.class_names` is empty and the data itself names the classes.
 
     Args:
       config: ConfigDict of a run.
 
     Returns:
-      The config itself, or a copy with the names that occur in the folder's tags.
+      The config itself, or a copy with the names that occur in the data.
 
     Raises:
-      UserError: if the folder or its tags can't be read.
+      UserError: for an unknown `config.data.source`, or if the data or its tags can't be read.
     """
-    data = config.data
-    if data.source != "folder" or data.class_names:
+    data, layout = config.data, find_layout(config.data)
+    if data.class_names or layout.find_classes is None:
         return config
     config = config.copy_and_resolve_references()
-    config.data.class_names = (
-        tuple(read_report(data.root)["class_names"])
-        if is_prepared(data.root)
-        else folder_classes(data.root, data.tags, data.masks)
+    config.data.class_names = tuple(
+        read_report(data.root)["class_names"] if is_prepared(data.root) else layout.find_classes(data)
     )
     return config
+
+
+def has_masks(data_config):
+    """Returns whether every validation image has a mask to score by, as far as names tell.
+
+    Raises:
+      UserError: for an unknown `source` or a damaged report of prepared data.
+    """
+    layout = find_layout(data_config)
+    if is_prepared(data_config.root):
+        split = read_report(data_config.root)["splits"].get(data_config.val_split)
+        return split is not None and not split["without_mask"]
+    return layout.has_masks(data_config)
 
 
 def _check_unused(data_config):
@@ -103,48 +121,4 @@ def _check_unused(data_config):
             )
 
 
-def _make_digits(data_config, split, with_masks):
-    num_scenes = data_config.num_train if split == data_config.train_split else data_config.num_val
-    return DigitScenes(split, num_scenes, data_config.seed, with_masks=with_masks, **data_config.scene)
-
-
-def _make_voc(data_config, split, with_masks):
-    if not data_config.root:
-        raise UserError(f"config.data.root is empty: expected the folder that holds {IMAGE_FOLDER}/")
-    return VocFolder(
-        data_config.root,
-        split,
-        data_config.class_names,
-        data_config.mask_values,
-        tags_file=data_config.tags,
-        with_masks=with_masks,
-    )
-
-
-def _make_coco(data_config, split, with_masks):
-    if not data_config.root:
-        raise UserError(
-            "config.data.root is empty: expected the folder that holds annotations/ and train2014/"
-        )
-    return CocoFolder(data_config.root, split, with_masks)
-
-
-def _make_folder(data_config, split, with_masks):
-    splits = (data_config.train_split, data_config.val_split)
-    if split not in splits:
-        raise UserError(f"folder has no split {split!r}: expected one of {', '.join(splits)}")
-    return PhotoFolder(
-        data_config.root,
-        split == data_config.train_split,
-        data_config.class_names,
-        tags_file=data_config.tags,
-        mask_folder=data_config.masks,
-        mask_values=data_config.mask_values,
-        val_list=data_config.val_list,
-        val_fraction=data_config.val_fraction,
-        seed=data_config.seed,
-        with_masks=with_masks,
-    )
-
-
-SOURCES = {"digits": _make_digits, "voc": _make_voc, "coco": _make_coco, "folder": _make_folder}
+__all__ = ["SOURCES", "DataLayout", "SkipBad", "find_layout", "has_masks", "make_source", "with_class_names"]

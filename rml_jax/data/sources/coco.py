@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from rml_jax.data.images import read_image
 from rml_jax.data.sources.coco_classes import CLASS_NAMES, CLASS_NUMBERS
+from rml_jax.data.sources.layout import DataLayout
 from rml_jax.data.tags import TagCounts
 from rml_jax.utils.errors import UserError
 
@@ -22,7 +23,7 @@ class CocoFolder:
     `source[i]` is a dict with `id` (str, the file's name without suffix), `image` (uint8 [H, W, 3], pixels as
     stored), `tags` (float32 [80], crowds count) and, only where `with_masks` is set, `mask` (uint8 [H, W], 0
     background, 1..80 classes; COCO has no ignored pixels). Where objects overlap, the smaller one is on top, and all
-    are above crowds: COCO says nothing on it. A training source keeps no outlines.
+    are above crowds; COCO defines no order. Without masks, no outlines are kept.
 
     Args:
       root: the folder that holds annotations.
@@ -30,8 +31,8 @@ class CocoFolder:
       with_masks: whether items carry their masks.
 
     Raises:
-      UserError: by the constructor if the annotation file or an image is missing, or the file isn't as COCO's are; by
-        `source[i]` for a picture that can't be decoded or has another size than the file says.
+      UserError: by the constructor if the annotation file or an image is missing, or the file isn't in COCO's format;
+        by `source[i]` for an image that can't be decoded or has another size than the file says.
     """
 
     class_names = CLASS_NAMES
@@ -75,12 +76,12 @@ class CocoFolder:
 
 
 def draw_mask(objects, size, name):
-    """The class of each pixel.
+    """Draws the class of each pixel.
 
     Args:
       objects: list of (class number, segmentation as in COCO's files, area, whether it is a crowd).
       size: (height, width).
-      name: the image, for messages.
+      name: path of the image, for error messages.
 
     Returns:
       uint8 [H, W]: crowds first, then objects from the largest to the smallest, each over what was there.
@@ -101,7 +102,7 @@ def draw_mask(objects, size, name):
 
 
 def _pixels(segmentation, size):
-    """bool [H, W] of an outline in any of COCO's three forms."""
+    """Draws an outline in any of COCO's three forms: bool [H, W]."""
     if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str | bytes):
         lengths = segmentation
     else:
@@ -111,11 +112,11 @@ def _pixels(segmentation, size):
 
 
 def parse_annotations(data, path, with_masks):
-    """The images in an annotation file.
+    """Reads the images and objects of an annotation file.
 
     Args:
       data: the file's bytes.
-      path: what errors call it.
+      path: path of the file, for error messages.
       with_masks: whether to keep the outlines.
 
     Returns:
@@ -123,7 +124,7 @@ def parse_annotations(data, path, with_masks):
       least one object, and the number of those without.
 
     Raises:
-      UserError: if it isn't as COCO's are, or has no image with an object.
+      UserError: if the file isn't in COCO's format, or has no image with an object.
     """
     try:
         content = json.loads(data)
@@ -148,3 +149,19 @@ def parse_annotations(data, path, with_masks):
         for (name, size, objects), classes in zip(images, numbers, strict=True)
     ]
     return kept, without_objects
+
+
+def _make(data_config, split, with_masks):
+    if not data_config.root:
+        raise UserError(
+            "config.data.root is empty: expected the folder that holds annotations/ and train2014/"
+        )
+    return CocoFolder(data_config.root, split, with_masks)
+
+
+LAYOUT = DataLayout(
+    make=_make,
+    class_names=CLASS_NAMES,
+    licence="COCO's annotations are under CC BY 4.0; its images come from Flickr under several licences, some of "
+    "them non-commercial, listed in its annotation files.",
+)

@@ -1,7 +1,7 @@
-"""The embedded data set: real handwriting on real photographs, made on the fly from what scikit-learn ships.
+"""The embedded data set: scenes of handwritten digits on photographs, generated from what scikit-learn ships.
 
-Each scene is a crop of a photograph with one or two digit scans blended in. The masks are exact, so a learner
-that sees only the tags can be scored to the pixel, offline and in minutes on a CPU.
+Each scene is a crop of a photograph with one or two digit scans blended in. The masks are exact, so training from
+tags can be scored by pixel, offline and in minutes on a CPU.
 """
 
 import colorsys
@@ -10,20 +10,21 @@ import functools
 import numpy as np
 from PIL import Image, ImageFilter
 
+from rml_jax.data.sources.layout import DataLayout
 from rml_jax.utils.errors import UserError
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 SPLITS = ("train", "val")
 
-# scikit-learn's 1,797 scans come in order of writer: the last fifth is mostly handwriting the training never saw.
+# scikit-learn's 1,797 scans are ordered by writer, so the last fifth is mostly by writers that the first part lacks.
 _TRAIN_SCANS = 1437
-# A digit may hide at most this share of another one: a sliver could not be named by anyone.
+# A digit may hide at most this share of another one: a sliver can't be recognised.
 _MAX_HIDDEN = 0.2
 _PLACEMENT_TRIES = 20
 
 
 class DigitScenes:
-    """Random-access source of scenes, a pure function of (split, seed, index).
+    """Random-access source of scenes. Each is a pure function of (split, seed, index).
 
     `source[i]` is a dict with `id` (str), `image` (uint8 [size, size, 3]), `tags` (float32 [10], 1 for each digit
     that is visible) and, only where `with_masks` is set, `mask` (uint8 [size, size], 0 background, 1 + digit).
@@ -31,8 +32,8 @@ class DigitScenes:
     Args:
       split: "train" or "val"; the two use different scans.
       num_scenes: length of the source.
-      seed: another seed gives other scenes.
-      with_masks: whether items carry their masks; a training source has none to leak.
+      seed: seed of all scenes.
+      with_masks: whether items carry their masks.
       size: side of the scene in pixels.
       digits: least and greatest number of digits in a scene.
       digit_size: least and greatest side of a digit scan in pixels.
@@ -94,7 +95,7 @@ class DigitScenes:
         return item
 
     def _scene(self, rng):
-        """One scene: image uint8 [size, size, 3] and mask uint8 [size, size]."""
+        """Draws one scene: image uint8 [size, size, 3] and mask uint8 [size, size]."""
         scans, labels = _scans(self.split)
         photos = _photos()
         behind = rng.integers(len(photos))
@@ -109,7 +110,7 @@ class DigitScenes:
             if place is None:
                 continue
             window = (slice(place[0], place[0] + side), slice(place[1], place[1] + side))
-            # Light colours with the other photograph's texture: told from the background by eye, never by a constant.
+            # Light colours with the other photograph's texture: no constant colour tells digits from the background.
             colour = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.0, 0.6), rng.uniform(0.85, 1.0))
             texture = _photo_crop(photos[1 - behind], side, rng, blur=0.0)
             fill = 0.75 * 255.0 * np.asarray(colour, np.float32) + 0.25 * texture
@@ -119,7 +120,7 @@ class DigitScenes:
 
 
 def _free_place(mask, glyph, rng):
-    """A place (top, left) where the glyph hides little of what is there, or None if none was found by chance."""
+    """Draws a place (top, left) where the glyph hides little of other digits, or None after too many tries."""
     side, size = glyph.shape[0], mask.shape[0]
     occupied = np.bincount(mask.ravel(), minlength=11)
     for _ in range(_PLACEMENT_TRIES):
@@ -131,7 +132,7 @@ def _free_place(mask, glyph, rng):
 
 
 def _photo_crop(photo, side, rng, blur):
-    """A random square of 1 to 3 times `side` pixels, reduced to float32 [side, side, 3] in 0..255."""
+    """Crops a random square of 1 to 3 times `side` pixels, reduced to float32 [side, side, 3] in 0..255."""
     extent = int(rng.integers(side, 3 * side + 1))
     extent = min(extent, *photo.shape[:2])
     top = rng.integers(0, photo.shape[0] - extent + 1)
@@ -145,14 +146,14 @@ def _photo_crop(photo, side, rng, blur):
 
 
 def _enlarge(scan, side):
-    """An 8x8 scan with grey levels 0..16 as ink float32 [side, side] in 0..1."""
+    """Resizes an 8x8 scan with grey levels 0..16 to ink, float32 [side, side] in 0..1."""
     ink = Image.fromarray(scan.astype(np.float32) / 16.0).resize((side, side), Image.BICUBIC)
     return np.clip(np.asarray(ink), 0.0, 1.0)
 
 
 @functools.cache
 def _scans(split):
-    from sklearn.datasets import load_digits  # takes seconds, and other data sets don't need it
+    from sklearn.datasets import load_digits  # Takes seconds, and other data sets don't need it.
 
     digits = load_digits()
     part = slice(None, _TRAIN_SCANS) if split == "train" else slice(_TRAIN_SCANS, None)
@@ -164,3 +165,16 @@ def _photos():
     from sklearn.datasets import load_sample_images
 
     return tuple(load_sample_images().images)
+
+
+def _make(data_config, split, with_masks):
+    num_scenes = data_config.num_train if split == data_config.train_split else data_config.num_val
+    return DigitScenes(split, num_scenes, data_config.seed, with_masks=with_masks, **data_config.scene)
+
+
+LAYOUT = DataLayout(
+    make=_make,
+    class_names=CLASS_NAMES,
+    licence="Made from data that scikit-learn ships: the UCI handwritten digits (CC BY 4.0) and two photographs "
+    "(CC BY 2.0, by danielbuechele and vultilion on Flickr).",
+)

@@ -1,23 +1,25 @@
-"""Photographs of one's own: a folder of images with a tag file, or with one sub-folder per tag.
+"""A folder of images with a tag file, or with one sub-folder per tag.
 
 PHOTOS/a.jpg                        PHOTOS/cat/1.jpg
 PHOTOS/trip/b.png                   PHOTOS/dog/2.jpg
 tags.csv (`rml_jax.data.tags`)
 
-MASKS/a.png, MASKS/trip/b.png       optional; class numbers, 255 = ignore; for scoring only
+MASKS/a.png, MASKS/trip/b.png       optional, for scoring only; class numbers, 255 = ignore
 """
 
 import collections
 import dataclasses
 import hashlib
 import os
+import sys
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 
-from rml_jax.data.archives import walk
 from rml_jax.data.images import check_same_size, read_image, read_mask
+from rml_jax.data.sources.duplicates import first_copies
+from rml_jax.data.sources.layout import DataLayout
 from rml_jax.data.sources.subfolders import describe_counts, is_system_path, is_utf8, notes, read_subfolders
 from rml_jax.data.tags import (
     IMAGE_SUFFIXES,
@@ -32,6 +34,7 @@ from rml_jax.data.tags import (
     tag_key,
 )
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Photo:
     Attributes:
       id: its path below the folder without suffix.
       image: path of the file.
-      mask: where its mask would be; None without a folder of masks.
+      mask: path of its mask, which need not exist; None without a folder of masks.
       numbers: places of its tags in the class list, ascending.
     """
 
@@ -58,9 +61,10 @@ class PhotoFolder:
     as a viewer shows it), `tags` (float32 [C]) and, only where `with_masks` is set, `mask` (uint8 [H, W], 0
     background, 1..C classes, 255 ignore).
 
-    The constructor reads names and tags; pictures are decoded by `source[i]`. With a tag file, images that it doesn't
-    list are left out (`untagged` counts them). Hidden files and files without an image's suffix are not looked at;
-    what kind of picture a file is, its content says.
+    The constructor reads names and tags; `source[i]` decodes images. With a tag file, images that it doesn't list are
+    left out (`untagged` counts them). Without one, copies of an image under one name in several sub-folders are one
+    item with several tags, under the id of the first. Identical images are never in both parts. Hidden files and
+    files without an image's suffix are ignored. The format of an image is read from its content, not its suffix.
 
     Args:
       root: the folder of photographs; sub-folders included, links followed once.
@@ -76,7 +80,7 @@ class PhotoFolder:
 
     Raises:
       UserError: by the constructor for what is missing, empty, named twice or malformed; by `source[i]` for a file
-        that is no photograph or no mask (`rml_jax.data.images`).
+        that can't be decoded as an image or a mask (`rml_jax.data.images`).
     """
 
     def __init__(
@@ -101,20 +105,19 @@ class PhotoFolder:
         files = find_images(root, mask_folder)
         folders = read_subfolders(root, files, class_names)
         tags = _tags(files, folders, root, tags_file, self.class_names)
-        chosen = _split(sorted(tags), folders.parts, val_list, val_fraction, seed, is_training)
+        left_out = {} if tags_file else folders.left_out
+        without = [name for name in files if name not in tags and folders.parts.get(name) != "test"]
+        self.untagged = len(without) - sum(left_out.values())
+        self.notes = [*notes(folders.parts, left_out), *_unread(root, mask_folder)]
+        first = first_copies({name: Path(root, files[name]) for name in sorted(tags)})
+        tags, aliases = (tags, {}) if tags_file else _merge_copies(tags, first, folders.parts)
+        chosen = _split(tags, first, aliases, folders.parts, val_list, val_fraction, seed, is_training)
         if not chosen:
             part = "training" if is_training else "validation"
             raise UserError(
                 f"{root}: no image is left for {part}, of {len(tags)} with tags "
                 "(config.data.val_fraction, config.data.val_list)"
             )
-        left_out = {} if tags_file else folders.left_out
-        without = [name for name in files if name not in tags and folders.parts.get(name) != "test"]
-        self.untagged = len(without) - sum(left_out.values())
-        self.notes = [
-            *notes(folders.parts, left_out),
-            *_unread(root, mask_folder),
-        ]
         self._files = [(name, files[name], tags[name]) for name in chosen]
         if with_masks:
             self._check_masks()
@@ -137,7 +140,7 @@ class PhotoFolder:
         return TagCounts.of([numbers for _, _, numbers in self._files], len(self.class_names))
 
     def photo(self, index):
-        """Where an item's files are, and its tags: a Photo."""
+        """Returns the Photo of an item: its files and tags."""
         name, file, numbers = self._files[index]
         return Photo(name, Path(self._root, file), self._mask_path(name) if self._masks else None, numbers)
 
@@ -156,7 +159,7 @@ class PhotoFolder:
 
 
 def folder_classes(root, tags_file="", mask_folder=""):
-    """The classes of a folder: the tags in the tag file, or the sub-folders with images, in alphabetical order.
+    """Returns the classes of a folder, sorted: the tags in the tag file, or the sub-folders with images.
 
     Raises:
       UserError: if there are none, or the folder or the tag file can't be read.
@@ -175,7 +178,7 @@ def folder_classes(root, tags_file="", mask_folder=""):
 
 
 def find_images(root, mask_folder=""):
-    """The images below a folder.
+    """Finds the images below a folder.
 
     Args:
       root: the folder. Links to folders are followed, each folder is visited once.
@@ -205,7 +208,7 @@ def find_images(root, mask_folder=""):
 
 
 def list_images(root, mask_folder=""):
-    """Paths of the image files below a folder, relative to it, str, sorted; else as for `find_images`.
+    """Returns the paths of the image files below a folder, relative to it, str, sorted; see `find_images`.
 
     Raises:
       UserError: if the folder or one in it can't be read.
@@ -232,7 +235,7 @@ def _unread(root, mask_folder):
 
 
 def _tags(files, folders, root, tags_file, class_names):
-    """Dict from id to class numbers, of the images with tags."""
+    """Returns a dict from id to class numbers, of the images with tags."""
     if tags_file:
         return match_images(read_tags(tags_file, class_names), files, tags_file, root)
     numbers = {tag_key(name): number for number, name in enumerate(class_names)}
@@ -244,22 +247,81 @@ def _tags(files, folders, root, tags_file, class_names):
     return {name: (numbers[tag_key(folder)],) for name, folder in folders.tags.items()}
 
 
-def _split(names, parts, val_list, val_fraction, seed, is_training):
-    """The names of one part, in their order."""
-    names = [name for name in names if parts.get(name) != "test"]
+def _merge_copies(tags, first, parts):
+    """Merges the tags of identical images that have the same path below different class folders of one part.
+
+    Args:
+      tags: dict from id to class numbers.
+      first: dict from each id to the first one of the same content (`first_copies`).
+      parts: dict from id to the part that its first-level folder stands for; empty without such folders.
+
+    Returns:
+      As `tags`, without the later copies, and a dict from the id of each copy to the id that it was merged into.
+    """
+    kept, merged, aliases = {}, {}, {}
+    for name in sorted(tags):
+        below = name.split("/")[2 if name in parts else 1 :]
+        aliases[name] = kept.setdefault((first[name], parts.get(name), *below), name)
+        merged.setdefault(aliases[name], set()).update(tags[name])
+    return {name: tuple(sorted(numbers)) for name, numbers in merged.items()}, aliases
+
+
+def _split(tags, first, aliases, parts, val_list, val_fraction, seed, is_training):
+    """Returns the names of one part, sorted. No two names of different parts have the same `first` copy."""
+    names = sorted(name for name in tags if parts.get(name) != "test")
+    if not val_list and "val" not in parts.values():
+        # By hash rather than by a shuffle: when images are added later, nearly all others stay in their part.
+        count = max(1, round(val_fraction * len(names))) if val_fraction else 0
+        drawn = {first[name] for name in sorted(names, key=lambda name: _hash(f"{seed} {name}"))[:count]}
+        return [name for name in names if (first[name] in drawn) != is_training]
     if val_list:
-        validation = {image_id(name) for name in read_list(val_list)}
-        unknown = sorted(validation.difference(names))
+        listed = {image_id(name) for name in read_list(val_list)}
+        unknown = sorted(name for name in listed if aliases.get(name, name) not in tags)
         if unknown:
             raise UserError(f"{val_list}: found {unknown[0]!r}, expected names of images with tags")
-    elif "val" in parts.values():
-        validation = {name for name in names if parts.get(name) == "val"}
+        validation = {aliases.get(name, name) for name in listed}
     else:
-        # By hash, not by a shuffle: photographs that are added later leave the others (nearly all) in their part.
-        count = max(1, round(val_fraction * len(names))) if val_fraction else 0
-        validation = set(sorted(names, key=lambda name: _hash(f"{seed} {name}"))[:count])
-    return [name for name in names if (name in validation) != is_training]
+        validation = {name for name in names if parts.get(name) == "val"}
+    if not is_training:
+        return sorted(validation)
+    copied = {first[name] for name in validation}
+    training = [name for name in names if name not in validation]
+    kept = [name for name in training if first[name] not in copied]
+    if len(kept) < len(training):
+        print(
+            f"{val_list or 'val folder'}: {len(training) - len(kept)} other images are identical to listed ones and "
+            "left out of training",
+            file=sys.stderr,
+        )
+    return kept
 
 
 def _hash(text):
     return hashlib.sha256(unicodedata.normalize("NFC", text).encode()).digest()
+
+
+def _make(data_config, split, with_masks):
+    splits = (data_config.train_split, data_config.val_split)
+    if split not in splits:
+        raise UserError(f"folder has no split {split!r}: expected one of {', '.join(splits)}")
+    return PhotoFolder(
+        data_config.root,
+        split == data_config.train_split,
+        data_config.class_names,
+        tags_file=data_config.tags,
+        mask_folder=data_config.masks,
+        mask_values=data_config.mask_values,
+        val_list=data_config.val_list,
+        val_fraction=data_config.val_fraction,
+        seed=data_config.seed,
+        with_masks=with_masks,
+    )
+
+
+LAYOUT = DataLayout(
+    make=_make,
+    find_classes=lambda data_config: folder_classes(data_config.root, data_config.tags, data_config.masks),
+    has_masks=lambda data_config: bool(data_config.masks),
+    licence="The trainer's own photographs: their terms are not known here. **To be filled in before this model is "
+    "passed on.**",
+)

@@ -1,4 +1,4 @@
-"""Reads what `rml-jax prepare` wrote: array_record files, any example at any time."""
+"""Random access to the array_record files that `rml-jax prepare` writes."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ REPORT_FILE = "report.json"
 
 
 def is_prepared(root):
-    """Whether a folder is one that `rml-jax prepare` made."""
+    """Returns whether a folder is one that `rml-jax prepare` made."""
     return bool(root) and all(Path(root, name).is_file() for name in (REPORT_FILE, "dataset_info.json"))
 
 
 def read_report(folder):
-    """The content of report.json in a folder of prepared data.
+    """Reads report.json in a folder of prepared data.
 
     Raises:
       UserError: if there is none.
@@ -36,12 +36,12 @@ class PreparedData:
     Args:
       root: the folder with report.json.
       split: name of a split in it.
-      class_names: C of the prepared classes, in any order; () takes all in theirs. An image with another class is an
-        error, as it is in a folder.
+      class_names: C of the prepared classes, in any order; () takes all, in the stored order. An image with another
+        class is an error.
       with_masks: whether items carry their masks.
 
     Raises:
-      UserError: by the constructor for data that is no longer whole, an unknown split or class, or missing masks; by
+      UserError: by the constructor for incomplete data, an unknown split or class, or missing masks; by
         `source[i]` for an image with a class that isn't among `class_names`.
     """
 
@@ -63,7 +63,7 @@ class PreparedData:
         unknown = [name for name in self.class_names if tag_key(name) not in places]
         if unknown:
             raise UserError(f"{root} has no class {unknown[0]!r}: expected some of {', '.join(stored)}")
-        # By number of the stored class, from 0: the place of that class here. By place: its number in stored masks.
+        # From the number of a stored class, from 0, to its place here; and, by place, its number in stored masks.
         stored_places = [places[tag_key(name)] for name in self.class_names]
         self._places = {number: place for place, number in enumerate(stored_places)}
         self._mask_values = tuple(number + 1 for number in stored_places)
@@ -103,7 +103,7 @@ class PreparedData:
 
 
 def _open_records(root, split):
-    import tensorflow_datasets as tfds  # Takes a second, which training on other data need not wait for.
+    import tensorflow_datasets as tfds  # Takes a second, and other data doesn't need it.
 
     as_stored = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
     try:

@@ -1,21 +1,22 @@
-"""Photographs in PASCAL VOC's folder layout, with tags from a CSV file or from which classes a mask contains.
+"""Images in PASCAL VOC's folder layout, with tags from a tag file or from which classes a mask contains.
 
     ROOT/JPEGImages/ID.jpg
     ROOT/SegmentationClassAug/ID.png         palette or grey, one class number per pixel, 255 = ignore
     ROOT/ImageSets/Segmentation/SPLIT.txt    one ID a line
 
 VOC's own `SegmentationClass` holds only VOC's 2,913 masks; `SegmentationClassAug` is the usual name of the
-folder with SBD's added to them, 12,031 in all (METHOD.md section 5).
+folder with SBD's added to them, 12,031 in all.
 """
 
 import concurrent.futures
 import os
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from rml_jax.data.images import check_same_size, presence, read_image, read_mask
-from rml_jax.data.tags import TagCounts, check_classes, read_list, read_tags
+from rml_jax.data.sources.layout import DataLayout
+from rml_jax.data.tags import TagCounts, check_classes, image_id, read_list, read_tags
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.progress import Progress
 
@@ -54,26 +55,25 @@ class VocFolder:
     `source[i]` is a dict with `id` (str), `image` (uint8 [H, W, 3], RGB as stored), `tags` (float32 [C], 1
     for each class in the image, else 0) and, only where `with_masks` is set, `mask` (uint8 [H, W], 0
     background, 1..C the classes in the order of `class_names`, 255 ignore). Tags come from the tag file for
-    each image that it lists, else from which classes occur in the mask: the presence of a class is all that a
-    training source lets through (METHOD.md, "Task": image-level tags only).
+    each image that it lists, else from which classes occur in the mask. Training sees nothing else of a mask.
 
-    The constructor reads the two lists and looks whether every file is there; pictures are decoded by
-    `source[i]`. Instances hold only strings and numbers, so they are cheap to send to worker processes and
-    safe to share between threads.
+    The constructor reads the two lists and checks that every file exists; `source[i]` decodes images. Instances
+    hold only strings and numbers, so they are cheap to send to worker processes and safe to share between threads.
 
     Args:
       root: the folder that holds JPEGImages.
       split: name of a list in ImageSets/Segmentation, without ".txt".
       class_names: the C class names, without background.
       mask_values: the number that each class has in the mask files, 1..254.
-      tags_file: CSV with the columns image,tags (`read_tags`); "" takes all tags from the masks. With a tag
-        file, masks are optional for the training images that it lists.
+      tags_file: see `read_tags`; "" takes all tags from the masks. Its rows name images by their id, by a path that
+        ends in it, or by the last part of an id where that is unambiguous. With a tag file, masks are optional for
+        the training images that it lists.
       with_masks: whether items carry their masks. Every image then needs one.
 
     Raises:
-      UserError: by the constructor for missing folders, lists, images or masks, an image named twice, an
-        image with neither tags nor mask, and malformed lists, class names or mask values; by `source[i]` for
-        a picture that can't be decoded, a mask that is RGB-coded, has unknown values, or has another size
+      UserError: by the constructor for missing folders, lists, images or masks, an image named twice or ambiguously,
+        an image with neither tags nor mask, and malformed lists, class names or mask values; by `source[i]` for
+        an image that can't be decoded, a mask that is RGB-coded, has unknown values, or has another size
         than its image.
     """
 
@@ -86,10 +86,9 @@ class VocFolder:
         _check_folders(Path(root))
         split_file = Path(root, SPLIT_FOLDER, f"{split}.txt")
         self._ids = read_list(split_file)
-        tags = read_tags(tags_file, self.class_names) if tags_file else {}
-        self._tags = {PurePath(name).name: numbers for name, numbers in tags.items()}
-        self._presence = {}  # by id, from masks that were decoded before: no pixel is wanted twice
-        if tags_file and not with_masks and self._tags.keys().isdisjoint(self._ids):
+        self._tags = self._read_tags(tags_file) if tags_file else {}
+        self._presence = {}  # by id, so that each mask is decoded once
+        if tags_file and not with_masks and not self._tags:
             raise UserError(f"{tags_file}: found tags for none of the images in {split_file}")
         self._check_files(split_file, tags_file)
 
@@ -97,18 +96,18 @@ class VocFolder:
         return len(self._ids)
 
     def __getitem__(self, index):
-        image_id = self._ids[index]
-        item = {"id": image_id, "image": read_image(self._image_path(image_id))}
+        name = self._ids[index]
+        item = {"id": name, "image": read_image(self._image_path(name))}
         if self.with_masks:
-            item["mask"] = self._mask_for(image_id, item["image"])
-        if image_id not in self._tags:
-            if image_id not in self._presence:
-                mask = item["mask"] if self.with_masks else self._mask_for(image_id, item["image"])
-                self._presence[image_id] = presence(mask, len(self.class_names))
-            item["tags"] = self._presence[image_id].copy()
-        if image_id in self._tags:
+            item["mask"] = self._mask_for(name, item["image"])
+        if name in self._tags:
             item["tags"] = np.zeros(len(self.class_names), np.float32)
-            item["tags"][list(self._tags[image_id])] = 1.0
+            item["tags"][list(self._tags[name])] = 1.0
+            return item
+        if name not in self._presence:
+            mask = item["mask"] if self.with_masks else self._mask_for(name, item["image"])
+            self._presence[name] = presence(mask, len(self.class_names))
+        item["tags"] = self._presence[name].copy()
         return item
 
     def tag_counts(self):
@@ -131,14 +130,41 @@ class VocFolder:
         except UserError:  # Training says so when it comes to this image.
             return None
 
-    def _image_path(self, image_id):
-        return Path(self._root, IMAGE_FOLDER, f"{image_id}.jpg")
+    def _read_tags(self, tags_file):
+        """Returns a dict from id to class numbers, of the ids that the tag file lists.
 
-    def _mask_path(self, image_id):
-        return Path(self._root, MASK_FOLDER, f"{image_id}.png")
+        A row that is no image's whole id may be a longer path that ends in an id, or the end of an id.
+        """
+        tags = read_tags(tags_file, self.class_names)
+        ids = {image_id(name): name for name in self._ids}
+        by_last_part = {}
+        for name in ids:
+            by_last_part.setdefault(PurePosixPath(name).name, []).append(name)
+        rows = {name: name for name in ids if name in tags}
+        for row in tags:
+            alike = [name for name in by_last_part.get(PurePosixPath(row).name, ()) if name not in tags]
+            found = [
+                name for name in alike if f"/{row}".endswith(f"/{name}") or f"/{name}".endswith(f"/{row}")
+            ]
+            if not found or row in ids or self._image_path(row).is_file():
+                continue  # A row for another image.
+            taken = [row, rows[found[0]]] if found[0] in rows else [row]
+            if len(taken) > 1 or len(found) > 1:
+                raise UserError(
+                    f"{tags_file}: found {' and '.join(map(repr, taken))} for {' and '.join(map(repr, found))}, "
+                    "expected one row with the whole id for each image"
+                )
+            rows[found[0]] = row
+        return {ids[name]: tags[row] for name, row in rows.items()}
 
-    def _mask_for(self, image_id, image):
-        path = self._mask_path(image_id)
+    def _image_path(self, name):
+        return Path(self._root, IMAGE_FOLDER, f"{name}.jpg")
+
+    def _mask_path(self, name):
+        return Path(self._root, MASK_FOLDER, f"{name}.png")
+
+    def _mask_for(self, name, image):
+        path = self._mask_path(name)
         mask = read_mask(path, self.mask_values)
         check_same_size(mask, image, path)
         return mask
@@ -165,3 +191,24 @@ def _check_folders(root):
             raise UserError(
                 f"{folder} is no folder: expected VOC's layout, ROOT/{IMAGE_FOLDER} and ROOT/{SPLIT_FOLDER}"
             )
+
+
+def _make(data_config, split, with_masks):
+    if not data_config.root:
+        raise UserError(f"config.data.root is empty: expected the folder that holds {IMAGE_FOLDER}/")
+    return VocFolder(
+        data_config.root,
+        split,
+        data_config.class_names,
+        data_config.mask_values,
+        tags_file=data_config.tags,
+        with_masks=with_masks,
+    )
+
+
+LAYOUT = DataLayout(
+    make=_make,
+    licence="In PASCAL VOC's layout. If these are VOC's own images: they come from Flickr and are subject to "
+    "Flickr's terms of use; the challenge's organisers offer them for research. Whoever passes the model on must see "
+    "whether that covers it.",
+)

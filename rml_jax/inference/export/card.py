@@ -1,28 +1,16 @@
-"""The model card: what an exported model was made from, what it scores, what may be done with it."""
+"""The model card: training data and settings, scores, limits and licence of an exported model."""
 
 import json
 
+from rml_jax.data.sources import SOURCES, DataLayout
 from rml_jax.stages.stages import PROTOCOLS
 from rml_jax.utils.errors import UserError
 
 METRICS = "metrics.json"
 
-# What is known of the terms of the data sets; a model's own licence is for whoever trained it to decide.
-_LICENCES = {
-    "digits": "Made from data that scikit-learn ships: the UCI handwritten digits (CC BY 4.0) and two photographs "
-    "(CC BY 2.0, by danielbuechele and vultilion on Flickr).",
-    "voc": "In PASCAL VOC's layout. If these are VOC's own images: they come from Flickr and are subject to Flickr's "
-    "terms of use; the challenge's organisers offer them for research. Whoever passes the model on must see whether "
-    "that covers it.",
-    "coco": "COCO's annotations are under CC BY 4.0; its images come from Flickr under several licences, some of "
-    "them non-commercial, listed in its annotation files.",
-    "folder": "The trainer's own photographs: their terms are not known here. **To be filled in before this model is "
-    "passed on.**",
-}
-
 
 def model_card(config, step, metrics, differences, content):
-    """The text of MODEL_CARD.md.
+    """Writes the text of MODEL_CARD.md.
 
     Args:
       config: ConfigDict of the run.
@@ -32,7 +20,8 @@ def model_card(config, step, metrics, differences, content):
       content: one sentence on what the files are.
 
     Returns:
-      Markdown.
+      Markdown. The licence of the training data is the one that its `DataLayout` states, "None stated." where the
+      layout is not registered in this process.
     """
     data, train = config.data, config.train
     verified = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
@@ -63,7 +52,7 @@ it knows no class beside these. It was not examined for fairness or safety-criti
 
 ## Licence of the training data
 
-{_LICENCES[data.source]}
+{SOURCES.get(data.source, DataLayout).licence}
 """
 
 

@@ -1,4 +1,4 @@
-"""Files by name in a folder, a zip or a tar archive, so that archives need not be unpacked."""
+"""Files by name in a folder, a zip or a tar archive, read without unpacking."""
 
 import dataclasses
 import os
@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import walk
 from rml_jax.utils.progress import Progress
 
-# What the archive readers raise for a file that is no archive, is cut off, damaged or encrypted.
+# Raised by the archive readers for a file that is not an archive, truncated, damaged or encrypted.
 _ARCHIVE_ERRORS = (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
 
@@ -31,18 +32,18 @@ class Files:
         return name in self._entries
 
     def names(self, suffix):
-        """The names that end in `suffix`, without it, in alphabetical order."""
+        """Returns the names that end in `suffix`, without it, sorted."""
         return sorted(name.removesuffix(suffix) for name in self._entries if name.endswith(suffix))
 
     def path(self, name):
-        """What messages call a file."""
+        """Returns the path of a file, for messages."""
         return f"{self.where}/{name}"
 
     def read(self, name):
-        """The content of a file, bytes.
+        """Reads a file: bytes.
 
         Raises:
-          UserError: if there is no such file or it can't be read.
+          UserError: if it doesn't exist or can't be read.
         """
         if name not in self._entries:
             raise UserError(f"{self.path(name)}: no such file")
@@ -52,19 +53,19 @@ class Files:
             raise UserError(f"{self.path(name)}: {error}, expected a file that can be read") from error
 
     def below(self, marker):
-        """The folder that holds a certain file: archives differ in the folders around the one that matters.
+        """Finds the folder that holds a certain file, at any depth.
 
         Args:
           marker: path of the file below that folder, such as "ImageSets/Segmentation/val.txt".
 
         Returns:
-          Files of the folder, of several the one with the shortest path; None if there is none.
+          Files of the folder with the shortest path, or None.
         """
         found = [name.removesuffix(marker) for name in self._entries if f"/{name}".endswith(f"/{marker}")]
         return self._within(min(found, key=len)) if found else None
 
     def folder(self, name):
-        """The folder of a certain name: Files, of several the one with the shortest path; None if there is none."""
+        """Finds a folder by name: Files of the one with the shortest path, or None."""
         found = {
             path[: place + len(name) + 1]
             for path in self._entries
@@ -82,17 +83,17 @@ class Files:
 
 
 def open_files(path, compressed_suffixes=()):
-    """The files of a folder or archive.
+    """Opens a folder or archive.
 
     Args:
-      path: folder, .zip or .tar. Of a compressed .tar, which has no random access, files are read into memory.
-      compressed_suffixes: which files of a compressed .tar to read, by how their names end.
+      path: folder, .zip or .tar. A compressed .tar has no random access: its files are read into memory.
+      compressed_suffixes: suffixes of the files to read from a compressed .tar.
 
     Returns:
       Files. The archive stays open until the process ends.
 
     Raises:
-      UserError: if it is missing, damaged, or a compressed .tar with none of these files.
+      UserError: if it is missing, damaged, or a compressed .tar without such files.
     """
     path = Path(path)
     try:
@@ -107,32 +108,6 @@ def open_files(path, compressed_suffixes=()):
     except _ARCHIVE_ERRORS as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: {reason}, expected a folder, a whole .zip or a whole .tar") from error
-
-
-def walk(root, skip=()):
-    """The files below a folder. Links to folders are followed, each folder is visited once.
-
-    Args:
-      root: the folder.
-      skip: folders to leave out, with links resolved.
-
-    Yields:
-      (folder, list of the paths of the files in it), without hidden folders.
-
-    Raises:
-      UserError: if the folder or one in it can't be read.
-    """
-    seen = set(skip)
-    for folder, below, files in os.walk(root, followlinks=True, onerror=_refuse):
-        seen.add(os.path.realpath(folder))
-        new = {os.path.realpath(os.path.join(folder, name)): name for name in sorted(below, reverse=True)}
-        below[:] = sorted(name for real, name in new.items() if real not in seen and not name.startswith("."))
-        seen.update(new)
-        yield folder, [os.path.join(folder, name) for name in files]
-
-
-def _refuse(error):
-    raise UserError(f"{error.filename}: {error.strerror}, expected a folder that can be read") from error
 
 
 def _open_tar(path, compressed_suffixes):
@@ -151,7 +126,7 @@ def _open_tar(path, compressed_suffixes):
 
 
 def _is_content(entry):
-    """Whether an entry of a zip is a file, and not one of those that macOS adds."""
+    """Returns whether an entry of a zip is a file that macOS did not add."""
     return not entry.is_dir() and not entry.filename.startswith("__MACOSX/")
 
 
@@ -163,7 +138,7 @@ def _read_part(descriptor, offset, size):
 
 
 def _read_compressed(path, suffixes):
-    """The content of the files whose names end in one of the suffixes, by name."""
+    """Reads the files whose names end in one of the suffixes: a dict from name to bytes."""
     entries = {}
     megabytes = max(1, path.stat().st_size >> 20)
     progress = Progress(f"reading {path.name}", megabytes, "MB")
