@@ -28,7 +28,7 @@ def default_config():
     data.source = ""  # layout of the data: a name in rml_jax.data.sources.SOURCES, such as "voc" or "folder"
     # Folder in VOC's or COCO's layout, of photographs, or prepared by `rml-jax prepare`.
     data.root = ""
-    # CSV or JSON Lines with image,tags; "": classes in the masks (voc) or names of sub-folders (folder).
+    # Tag file (docs/data.md); "": classes in the masks (voc) or names of sub-folders (folder).
     data.tags = ""
     data.masks = ""  # folder of masks, for scoring; folder only
     data.class_names = ()  # C foreground classes; folder: () takes them from the tags
@@ -78,7 +78,7 @@ def default_config():
     config.pseudo_label = pseudo = ConfigDict()
     pseudo.high = 0.55  # background score that sure foreground exceeds, 0 to 1
     pseudo.low = 0.35  # background score that sure background does not reach, 0 to high
-    pseudo.slots = 8  # classes of an image that are refined, at least 1
+    pseudo.slots = 8  # classes of an image that are refined, at least 1; raised if an image has more tags
     pseudo.dilations = (1, 2, 4, 8, 12, 24)  # of PAR, in pixels of the image at half size
     pseudo.iterations = 10  # of PAR, at least 0
 

@@ -3,6 +3,7 @@
 import math
 
 from rml_jax.data.sources import SOURCES
+from rml_jax.data.tags import check_class_names
 from rml_jax.losses import TERMS, loss_names
 from rml_jax.models import BACKBONES, build
 from rml_jax.models.rml import POOLINGS
@@ -164,16 +165,7 @@ def _check_class_names(config):
         _check(config, key, lambda names: names == fixed, expected)
     if layout and layout.find_classes and config.data.class_names == ():
         return  # `with_class_names` takes them from the data.
-    _check(
-        config,
-        key,
-        lambda names: (
-            names
-            and all(isinstance(name, str) for name in names)
-            and len({"background", *names}) == len(names) + 1
-        ),
-        "at least one name, each only once, and none of them background",
-    )
+    check_class_names(config.data.class_names)
 
 
 def _check_backbone(config):

@@ -320,11 +320,11 @@ def test_equal_thresholds_pass(config):
     check_config(config)
 
 
-@pytest.mark.parametrize("names", [(), ("cat", "dog", "cat"), ("cat", "background"), (1, 2)])
+@pytest.mark.parametrize("names", [(), ("cat", "dog", "cat"), ("cat", "Background"), (1, 2)])
 def test_class_names(names):
     config = config_of("voc_animals.py")
     config.data.class_names = names
-    assert error_of(check_config, config).startswith(f"config.data.class_names is {names!r}: expected ")
+    assert error_of(check_config, config).startswith("config.data.class_names")
 
 
 def test_stage_without_a_background_score(config):

@@ -18,6 +18,7 @@ from rml_jax import visualize
 from rml_jax.commands import cli
 from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source, with_class_names
+from rml_jax.data.summary import data_summary, validation_source
 from rml_jax.ops.affine import AffineRange, sample_affine, validity, warp
 from rml_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 from rml_jax.ops.region import box_mask
@@ -73,8 +74,7 @@ def inspect(config, path, pairs, seconds=_SECONDS):
         while (elapsed := time.perf_counter() - begin) < seconds:
             count += len(next(batches)["image"])
     return [
-        f"{config.data.name} {config.data.train_split}: {len(source)} images, "
-        f"{len(source.class_names)} classes: {', '.join(source.class_names)}",
+        *data_summary(config, source, validation_source(config)),
         f"first {pairs} training examples: {path}",
         f"pipeline: {count / elapsed:.0f} images/s in batches of {config.train.batch_size}, "
         f"{config.data.workers} workers",

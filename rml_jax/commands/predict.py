@@ -4,13 +4,12 @@ A file that can't be read is reported and left out; the exit status is then 1.
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
 from rml_jax.commands import cli
 from rml_jax.data.sources.folder import list_images
-from rml_jax.data.tags import IMAGE_SUFFIXES, image_id, read_tags
+from rml_jax.data.tags import IMAGE_SUFFIXES, TAG_FILE_SUFFIXES, image_id, read_tags, split_names
 from rml_jax.inference.outputs import OutputFolder
 from rml_jax.inference.predictor import LARGE, allowed_classes, as_image, load
 from rml_jax.stages.runner import TAG_THRESHOLD
@@ -48,7 +47,7 @@ def main(arguments=None):
     )
     parser.add_argument(
         "--tags",
-        help="classes in all images, as NAME,NAME, or a tag file, .csv or .jsonl; predicted by default",
+        help="classes in all images, as NAME,NAME (a name with a comma in double quotes), or a tag file",
     )
     parser.add_argument(
         "--large", choices=LARGE, default=LARGE[0], help="how to predict images that fit on no canvas"
@@ -172,8 +171,11 @@ def _given_tags(text, classes):
     """Returns the function from an image's relative path to its tags, or to None where they are predicted."""
     if text is None:
         return lambda relative: None
-    if not text.endswith((".csv", ".jsonl")):
-        names = re.split("[,;|]", text)
+    if Path(text).suffix.lower() not in TAG_FILE_SUFFIXES:
+        try:
+            names = split_names(text, classes)
+        except ValueError as error:
+            raise UserError(f"--tags: {error}, expected NAME,NAME or a tag file") from error
         allowed_classes(names, classes)  # Fails for an unknown name before the first image.
         return lambda relative: names
     listed = read_tags(text, classes)

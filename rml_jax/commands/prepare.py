@@ -19,6 +19,7 @@ from rml_jax.data.preparation.base import report_lines
 from rml_jax.data.preparation.coco import Coco2014
 from rml_jax.data.preparation.folder import TaggedFolder
 from rml_jax.data.preparation.voc import VocSbd
+from rml_jax.data.tags import split_names
 from rml_jax.utils.errors import Interrupted, UserError
 
 _VOC = """\
@@ -89,11 +90,15 @@ def _make_parser():
 
     folder = add("folder", _FOLDER)
     folder.add_argument("--root", required=True, help="folder of images")
-    folder.add_argument("--tags", default="", help="CSV or JSON Lines; without it, sub-folders name the tags")
+    folder.add_argument("--tags", default="", help="tag file; without it, sub-folders name the tags")
     folder.add_argument(
         "--masks", default="", help="folder of masks, for scoring; each validation image needs one"
     )
-    folder.add_argument("--classes", default="", help="class list, 'cat,dog' (default: the tags, sorted)")
+    folder.add_argument(
+        "--classes",
+        default="",
+        help="class list, 'cat,dog'; a name with a comma in double quotes (default: the tags, sorted)",
+    )
     folder.add_argument(
         "--mask_values", default="", help="numbers of the classes in the masks (default 1,2,...)"
     )
@@ -125,7 +130,7 @@ def _make_builder(chosen):
     if chosen.kind == "coco":
         return Coco2014(manual_dir=chosen.manual_dir, downloads=chosen.download, **common)
     options = {
-        "class_names": _parts(chosen.classes),
+        "class_names": _names(chosen.classes),
         "tags_file": chosen.tags,
         "mask_folder": chosen.masks,
         "mask_values": _numbers(chosen.mask_values),
@@ -145,6 +150,13 @@ def _share(text):
 
 def _parts(text):
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _names(text):
+    try:
+        return split_names(text)
+    except ValueError as error:
+        raise UserError(f"--classes: {error}, expected NAME,NAME") from error
 
 
 def _numbers(text):

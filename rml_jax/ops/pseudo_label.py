@@ -27,7 +27,8 @@ class PseudoLabelConfig:
     Attributes:
       high: background score that only sure foreground exceeds.
       low: background score that only sure background stays below.
-      slots: classes per image that are refined. An image with more tags keeps its first ones.
+      slots: classes per image that are refined. An image with more tags keeps its first ones; training raises the
+        number so that none has more (`rml_jax.data.summary.with_slots`).
       dilations: PAR's dilations, in pixels of the image at half size.
       iterations: PAR's iterations.
     """

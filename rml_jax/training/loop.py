@@ -14,6 +14,7 @@ from rml_jax import visualize
 from rml_jax.checkpoint import Checkpoints
 from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source, with_class_names
+from rml_jax.data.summary import data_summary, validation_source, with_slots
 from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.evaluation.localization import localization
 from rml_jax.evaluation.samples import sample_images
@@ -57,6 +58,8 @@ def train(config, workdir):
     mesh = make_mesh(config.train.batch_size, config.train.grad_accum_steps)
     source = make_source(config.data, config.data.train_split, with_masks=False)
     shown = _image_source(config)
+    if is_first():
+        print("\n".join(data_summary(config, source, shown or validation_source(config))))
     with contextlib.ExitStack() as closing:
         try:
             return _train(config, workdir, mesh, source, shown, closing)
@@ -95,7 +98,7 @@ def _train(config, workdir, mesh, source, shown, closing):
         _print_start(state, workdir, resumed=restored is not None)
     log = RunLog(workdir, int(state.step), config.train.steps) if is_first() else SilentLog()
     closing.callback(log.close)
-    train_step = make_train_step(graphdef, optimizer, step_config(config))
+    train_step = make_train_step(graphdef, optimizer, step_config(with_slots(config, source)))
     loop = _Loop(config, mesh, jit_train_step(train_step, state), batches, checkpoints, log, restored)
     background = config.eval.background.cam
     show = functools.partial(_write_images, log, Evaluator(config, graphdef), shown, background)

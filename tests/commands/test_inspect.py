@@ -30,8 +30,8 @@ def first_row(path, rows):
 def test_sheet_shows_view_warped_and_validity(config, tmp_path):
     path = tmp_path / "sheet.png"
     lines = inspect(config, path, 3, seconds=0.01)
-    assert lines[0] == "digits train: 5 images, 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
-    assert "images/s in batches of 2, 0 workers" in lines[2]
+    assert lines[0] == "data: digits, 10 classes"
+    assert "images/s in batches of 2, 0 workers" in lines[-1]
     view, warped, compared = first_row(path, rows=3)
     # A is a mere mirror here: the warped view is the view mirrored, all of it valid, and the box the view's border.
     inner = slice(4, -4)

@@ -111,6 +111,8 @@ def test_nothing_is_overwritten(predicted, photos, model_folder, capsys):
     ("option", "words"),
     [
         ("--tags=ant,dog", "unknown tag 'dog'"),
+        ('--tags="ant,cow",bee', "unknown tag 'ant,cow'"),
+        ("--tags=[ant", "--tags: found '[ant', which is no list of tags"),
         ("--tags=nothing.csv", "nothing.csv"),
         ("--stage=best", "eval.stages"),
     ],

@@ -31,6 +31,7 @@ from rml_jax.data.sources import with_class_names
 from rml_jax.data.sources.coco import CocoFolder
 from rml_jax.data.sources.folder import PhotoFolder
 from rml_jax.data.sources.prepared import PreparedData
+from rml_jax.data.tags import TagCounts
 from rml_jax.report.evaluation import evaluate_run
 from rml_jax.training.loop import train
 from rml_jax.utils.errors import UserError
@@ -536,6 +537,28 @@ def test_command_prepares_and_says_what_comes_next(photos, tmp_path, monkeypatch
         run(monkeypatch, "folder", *options, "--seed=1", "--tags=none.csv")
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: none.csv: No such file")
+
+
+def test_command_names_a_class_with_a_comma_and_counts_tags(photos, tmp_path, monkeypatch, capsys):
+    tags = tmp_path / "tags.csv"
+    tags.write_text('image,tags\ncat/1,"""nut, bolt"""\ncat/3,"cat,""nut, bolt"""\ndog/2,\n')
+    options = [f"--root={photos[0]}", f"--tags={tags}", "--val_fraction=0", f"--out={tmp_path / 'o'}"]
+    run(monkeypatch, "folder", *options, '--classes=cat,"nut, bolt",owl')
+    assert "images per class: cat 1, nut, bolt 2, owl 0" in capsys.readouterr().out
+    source = PreparedData(tmp_path / "o/tagged_folder/1.0.0", "train", ("nut, bolt", "cat"))
+    assert source.tag_counts() == TagCounts(images=3, per_class=(2, 1), untagged=1, most=2)
+
+
+def test_command_refuses_the_classes_that_training_refuses(photos, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(
+            monkeypatch,
+            "folder",
+            f"--root={photos[0]}",
+            f"--out={tmp_path / 'o'}",
+            "--classes=cat,dog,Background",
+        )
+    assert "found the class 'Background'" in capsys.readouterr().err
 
 
 def test_command_stopped_by_the_user(photos, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,5 @@
 """One's own photographs: tag files in all spellings, sub-folders, the split, and every mistake in a folder."""
 
-import json
 import os
 import unicodedata
 
@@ -14,7 +13,6 @@ from rml_jax.data.preparation.folder import TaggedFolder
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.data.sources.duplicates import first_copies
 from rml_jax.data.sources.folder import PhotoFolder, find_images, folder_classes
-from rml_jax.data.tags import read_tag_names, read_tags
 from rml_jax.report.evaluation import evaluate_run
 from rml_jax.training.loop import train
 from rml_jax.utils.errors import UserError
@@ -78,26 +76,6 @@ def test_class_list_of_the_config_decides_the_order(photos):
     assert message == f"{photos.parent / 'tags.csv'} line 2: found tag 'dog', expected one of cat"
 
 
-def test_json_lines_say_the_same_as_csv(tmp_path):
-    rows = [
-        {"image": "a.jpg", "tags": ["Cat ", "dog"]},
-        {"image": "b", "tags": "dog;cat"},
-        {"image": "c", "tags": ""},
-    ]
-    path = tmp_path / "tags.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert read_tags(path, ("cat", "dog")) == {"a": (0, 1), "b": (0, 1), "c": ()}
-
-
-@pytest.mark.parametrize(
-    "line", ["nonsense", '{"image": "a"}', "[]", '{"image": "a", "tags": [1]}', '{"image": 1, "tags": ""}']
-)
-def test_broken_json_lines(tmp_path, line):
-    path = tmp_path / "tags.jsonl"
-    path.write_text('{"image": "z", "tags": ""}\n' + line)
-    assert f"{path} line 2: expected" in message_of(read_tag_names, path)
-
-
 def test_stray_blanks_and_letter_case_make_no_new_class(tmp_path):
     root = write_photos(tmp_path / "photos", ["a.jpg", "b.jpg"])
     tags = tmp_path / "tags.csv"
@@ -140,9 +118,7 @@ def test_images_without_a_row_are_left_out_and_counted(photos):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "found the header '', expected 'image,tags'"),
         ("image,tags\n", "found no images"),
-        ("image,label\na,cat\n", "found the header 'image,label'"),
         ("image\na\n", "found the header 'image'"),
         ("image,tags\na,cat\nA.jpg,cat\na.jpg,dog\n", "line 4: found image 'a' a second time"),
         ("image,tags\n0,\n", "found no tags"),

@@ -170,7 +170,7 @@ class PreparedBuilder(FileReaderBuilder):
     def _write_shard(self, path, planned, progress):
         """Writes a shard under a temporary name and its record, then renames the shard. Returns the record."""
         sizes, counts = [], np.zeros(len(self.class_names), np.int64)
-        record = {"rejected": {}, "without_mask": 0}
+        record = {"rejected": {}, "without_mask": 0, "untagged": 0, "most_tags": 0}
         serializer = tfds.core.ExampleSerializer(self.info.features.get_serialized_info())
 
         def examples():
@@ -180,6 +180,8 @@ class PreparedBuilder(FileReaderBuilder):
                     continue
                 data, numbers, mask, size = result
                 record["without_mask"] += mask is None
+                record["untagged"] += not len(numbers)
+                record["most_tags"] = max(record["most_tags"], len(set(numbers)))
                 mask = np.full(size, IGNORE, np.uint8) if mask is None else mask
                 sizes.append(size)
                 counts[list(numbers)] += 1
@@ -242,6 +244,8 @@ class PreparedBuilder(FileReaderBuilder):
                 "listed": len(planned),
                 "list": plan.notes[split],
                 "without_mask": sum(record["without_mask"] for record in records),
+                "untagged": sum(record["untagged"] for record in records),
+                "most_tags": max(record["most_tags"] for record in records),
                 "bytes": sum(shard.path.stat().st_size for shard in shards if shard.split == split),
                 "height": _spread(sizes[:, 0]),
                 "width": _spread(sizes[:, 1]),
@@ -300,7 +304,11 @@ def _finished_record(path):
     """Returns the record of a whole shard, else None."""
     try:
         record = json.loads(_record_path(path).read_text(encoding="utf-8"))
-        return record if len(ArrayRecordDataSource(str(path))) == record["images"] else None
+        return (
+            record
+            if "most_tags" in record and len(ArrayRecordDataSource(str(path))) == record["images"]
+            else None
+        )
     # array_record raises RuntimeError or ValueError for a missing or damaged file.
     except (OSError, RuntimeError, ValueError):
         return None

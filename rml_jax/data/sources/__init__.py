@@ -58,16 +58,16 @@ class SkipBad:
 
     def __init__(self, source):
         self.class_names = source.class_names
-        self._source = source
+        self.source = source
         self._bad = set()
 
     def __len__(self):
-        return len(self._source)
+        return len(self.source)
 
     def __getitem__(self, index):
         for place in range(index, index + len(self)):
             try:
-                return self._source[place % len(self)]
+                return self.source[place % len(self)]
             except UserError as error:
                 reason = error
                 if place % len(self) not in self._bad:

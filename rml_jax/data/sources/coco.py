@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from rml_jax.data.images import read_image
 from rml_jax.data.sources.coco_classes import CLASS_NAMES, CLASS_NUMBERS
 from rml_jax.data.sources.layout import DataLayout
+from rml_jax.data.tags import TagCounts
 from rml_jax.utils.errors import UserError
 
 
@@ -67,6 +68,11 @@ class CocoFolder:
         if self.with_masks:
             item["mask"] = draw_mask(objects, size, path)
         return item
+
+    def tag_counts(self):
+        """Counts the tags of the images: TagCounts."""
+        tags = [[number - 1 for number in numbers] for _, _, numbers, _ in self._images]
+        return TagCounts.of(tags, len(CLASS_NAMES))
 
 
 def draw_mask(objects, size, name):

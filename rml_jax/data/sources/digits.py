@@ -74,6 +74,11 @@ class DigitScenes:
         self.digit_size = tuple(digit_size)
         self.background_brightness = background_brightness
 
+    @property
+    def most_tags(self):
+        """The greatest number of tags that a scene can have."""
+        return min(self.digits[1], len(CLASS_NAMES))
+
     def __len__(self):
         return self.num_scenes
 

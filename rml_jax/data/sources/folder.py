@@ -7,6 +7,7 @@ tags.csv (`rml_jax.data.tags`)
 MASKS/a.png, MASKS/trip/b.png       optional, for scoring only; class numbers, 255 = ignore
 """
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -19,11 +20,14 @@ import numpy as np
 from rml_jax.data.images import check_same_size, read_image, read_mask
 from rml_jax.data.sources.duplicates import first_copies
 from rml_jax.data.sources.layout import DataLayout
+from rml_jax.data.sources.subfolders import describe_counts, is_system_path, is_utf8, notes, read_subfolders
 from rml_jax.data.tags import (
     IMAGE_SUFFIXES,
+    TagCounts,
     check_classes,
     class_list,
     image_id,
+    match_images,
     read_list,
     read_tag_names,
     read_tags,
@@ -99,11 +103,15 @@ class PhotoFolder:
         check_classes(self.class_names, self.mask_values)
         self._root, self._masks = str(root), str(mask_folder)
         files = find_images(root, mask_folder)
-        tags = _tags(files, root, tags_file, self.class_names)
-        self.untagged = len(files) - len(tags)
+        folders = read_subfolders(root, files, class_names)
+        tags = _tags(files, folders, root, tags_file, self.class_names)
+        left_out = {} if tags_file else folders.left_out
+        without = [name for name in files if name not in tags and folders.parts.get(name) != "test"]
+        self.untagged = len(without) - sum(left_out.values())
+        self.notes = [*notes(folders.parts, left_out), *_unread(root, mask_folder)]
         first = first_copies({name: Path(root, files[name]) for name in sorted(tags)})
-        tags, aliases = (tags, {}) if tags_file else _merge_copies(tags, first)
-        chosen = _split(tags, first, aliases, val_list, val_fraction, seed, is_training)
+        tags, aliases = (tags, {}) if tags_file else _merge_copies(tags, first, folders.parts)
+        chosen = _split(tags, first, aliases, folders.parts, val_list, val_fraction, seed, is_training)
         if not chosen:
             part = "training" if is_training else "validation"
             raise UserError(
@@ -126,6 +134,10 @@ class PhotoFolder:
             item["mask"] = read_mask(photo.mask, self.mask_values)
             check_same_size(item["mask"], item["image"], photo.mask)
         return item
+
+    def tag_counts(self):
+        """Counts the tags of this part: TagCounts."""
+        return TagCounts.of([numbers for _, _, numbers in self._files], len(self.class_names))
 
     def photo(self, index):
         """Returns the Photo of an item: its files and tags."""
@@ -155,7 +167,8 @@ def folder_classes(root, tags_file="", mask_folder=""):
     if tags_file:
         names = class_list(tag for tags, _ in read_tag_names(tags_file).values() for tag in tags)
     else:
-        names = class_list(name.split("/")[0] for name in find_images(root, mask_folder) if "/" in name)
+        folders = read_subfolders(root, find_images(root, mask_folder))
+        names = class_list(folders.tags.values())
     if not names:
         raise UserError(
             f"{tags_file or root}: found no tags, expected a tag file (config.data.tags) with at least one, "
@@ -182,6 +195,8 @@ def find_images(root, mask_folder=""):
     images = {}
     for path in list_images(root, mask_folder):
         name = image_id(Path(path).as_posix())
+        if not is_utf8(path):
+            raise UserError(f"{root}: found the file name {path!r}, expected names in UTF-8")
         if name in images:
             raise UserError(
                 f"{root}: found both {images[name]} and {path}, expected names that differ without suffix"
@@ -202,64 +217,71 @@ def list_images(root, mask_folder=""):
         os.path.relpath(path, root)
         for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ())
         for path in files
-        if path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
+        if _is_image(path) and not is_system_path(os.path.relpath(path, root))
     )
 
 
-def _tags(files, root, tags_file, class_names):
+def _is_image(path):
+    return path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
+
+
+def _unread(root, mask_folder):
+    """Counts the files that are not read as images, by suffix."""
+    skip = [os.path.realpath(mask_folder)] if mask_folder else ()
+    paths = [path for _, files in walk(root, skip=skip) for path in files if not _is_image(path)]
+    shown = [path for path in paths if not os.path.basename(path).startswith(".")]
+    counts = collections.Counter(Path(path).suffix.lower() or "(no suffix)" for path in shown)
+    return [f"files that are not read, by suffix: {describe_counts(counts)}"] if counts else []
+
+
+def _tags(files, folders, root, tags_file, class_names):
     """Returns a dict from id to class numbers, of the images with tags."""
     if tags_file:
-        tags = read_tags(tags_file, class_names)
-        missing = [name for name in tags if name not in files]
-        if missing:
-            raise UserError(
-                f"{tags_file}: no image {missing[0]!r} in {root} (missing for {len(missing)} of {len(tags)})"
-            )
-        return tags
+        return match_images(read_tags(tags_file, class_names), files, tags_file, root)
     numbers = {tag_key(name): number for number, name in enumerate(class_names)}
-    tags = {}
-    for name in files:
-        folder = name.split("/")[0] if "/" in name else None
-        if folder is not None and tag_key(folder) not in numbers:
+    for folder in folders.tags.values():
+        if tag_key(folder) not in numbers:
             raise UserError(
                 f"{Path(root, folder)}: found folder {folder!r}, expected one of {', '.join(class_names)}"
             )
-        if folder is not None:
-            tags[name] = (numbers[tag_key(folder)],)
-    return tags
+    return {name: (numbers[tag_key(folder)],) for name, folder in folders.tags.items()}
 
 
-def _merge_copies(tags, first):
-    """Merges the tags of identical images that have the same path below different first-level sub-folders.
+def _merge_copies(tags, first, parts):
+    """Merges the tags of identical images that have the same path below different class folders of one part.
 
     Args:
       tags: dict from id to class numbers.
       first: dict from each id to the first one of the same content (`first_copies`).
+      parts: dict from id to the part that its first-level folder stands for; empty without such folders.
 
     Returns:
       As `tags`, without the later copies, and a dict from the id of each copy to the id that it was merged into.
     """
-    kept, merged = {}, {}
+    kept, merged, aliases = {}, {}, {}
     for name in sorted(tags):
-        target = kept.setdefault((first[name], name.partition("/")[2]), name)
-        merged.setdefault(target, set()).update(tags[name])
-    aliases = {name: kept[first[name], name.partition("/")[2]] for name in tags}
+        below = name.split("/")[2 if name in parts else 1 :]
+        aliases[name] = kept.setdefault((first[name], parts.get(name), *below), name)
+        merged.setdefault(aliases[name], set()).update(tags[name])
     return {name: tuple(sorted(numbers)) for name, numbers in merged.items()}, aliases
 
 
-def _split(tags, first, aliases, val_list, val_fraction, seed, is_training):
+def _split(tags, first, aliases, parts, val_list, val_fraction, seed, is_training):
     """Returns the names of one part, sorted. No two names of different parts have the same `first` copy."""
-    names = sorted(tags)
-    if not val_list:
+    names = sorted(name for name in tags if parts.get(name) != "test")
+    if not val_list and "val" not in parts.values():
         # By hash rather than by a shuffle: when images are added later, nearly all others stay in their part.
         count = max(1, round(val_fraction * len(names))) if val_fraction else 0
         drawn = {first[name] for name in sorted(names, key=lambda name: _hash(f"{seed} {name}"))[:count]}
         return [name for name in names if (first[name] in drawn) != is_training]
-    listed = {image_id(name) for name in read_list(val_list)}
-    unknown = sorted(name for name in listed if aliases.get(name, name) not in tags)
-    if unknown:
-        raise UserError(f"{val_list}: found {unknown[0]!r}, expected names of images with tags")
-    validation = {aliases.get(name, name) for name in listed}
+    if val_list:
+        listed = {image_id(name) for name in read_list(val_list)}
+        unknown = sorted(name for name in listed if aliases.get(name, name) not in tags)
+        if unknown:
+            raise UserError(f"{val_list}: found {unknown[0]!r}, expected names of images with tags")
+        validation = {aliases.get(name, name) for name in listed}
+    else:
+        validation = {name for name in names if parts.get(name) == "val"}
     if not is_training:
         return sorted(validation)
     copied = {first[name] for name in validation}
@@ -267,8 +289,8 @@ def _split(tags, first, aliases, val_list, val_fraction, seed, is_training):
     kept = [name for name in training if first[name] not in copied]
     if len(kept) < len(training):
         print(
-            f"{val_list}: {len(training) - len(kept)} other images are identical to listed ones and left out of "
-            "training",
+            f"{val_list or 'val folder'}: {len(training) - len(kept)} other images are identical to listed ones and "
+            "left out of training",
             file=sys.stderr,
         )
     return kept

@@ -8,14 +8,17 @@ VOC's own `SegmentationClass` holds only VOC's 2,913 masks; `SegmentationClassAu
 folder with SBD's added to them, 12,031 in all.
 """
 
+import concurrent.futures
+import os
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from rml_jax.data.images import check_same_size, presence, read_image, read_mask
 from rml_jax.data.sources.layout import DataLayout
-from rml_jax.data.tags import check_classes, image_id, read_list, read_tags
+from rml_jax.data.tags import TagCounts, check_classes, image_id, read_list, read_tags
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.progress import Progress
 
 IMAGE_FOLDER = "JPEGImages"
 MASK_FOLDER = "SegmentationClassAug"
@@ -106,6 +109,26 @@ class VocFolder:
             self._presence[name] = presence(mask, len(self.class_names))
         item["tags"] = self._presence[name].copy()
         return item
+
+    def tag_counts(self):
+        """Counts the tags of the images: TagCounts. Masks that can't be decoded are left out."""
+        names = [name for name in self._ids if name not in self._tags and name not in self._presence]
+        if names:
+            progress = Progress("tags from masks", len(names), "masks")
+            with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                for number, present in enumerate(pool.map(self._read_presence, names), 1):
+                    if present is not None:
+                        self._presence[names[number - 1]] = present
+                    progress.update(number)
+        numbers = [self._tags[name] for name in self._ids if name in self._tags]
+        numbers += [np.flatnonzero(self._presence[name]) for name in self._ids if name in self._presence]
+        return TagCounts.of(numbers, len(self.class_names))
+
+    def _read_presence(self, name):
+        try:
+            return presence(read_mask(self._mask_path(name), self.mask_values), len(self.class_names))
+        except UserError:  # Training says so when it comes to this image.
+            return None
 
     def _read_tags(self, tags_file):
         """Returns a dict from id to class numbers, of the ids that the tag file lists.

@@ -1,0 +1,45 @@
+"""Image-level tags from tables and from the exports of annotation tools, and the class list that they make.
+
+`read_tags` chooses the reader by the content of the file, not by its suffix. docs/data.md lists the forms:
+
+    table.py          CSV or TSV: image and tags, one row per tag, or one 0/1 column per class
+    json_rows.py      JSON Lines or a JSON array of rows, metadata.jsonl of Hugging Face datasets
+    label_studio.py   Label Studio's CSV, JSON-MIN and JSON
+    coco.py           COCO JSON
+    cvat.py           CVAT for images, XML
+
+An image is named by its path below the image folder, with or without suffix (`image_id`). An image with no tag
+contains none of the classes. Surrounding whitespace and letter case of tags are ignored.
+"""
+
+from rml_jax.data.tags.counts import TagCounts
+from rml_jax.data.tags.names import (
+    IMAGE_SUFFIXES,
+    check_class_names,
+    check_classes,
+    class_list,
+    image_id,
+    split_names,
+    tag_key,
+)
+from rml_jax.data.tags.read import TAG_FILE_SUFFIXES, match_images, read_tag_names, read_tags
+from rml_jax.data.tags.text import decode_text, parse_list, read_list, read_text
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "TAG_FILE_SUFFIXES",
+    "TagCounts",
+    "check_class_names",
+    "check_classes",
+    "class_list",
+    "decode_text",
+    "image_id",
+    "match_images",
+    "parse_list",
+    "read_list",
+    "read_tag_names",
+    "read_tags",
+    "read_text",
+    "split_names",
+    "tag_key",
+]
