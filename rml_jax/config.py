@@ -33,6 +33,8 @@ def default_config():
     data.masks = ""  # folder of masks, for scoring; folder only
     data.class_names = ()  # C foreground classes; folder: () takes them from the tags
     data.mask_values = ()  # the number each class has in the mask files; folder: () means 1..C
+    data.mask_ignore = 255  # the number of pixels that aren't annotated in the mask files; -1: there are none
+    data.allow_absent = False  # whether a class may occur in none of a split's masks
     data.val_list = ""  # text file that names the validation images; folder only
     data.val_fraction = (
         0.1  # share of the images drawn for validation where there is no val_list; folder only

@@ -86,6 +86,7 @@ def check_config(config):
     _check(config, "data.scene.digit_size", _is_int_range, "(least, greatest) with 1 <= least <= greatest")
     _check(config, "augment.scale", _is_range, "(low, high) with 0 < low <= high")
     _check(config, "affine.scale", _is_range, "(low, high) with 0 < low <= high")
+    _check(config, "data.mask_ignore", lambda value: -1 <= value <= 255, "0 to 255, or -1 for none")
     _check(config, "data.val_fraction", lambda value: 0 <= value < 1, "a share below 1")
     _check(config, "affine.flip", lambda value: 0 <= value <= 1, "a probability")
     _check(config, "model.drop_path", lambda value: 0 <= value < 1, "a probability below 1")

@@ -11,8 +11,8 @@ import re
 import sys
 from pathlib import Path
 
-from rml_jax.data.sources.folder import list_images
-from rml_jax.data.tags import IMAGE_SUFFIXES, image_id, read_tags
+from rml_jax.data.sources.folder import describe_left_out, list_images
+from rml_jax.data.tags import image_id, read_tags
 from rml_jax.inference.outputs import OutputFolder
 from rml_jax.inference.predictor import LARGE, allowed_classes, as_picture, load
 from rml_jax.stages.stages import TAG_THRESHOLD
@@ -140,9 +140,12 @@ def named_files(inputs):
     found = []
     for given in map(Path, inputs):
         if given.is_dir():
-            below = list_images(given)
+            below, others = list_images(given)
             if not below:
-                raise UserError(f"{given}: found no images, expected files in {', '.join(IMAGE_SUFFIXES)}")
+                found = describe_left_out(others) or "no files"
+                raise UserError(f"{given}: found no images but {found}, expected some .jpg, .png or the like")
+            if others:
+                print(f"{given}: left out {describe_left_out(others)}", file=sys.stderr)
             found += [(given / path, Path(path).as_posix()) for path in below]
         else:
             found.append((given, given.name))

@@ -14,10 +14,10 @@ import re
 import unicodedata
 from pathlib import Path, PurePosixPath
 
+from rml_jax.data.images import image_suffixes
 from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _HEADER = ["image", "tags"]
 
 
@@ -91,19 +91,21 @@ def image_id(name):
     Only image suffixes are cut: an id may itself contain dots.
     """
     path = PurePosixPath(unicodedata.normalize("NFC", name.strip().replace("\\", "/")))
-    return str(path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path)
+    return str(path.with_suffix("") if path.suffix.lower() in image_suffixes() else path)
 
 
-def check_classes(class_names, mask_values):
-    """Raises UserError unless there are names, each once, and as many different mask values within 1..254."""
+def check_classes(class_names, mask_values, ignore=IGNORE):
+    """Raises UserError unless there are names, each once, and as many different mask values, 1..255 but `ignore`."""
     if not class_names or len({tag_key(name) for name in class_names}) != len(class_names):
         raise UserError(f"class_names is {class_names}: expected at least one name and each only once")
     if len(mask_values) != len(class_names) or len(set(mask_values)) != len(mask_values):
         raise UserError(
             f"mask_values is {mask_values}: expected {len(class_names)} different numbers, one per class name"
         )
-    if not all(0 < value < IGNORE for value in mask_values):
-        raise UserError(f"mask_values is {mask_values}: expected 1 to 254 (0 is background, 255 ignore)")
+    if not all(0 < value <= 255 and value != ignore for value in mask_values):
+        raise UserError(
+            f"mask_values is {mask_values}: expected 1 to 255 but not mask_ignore, {ignore} (0 is background)"
+        )
 
 
 def read_list(path):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rml_jax.checkpoint import read_params
-from rml_jax.data.sources import make_source, with_class_names
+from rml_jax.data.sources import check_masks, make_source, with_class_names
 from rml_jax.evaluation.evaluator import Evaluator, Scores
 from rml_jax.evaluation.masks import MaskFolder, MaskWriter
 from rml_jax.evaluation.plots import confusion_picture, sweep_picture
@@ -43,6 +43,7 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
     config = with_class_names(config)
     check_config(config)
     source = make_source(config.data, split, with_masks=True)
+    check_masks(source, config.data)
     swept = (
         make_source(config.data, config.eval.sweep.split, with_masks=True)
         if config.eval.sweep.split
@@ -109,8 +110,9 @@ def evaluate_masks(config, workdir, split, masks):
     """
     check_config(config)
     source = make_source(config.data, split, with_masks=True)
+    check_masks(source, config.data)
     names = tuple(config.data.class_names)
-    masks_by_id = MaskFolder(masks, config.data.mask_values, len(names))
+    masks_by_id = MaskFolder(masks, config.data.mask_values, len(names), config.data.mask_ignore)
     scores = Scores(("background", *names))
     progress = Progress("eval", len(source), "images")
     for index in range(len(source)):
@@ -170,7 +172,13 @@ def _sweep(config, evaluator, params, source):
 
 def _scores(scores):
     classification = {"classification": scores.classification} if scores.classification else {}
-    return {"images": scores.images, **classification, "miou": scores.mean_iou(), "iou": scores.iou()}
+    return {
+        "images": scores.images,
+        **scores.coverage(),
+        **classification,
+        "miou": scores.mean_iou(),
+        "iou": scores.iou(),
+    }
 
 
 def _origin(config):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rml_jax.data.images import presence, read_mask
+from rml_jax.data.masks import presence, read_mask
 from rml_jax.data.sources.voc import VocFolder
 from rml_jax.data.tags import read_list, read_tags
 from rml_jax.utils.errors import UserError

@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
-from rml_jax.data.images import check_same_size, decode_mask, read_image
+from rml_jax.data.images import read_image
+from rml_jax.data.masks import check_same_size, decode_mask
 from rml_jax.data.sources.voc import CLASS_NAMES, IMAGE_FOLDER, MASK_FOLDER, SPLIT_FOLDER
 from rml_jax.data.tags import read_list
 from rml_jax.utils.errors import UserError

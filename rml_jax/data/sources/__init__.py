@@ -2,6 +2,7 @@
 
 import sys
 
+from rml_jax.data.masks import check_all_classes_occur
 from rml_jax.data.sources.coco import CocoFolder
 from rml_jax.data.sources.digits import DigitScenes
 from rml_jax.data.sources.folder import PhotoFolder, folder_classes
@@ -16,8 +17,9 @@ def make_source(data_config, split, *, with_masks):
     Args:
       data_config: the `data` part of a config (any object with these attributes): `source`, "digits", "voc", "coco"
         or "folder"; `skip_bad`; for prepared data (`rml-jax prepare`) `root` and `class_names`; for "coco"
-        `root`; for "voc" `root`, `tags` (tag file or ""), `class_names` and `mask_values`; for "folder" these and
-        `masks`, `val_list`, `val_fraction` and `seed`; for "digits" `train_split`, `num_train`, `num_val`, `seed` and
+        `root`; for "voc" `root`, `tags` (tag file or ""), `class_names`, `mask_values`, `mask_ignore` and
+        `allow_absent`; for "folder" these and `masks`,
+        `val_list`, `val_fraction` and `seed`; for "digits" `train_split`, `num_train`, `num_val`, `seed` and
         `scene` (keyword arguments of `DigitScenes`).
       split: name of the split, usually `data_config.train_split` or `data_config.val_split`.
       with_masks: whether items carry `mask`; for evaluation only.
@@ -25,7 +27,7 @@ def make_source(data_config, split, *, with_masks):
     Returns:
       An object with `class_names` (C names without background), `len(source)` and `source[i]`, a dict with
       `id` (str), `image` (uint8 [H, W, 3]), `tags` (float32 [C]) and, where `with_masks` is set, `mask`
-      (uint8 [H, W], 0 background, 1..C classes, 255 ignore).
+      (uint8 [H, W], 0 background, 1..C classes, 255 ignore). Sources whose masks are files also have `read_mask(i)`.
 
     Raises:
       UserError: for an unknown `source`, an empty `root`, and whatever the source itself finds wrong.
@@ -37,6 +39,29 @@ def make_source(data_config, split, *, with_masks):
         return PreparedData(data_config.root, split, data_config.class_names, with_masks)
     source = SOURCES[data_config.source](data_config, split, with_masks)
     return SkipBad(source) if data_config.skip_bad and not with_masks else source
+
+
+def check_masks(source, data_config):
+    """Checks the masks of a source as a whole before they are used (`rml_jax.data.masks.check_all_classes_occur`).
+
+    Args:
+      source: what `make_source` returns. The masks of digits and of COCO's annotations are drawn by class and pass.
+      data_config: see `make_source`.
+
+    Raises:
+      UserError: if a class occurs in no mask, unless `allow_absent` is set.
+    """
+    if not hasattr(source, "read_mask"):
+        return
+    check_all_classes_occur(
+        source.read_mask,
+        len(source),
+        data_config.masks or data_config.root,
+        source.class_names,
+        data_config.mask_values or tuple(range(1, len(source.class_names) + 1)),
+        data_config.mask_ignore,
+        data_config.allow_absent,
+    )
 
 
 class SkipBad:
@@ -111,14 +136,18 @@ def _make_digits(data_config, split, with_masks):
 def _make_voc(data_config, split, with_masks):
     if not data_config.root:
         raise UserError(f"config.data.root is empty: expected the folder that holds {IMAGE_FOLDER}/")
-    return VocFolder(
+    source = VocFolder(
         data_config.root,
         split,
         data_config.class_names,
         data_config.mask_values,
+        data_config.mask_ignore,
         tags_file=data_config.tags,
         with_masks=with_masks,
     )
+    if not with_masks and not data_config.tags:
+        check_masks(source, data_config)  # All tags come from the masks.
+    return source
 
 
 def _make_coco(data_config, split, with_masks):
@@ -140,6 +169,7 @@ def _make_folder(data_config, split, with_masks):
         tags_file=data_config.tags,
         mask_folder=data_config.masks,
         mask_values=data_config.mask_values,
+        mask_ignore=data_config.mask_ignore,
         val_list=data_config.val_list,
         val_fraction=data_config.val_fraction,
         seed=data_config.seed,

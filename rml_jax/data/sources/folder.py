@@ -7,6 +7,7 @@ tags.csv (`rml_jax.data.tags`)
 MASKS/a.png, MASKS/trip/b.png       optional; class numbers, 255 = ignore; for scoring only
 """
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -16,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from rml_jax.data.archives import walk
-from rml_jax.data.images import check_same_size, read_image, read_mask
+from rml_jax.data.images import PLUGIN_PACKAGES, image_suffixes, read_image
+from rml_jax.data.masks import check_same_size, read_label_map, read_mask
 from rml_jax.data.tags import (
-    IMAGE_SUFFIXES,
     check_classes,
     class_list,
     image_id,
@@ -27,6 +28,7 @@ from rml_jax.data.tags import (
     read_tags,
     tag_key,
 )
+from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
 
 
@@ -54,9 +56,10 @@ class PhotoFolder:
     as a viewer shows it), `tags` (float32 [C]) and, only where `with_masks` is set, `mask` (uint8 [H, W], 0
     background, 1..C classes, 255 ignore).
 
-    The constructor reads names and tags; pictures are decoded by `source[i]`. With a tag file, images that it doesn't
-    list are left out (`untagged` counts them). Hidden files and files without an image's suffix are not looked at;
-    what kind of picture a file is, its content says.
+    The constructor reads names and tags; images are decoded by `source[i]`. With a tag file, images that it doesn't
+    list are left out (`untagged` counts them). Hidden files are ignored; files without a suffix of
+    `rml_jax.data.images.image_suffixes` are left out (`left_out` counts them by suffix). What format a file has, its
+    content says.
 
     Args:
       root: the folder of photographs; sub-folders included, links followed once.
@@ -64,7 +67,8 @@ class PhotoFolder:
       class_names: C names; () takes those that occur in the whole folder's tags, in alphabetical order.
       tags_file: CSV or JSON Lines; "" makes the name of each first-level sub-folder the tag of its images.
       mask_folder: folder of masks, "" for none. Left out of the photographs if it lies below `root`.
-      mask_values: the number of each class in the masks, 1..254; () stands for 1..C.
+      mask_values: the number of each class in the masks, 1..255; () stands for 1..C.
+      mask_ignore: the number of pixels that aren't annotated; `rml_jax.data.masks.NO_IGNORE` for none.
       val_list: text file that names the validation images, one a line; "" draws them.
       val_fraction: share of the images that is drawn for validation; at least one image if it isn't 0.
       seed: of the draw.
@@ -84,6 +88,7 @@ class PhotoFolder:
         tags_file="",
         mask_folder="",
         mask_values=(),
+        mask_ignore=IGNORE,
         val_list="",
         val_fraction=0.1,
         seed=0,
@@ -92,9 +97,13 @@ class PhotoFolder:
         self.class_names = tuple(class_names) or folder_classes(root, tags_file, mask_folder)
         self.mask_values = tuple(mask_values) or tuple(range(1, len(self.class_names) + 1))
         self.with_masks = with_masks
-        check_classes(self.class_names, self.mask_values)
+        self.mask_ignore = mask_ignore
+        check_classes(self.class_names, self.mask_values, mask_ignore)
         self._root, self._masks = str(root), str(mask_folder)
-        files = find_images(root, mask_folder)
+        self._colours = (
+            read_label_map([mask_folder, Path(mask_folder).parent], self.class_names) if mask_folder else None
+        )
+        files, self.left_out = find_images(root, mask_folder)
         tags = _tags(files, root, tags_file, self.class_names)
         chosen = _split(sorted(tags), val_list, val_fraction, seed, is_training)
         if not chosen:
@@ -117,9 +126,13 @@ class PhotoFolder:
         item["tags"] = np.zeros(len(self.class_names), np.float32)
         item["tags"][list(photo.numbers)] = 1.0
         if self.with_masks:
-            item["mask"] = read_mask(photo.mask, self.mask_values)
+            item["mask"] = self.read_mask(index)
             check_same_size(item["mask"], item["image"], photo.mask)
         return item
+
+    def read_mask(self, index):
+        """Returns an item's mask alone, uint8 [H, W]."""
+        return read_mask(self.photo(index).mask, self.mask_values, self.mask_ignore, self._colours)
 
     def photo(self, index):
         """Where an item's files are, and its tags: a Photo."""
@@ -149,7 +162,7 @@ def folder_classes(root, tags_file="", mask_folder=""):
     if tags_file:
         names = class_list(tag for tags, _ in read_tag_names(tags_file).values() for tag in tags)
     else:
-        names = class_list(name.split("/")[0] for name in find_images(root, mask_folder) if "/" in name)
+        names = class_list(name.split("/")[0] for name in find_images(root, mask_folder)[0] if "/" in name)
     if not names:
         raise UserError(
             f"{tags_file or root}: found no tags, expected a tag file (config.data.tags) with at least one, "
@@ -166,7 +179,8 @@ def find_images(root, mask_folder=""):
       mask_folder: folder to leave out, "" for none.
 
     Returns:
-      Dict from `image_id` to the file's path below the folder, str, in the order of the paths.
+      Dict from `image_id` to the file's path below the folder, str, in the order of the paths; and the other files by
+      suffix, see `list_images`.
 
     Raises:
       UserError: if the folder or one in it can't be read, has no image, or two images differ in their suffix alone.
@@ -174,7 +188,8 @@ def find_images(root, mask_folder=""):
     if not root:
         raise UserError("config.data.root is empty: expected the folder of photographs")
     images = {}
-    for path in list_images(root, mask_folder):
+    paths, others = list_images(root, mask_folder)
+    for path in paths:
         name = image_id(Path(path).as_posix())
         if name in images:
             raise UserError(
@@ -182,22 +197,50 @@ def find_images(root, mask_folder=""):
             )
         images[name] = path
     if not images:
-        raise UserError(f"{root}: found no images, expected files that end in {', '.join(IMAGE_SUFFIXES)}")
-    return images
+        left_out = f"; left out {describe_left_out(others)}" if others else ""
+        raise UserError(
+            f"{root}: found no images, expected files that end in .jpg, .png or the like{left_out}"
+        )
+    return images, others
 
 
 def list_images(root, mask_folder=""):
-    """Paths of the image files below a folder, relative to it, str, sorted; else as for `find_images`.
+    """Lists the image files below a folder.
+
+    Args:
+      root, mask_folder: see `find_images`.
+
+    Returns:
+      Their paths below the folder, str, sorted; and a Counter of the other files by their suffix in lower case, ""
+      for none. Hidden files are in neither.
 
     Raises:
       UserError: if the folder or one in it can't be read.
     """
-    return sorted(
-        os.path.relpath(path, root)
-        for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ())
-        for path in files
-        if path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
-    )
+    images, others = [], collections.Counter()
+    for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ()):
+        for path in files:
+            suffix = os.path.splitext(path)[1].lower()
+            if os.path.basename(path).startswith("."):
+                continue
+            if suffix in image_suffixes():
+                images.append(os.path.relpath(path, root))
+            else:
+                others[suffix] += 1
+    return sorted(images), others
+
+
+def describe_left_out(others):
+    """Returns what `list_images` left out as text, such as "3 files without an image's suffix (.heic 2, .txt 1)".
+
+    Returns "" if it left out none. HEIC and JPEG XL say which package reads them.
+    """
+    if not others:
+        return ""
+    counts = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in sorted(others.items()))
+    files = "file" if others.total() == 1 else "files"
+    hints = [f"{s} needs `pip install {PLUGIN_PACKAGES[s]}`" for s in sorted(others) if s in PLUGIN_PACKAGES]
+    return "; ".join([f"{others.total()} {files} without an image's suffix ({counts})", *hints])
 
 
 def _tags(files, root, tags_file, class_names):

@@ -12,8 +12,10 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from rml_jax.data.images import check_same_size, presence, read_image, read_mask
+from rml_jax.data.images import read_image
+from rml_jax.data.masks import check_same_size, presence, read_label_map, read_mask
 from rml_jax.data.tags import check_classes, read_list, read_tags
+from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
 
 IMAGE_FOLDER = "JPEGImages"
@@ -62,7 +64,8 @@ class VocFolder:
       root: the folder that holds JPEGImages.
       split: name of a list in ImageSets/Segmentation, without ".txt".
       class_names: the C class names, without background.
-      mask_values: the number that each class has in the mask files, 1..254.
+      mask_values: the number that each class has in the mask files, 1..255.
+      mask_ignore: the number of pixels that aren't annotated; `rml_jax.data.masks.NO_IGNORE` for none.
       tags_file: CSV with the columns image,tags (`read_tags`); "" takes all tags from the masks. With a tag
         file, masks are optional for the training images that it lists.
       with_masks: whether items carry their masks. Every image then needs one.
@@ -74,13 +77,17 @@ class VocFolder:
         than its image.
     """
 
-    def __init__(self, root, split, class_names, mask_values, tags_file="", with_masks=False):
+    def __init__(
+        self, root, split, class_names, mask_values, mask_ignore=IGNORE, *, tags_file="", with_masks=False
+    ):
         self.class_names = tuple(class_names)
         self.mask_values = tuple(int(value) for value in mask_values)
         self.with_masks = with_masks
         self._root = str(root)
-        check_classes(self.class_names, self.mask_values)
+        self.mask_ignore = mask_ignore
+        check_classes(self.class_names, self.mask_values, mask_ignore)
         _check_folders(Path(root))
+        self._colours = read_label_map([Path(root, MASK_FOLDER), root], self.class_names)
         split_file = Path(root, SPLIT_FOLDER, f"{split}.txt")
         self._ids = read_list(split_file)
         tags = read_tags(tags_file, self.class_names) if tags_file else {}
@@ -114,10 +121,16 @@ class VocFolder:
     def _mask_path(self, image_id):
         return Path(self._root, MASK_FOLDER, f"{image_id}.png")
 
+    def read_mask(self, index):
+        """Returns an item's mask alone, uint8 [H, W]."""
+        return self._read_mask(self._ids[index])
+
+    def _read_mask(self, image_id):
+        return read_mask(self._mask_path(image_id), self.mask_values, self.mask_ignore, self._colours)
+
     def _mask_for(self, image_id, image):
-        path = self._mask_path(image_id)
-        mask = read_mask(path, self.mask_values)
-        check_same_size(mask, image, path)
+        mask = self._read_mask(image_id)
+        check_same_size(mask, image, self._mask_path(image_id))
         return mask
 
     def _check_files(self, split_file, tags_file):
