@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from rml_jax.data.sources.folder import describe_left_out, list_images
+from rml_jax.data.sources.folder import count_left_out, describe_left_out, list_images
 from rml_jax.data.tags import image_id, read_tags
 from rml_jax.inference.outputs import OutputFolder
 from rml_jax.inference.predictor import LARGE, allowed_classes, as_picture, load
@@ -140,7 +140,7 @@ def named_files(inputs):
     found = []
     for given in map(Path, inputs):
         if given.is_dir():
-            below, others = list_images(given)
+            below, others = list_images(given), count_left_out(given)
             if not below:
                 found = describe_left_out(others) or "no files"
                 raise UserError(f"{given}: found no images but {found}, expected some .jpg, .png or the like")

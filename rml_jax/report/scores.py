@@ -68,7 +68,9 @@ def scored_set(metrics: Mapping) -> str:
         scored = next(f"{kind} {metrics[kind]}" for kind in ("weights", "masks") if kind in metrics)
     counted = f"{metrics['images']} images"
     if "classes_scored" in metrics:
-        counted += f" ({metrics['pixels_scored']:,} annotated pixels of {metrics['classes_scored']} classes with background)"
+        counted += (
+            f" ({metrics['pixels_scored']:,} pixels of {metrics['classes_scored']} classes with background)"
+        )
     return f"{metrics['dataset']} {metrics['split']}, {counted}, {scored}"
 
 

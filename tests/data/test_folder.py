@@ -192,8 +192,8 @@ def test_masks_number_the_classes_from_one(photos):
     assert [int(source[i]["mask"][0, 0]) for i in range(4)] == [0, 1, 2, 255]
     Image.new("L", (5, 5)).save(masks / "0.png")
     assert f"{masks / '0.png'}: found a mask of 5x5 pixels, expected 16x24" in message_of(lambda: source[0])
-    Image.new("RGB", (16, 24)).save(masks / "0.png")
-    assert f"{masks / '0.png'}: found picture mode RGB" in message_of(lambda: source[0])
+    Image.new("RGB", (16, 24), "red").save(masks / "0.png")
+    assert f"{masks / '0.png'}: found colours" in message_of(lambda: source[0])
     Image.new("L", (16, 24), 3).save(masks / "0.png")
     assert f"{masks / '0.png'}: found mask value 3" in message_of(lambda: source[0])
     (masks / "4.png").unlink()
@@ -263,7 +263,7 @@ def test_training_stops_at_a_bad_file_or_skips_it(photos, capsys):
     assert capsys.readouterr().err.count("skipped, 1 so far: ") == 1
     for path in photos.iterdir():
         path.write_bytes(b"junk")
-    assert "found no picture" in message_of(lambda: skips[0])
+    assert "found no image" in message_of(lambda: skips[0])
 
 
 # The whole way

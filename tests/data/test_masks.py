@@ -166,7 +166,7 @@ def test_no_label_map(tmp_path):
 @pytest.mark.parametrize("line", ["weld", "weld:1,2::", "weld:red::", "a:0,0,0::\nb:0,0,0::"])
 def test_label_map_in_another_form(line, tmp_path):
     (tmp_path / "labelmap.txt").write_text(line)
-    with pytest.raises(UserError, match="labelmap.txt line"):
+    with pytest.raises(UserError, match=r"labelmap\.txt line"):
         read_label_map([tmp_path], ("weld",))
 
 

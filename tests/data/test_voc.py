@@ -314,7 +314,7 @@ def test_mask_of_colours(make_voc_folder):
         picture.convert("RGB").save(files.mask_path("train_000"))
     with pytest.raises(UserError) as error:
         source[0]
-    assert_message(error, files.mask_path("train_000"), "mode RGB")
+    assert_message(error, files.mask_path("train_000"), "found colours")
 
 
 def test_mask_of_another_size(make_voc_folder):

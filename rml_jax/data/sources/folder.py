@@ -103,7 +103,7 @@ class PhotoFolder:
         self._colours = (
             read_label_map([mask_folder, Path(mask_folder).parent], self.class_names) if mask_folder else None
         )
-        files, self.left_out = find_images(root, mask_folder)
+        files = find_images(root, mask_folder)
         tags = _tags(files, root, tags_file, self.class_names)
         chosen = _split(sorted(tags), val_list, val_fraction, seed, is_training)
         if not chosen:
@@ -112,6 +112,7 @@ class PhotoFolder:
                 f"{root}: no image is left for {part}, of {len(tags)} with tags "
                 "(config.data.val_fraction, config.data.val_list)"
             )
+        self.left_out = count_left_out(root, mask_folder)
         self.untagged = len(files) - len(tags)
         self._files = [(name, files[name], tags[name]) for name in chosen]
         if with_masks:
@@ -162,7 +163,7 @@ def folder_classes(root, tags_file="", mask_folder=""):
     if tags_file:
         names = class_list(tag for tags, _ in read_tag_names(tags_file).values() for tag in tags)
     else:
-        names = class_list(name.split("/")[0] for name in find_images(root, mask_folder)[0] if "/" in name)
+        names = class_list(name.split("/")[0] for name in find_images(root, mask_folder) if "/" in name)
     if not names:
         raise UserError(
             f"{tags_file or root}: found no tags, expected a tag file (config.data.tags) with at least one, "
@@ -179,8 +180,7 @@ def find_images(root, mask_folder=""):
       mask_folder: folder to leave out, "" for none.
 
     Returns:
-      Dict from `image_id` to the file's path below the folder, str, in the order of the paths; and the other files by
-      suffix, see `list_images`.
+      Dict from `image_id` to the file's path below the folder, str, in the order of the paths.
 
     Raises:
       UserError: if the folder or one in it can't be read, has no image, or two images differ in their suffix alone.
@@ -188,8 +188,7 @@ def find_images(root, mask_folder=""):
     if not root:
         raise UserError("config.data.root is empty: expected the folder of photographs")
     images = {}
-    paths, others = list_images(root, mask_folder)
-    for path in paths:
+    for path in list_images(root, mask_folder):
         name = image_id(Path(path).as_posix())
         if name in images:
             raise UserError(
@@ -201,39 +200,45 @@ def find_images(root, mask_folder=""):
         raise UserError(
             f"{root}: found no images, expected files that end in .jpg, .png or the like{left_out}"
         )
-    return images, others
+    return images
 
 
 def list_images(root, mask_folder=""):
-    """Lists the image files below a folder.
+    """Returns the paths of the image files below a folder, relative to it, str, sorted. Hidden files are ignored.
 
     Args:
       root, mask_folder: see `find_images`.
 
-    Returns:
-      Their paths below the folder, str, sorted; and a Counter of the other files by their suffix in lower case, ""
-      for none. Hidden files are in neither.
-
     Raises:
       UserError: if the folder or one in it can't be read.
     """
-    images, others = [], collections.Counter()
+    paths = (path for path in _visible_files(root, mask_folder) if _suffix(path) in image_suffixes())
+    return sorted(os.path.relpath(path, root) for path in paths)
+
+
+def count_left_out(root, mask_folder=""):
+    """Counts the files that `list_images` leaves out, apart from hidden ones.
+
+    Returns:
+      Counter by suffix, in lower case; "" for files without one.
+    """
+    suffixes = map(_suffix, _visible_files(root, mask_folder))
+    return collections.Counter(suffix for suffix in suffixes if suffix not in image_suffixes())
+
+
+def _visible_files(root, mask_folder):
     for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ()):
-        for path in files:
-            suffix = os.path.splitext(path)[1].lower()
-            if os.path.basename(path).startswith("."):
-                continue
-            if suffix in image_suffixes():
-                images.append(os.path.relpath(path, root))
-            else:
-                others[suffix] += 1
-    return sorted(images), others
+        yield from (path for path in files if not os.path.basename(path).startswith("."))
+
+
+def _suffix(path):
+    return os.path.splitext(path)[1].lower()
 
 
 def describe_left_out(others):
-    """Returns what `list_images` left out as text, such as "3 files without an image's suffix (.heic 2, .txt 1)".
+    """Returns what `count_left_out` found as text, such as "3 files without an image's suffix (.heic 2, .txt 1)".
 
-    Returns "" if it left out none. HEIC and JPEG XL say which package reads them.
+    Returns "" for nothing. HEIC and JPEG XL say which package reads them.
     """
     if not others:
         return ""
