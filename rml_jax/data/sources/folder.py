@@ -196,9 +196,9 @@ def find_images(root, mask_folder=""):
             )
         images[name] = path
     if not images:
-        left_out = f"; left out {describe_left_out(others)}" if others else ""
+        found = describe_left_out(count_left_out(root, mask_folder)) or "no files"
         raise UserError(
-            f"{root}: found no images, expected files that end in .jpg, .png or the like{left_out}"
+            f"{root}: found no images but {found}, expected files that end in .jpg, .png or the like"
         )
     return images
 
