@@ -42,7 +42,7 @@ def crack_config(root):
 def test_scoring_binary_masks_of_255(cracks):
     """They were scored as ignored pixels: 100 % for a network that had learned nothing."""
     config = crack_config(cracks)
-    with pytest.raises(UserError, match=r"found no values but 0 .* 255 .* mask_ignore=-1"):
+    with pytest.raises(UserError, match=r"found no values but 0 .* and 255 .*mask_ignore=-1"):
         evaluate_masks(config, cracks / "run", "val", cracks / "masks")
     config.data.mask_values, config.data.mask_ignore = (255,), -1
     metrics, _ = evaluate_masks(config, cracks / "run", "val", cracks / "masks")
