@@ -12,7 +12,13 @@ from configs import digits, folder
 from rml_jax.commands.prepare import prepare
 from rml_jax.data.preparation.folder import TaggedFolder
 from rml_jax.data.sources import make_source, with_class_names
-from rml_jax.data.sources.folder import PhotoFolder, find_images, folder_classes
+from rml_jax.data.sources.folder import (
+    PhotoFolder,
+    count_left_out,
+    describe_left_out,
+    find_images,
+    folder_classes,
+)
 from rml_jax.data.tags import read_tag_names, read_tags
 from rml_jax.evaluation.run import evaluate_run
 from rml_jax.training.loop import train
@@ -215,6 +221,24 @@ def test_links_in_a_circle_are_followed_once(photos):
     (photos.parent / "tags.csv").write_text("image,tags\ncircle,cat\n")
     message = message_of(lambda: open_part(photos, val_fraction=0.0)[0])
     assert message.startswith(f"{photos / 'circle.jpg'}: Too many levels of symbolic links")
+
+
+def test_files_of_other_kinds_are_counted(photos):
+    for name in ("notes.txt", "b.TXT", "film.mpg", "x.xyz", "README", ".hidden"):
+        (photos / name).write_bytes(b"junk")
+    left_out = count_left_out(photos)
+    assert left_out == {".txt": 2, ".mpg": 1, ".xyz": 1, "": 1}
+    assert describe_left_out(left_out) == (
+        "5 files without an image's suffix (no suffix 1, .mpg 1, .txt 2, .xyz 1)"
+    )
+    assert describe_left_out({}) == ""
+    assert open_part(photos, val_fraction=0.0).left_out == left_out
+
+
+def test_photographs_of_every_suffix_are_listed(photos):
+    for name in ("a.avif", "b.jfif", "c.jp2", "d.AVIF"):
+        (photos / name).write_bytes(b"")
+    assert {"a", "b", "c", "d"} < set(find_images(photos))
 
 
 def test_folder_that_cannot_be_read(photos, monkeypatch):
