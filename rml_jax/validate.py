@@ -92,6 +92,7 @@ _RANGE = _is_range, "(low, high) with 0 < low <= high"
 _RULES = {
     **dict.fromkeys(_POSITIVE, (lambda value: value >= 1, "at least 1")),
     **dict.fromkeys(_NOT_NEGATIVE, _AT_LEAST_0),
+    "data.mask_ignore": (lambda value: -1 <= value <= 255, "0 to 255, or -1 for none"),
     "train.seed": (lambda seed: 0 <= seed < 2**32, "0 to 2**32 - 1"),
     "data.scene.digits": _INT_RANGE,
     "data.scene.digit_size": _INT_RANGE,

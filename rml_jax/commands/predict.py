@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from rml_jax.commands import cli
-from rml_jax.data.sources.folder import list_images
-from rml_jax.data.tags import IMAGE_SUFFIXES, TAG_FILE_SUFFIXES, image_id, read_tags, split_names
+from rml_jax.data.sources.folder import count_left_out, describe_left_out, list_images
+from rml_jax.data.tags import TAG_FILE_SUFFIXES, image_id, read_tags, split_names
 from rml_jax.inference.outputs import OutputFolder
 from rml_jax.inference.predictor import LARGE, allowed_classes, as_image, load
 from rml_jax.stages.runner import TAG_THRESHOLD
@@ -141,9 +141,12 @@ def named_files(inputs):
     found = []
     for given in map(Path, inputs):
         if given.is_dir():
-            below = list_images(given)
+            below, others = list_images(given), count_left_out(given)
             if not below:
-                raise UserError(f"{given}: found no images, expected files in {', '.join(IMAGE_SUFFIXES)}")
+                found = describe_left_out(others) or "no files"
+                raise UserError(f"{given}: found no images but {found}, expected some .jpg, .png or the like")
+            if others:
+                print(f"{given}: left out {describe_left_out(others)}", file=sys.stderr)
             found += [(given / path, Path(path).as_posix()) for path in below]
         else:
             found.append((given, given.name))

@@ -20,6 +20,7 @@ from rml_jax.data.preparation.coco import Coco2014
 from rml_jax.data.preparation.folder import TaggedFolder
 from rml_jax.data.preparation.voc import VocSbd
 from rml_jax.data.tags import split_names
+from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import Interrupted, UserError
 
 _VOC = """\
@@ -102,6 +103,13 @@ def _make_parser():
     folder.add_argument(
         "--mask_values", default="", help="numbers of the classes in the masks (default 1,2,...)"
     )
+    folder.add_argument(
+        "--mask_ignore",
+        type=int,
+        default=IGNORE,
+        help="number of pixels that aren't annotated; -1: there are none (default %(default)s)",
+    )
+    folder.add_argument("--allow_absent", action="store_true", help="a class may occur in no mask")
     folder.add_argument("--val_list", default="", help="text file that names the validation images")
     folder.add_argument(
         "--val_fraction", type=_share, default=0.1, help="share to draw instead (default 0.1)"
@@ -134,11 +142,12 @@ def _make_builder(chosen):
         "tags_file": chosen.tags,
         "mask_folder": chosen.masks,
         "mask_values": _numbers(chosen.mask_values),
+        "mask_ignore": chosen.mask_ignore,
         "val_list": chosen.val_list,
         "val_fraction": chosen.val_fraction,
         "seed": chosen.seed,
     }
-    return TaggedFolder(root=chosen.root, folder_options=options, **common)
+    return TaggedFolder(root=chosen.root, folder_options=options, allow_absent=chosen.allow_absent, **common)
 
 
 def _share(text):

@@ -1,135 +1,255 @@
-"""Pictures and masks from files and bytes, with every way in which a file can be no photograph.
+"""Reads photographs from files and bytes.
 
-What is read, whatever the file's name says: JPEG, PNG, WebP, BMP, GIF, TIFF and the rest that pillow knows. Grey,
-palette and CMYK become RGB, 16-bit grey is divided to 8 bits, transparent pixels lie on white. Refused: broken files,
-animations (which frame?), sides under 8 pixels (nothing to segment) and decompression bombs.
+The content decides what a file is, not its name: JPEG, PNG, WebP, AVIF, GIF, TIFF and every other raster format that
+pillow reads, HEIC and JPEG XL where their pillow plugin is installed. Grey, palette and CMYK become RGB, transparent
+pixels lie on white, and values of more than 8 bits are brought to 0..255 (`to_uint8`). Broken files, files of several
+frames, sides under 8 pixels and decompression bombs are refused.
 """
 
+import functools
+import importlib
 import io
+import re
+import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
 
 MIN_SIDE = 8
 # 600 MB decoded. Pillow's own limit, which it applies at twice the value that it warns at.
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
-_EXPECTED = "expected a whole JPEG or PNG picture"
-# Several photographs in one file: the first is the one that every viewer shows.
-_STILL_FORMATS = ("MPO",)
+_EXPECTED = "expected a whole JPEG or PNG image"
+# Several images in one file, of which the first or primary one is what every viewer shows: phones' photographs with
+# depth maps and previews (MPO, HEIF), and the layers of a PSD.
+_STILL_FORMATS = ("MPO", "HEIF", "PSD")
+# Registered by pillow, but no raster images: vector graphics, which need an external program or Windows, and formats
+# that pillow only recognises and can't decode.
+_EXCLUDED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
+# Packages that add a format to pillow: HEIC and JPEG XL. `pillow_heif` has to be asked to.
+_PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
+PLUGIN_PACKAGES = {
+    ".heic": "pillow-heif",
+    ".heif": "pillow-heif",
+    ".hif": "pillow-heif",
+    ".jxl": "pillow-jxl-plugin",
+}
+"""The package that reads files of a suffix that pillow alone doesn't."""
+# How files begin that only a plugin reads, from which byte, and the package to install.
+_PLUGIN_FILES = (
+    (re.compile(rb".{4}ftyp(heic|heix|hevc|hevx|heim|heis|mif1|msf1)", re.DOTALL), "HEIC", "pillow-heif"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL", "pillow-jxl-plugin"),
+)
+# TIFF's tags.
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
+_MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE = 281, 341
+# Pillow's names for layouts of 16-bit colours: the channels, and big-endian, little-endian or this machine's order.
+_DEEP_COLOURS = re.compile("(RGB|RGBX|RGBA);16([BLN])")
+
+
+@functools.cache
+def readable_formats():
+    """Returns the raster formats that pillow can open here, as a tuple of its names for them ("JPEG", ...)."""
+    Image.init()
+    for package, register in _PLUGINS.items():
+        try:
+            module = importlib.import_module(package)
+        except ImportError:
+            continue
+        if register:
+            getattr(module, register)()
+    return tuple(name for name in Image.ID if name in Image.OPEN and name not in _EXCLUDED_FORMATS)
+
+
+@functools.cache
+def image_suffixes():
+    """Returns the suffixes of the files that are read, in lower case with the dot, as a sorted tuple of str.
+
+    All that pillow registers for a format of `readable_formats`.
+    """
+    formats = readable_formats()
+    return tuple(sorted(s for s, name in Image.registered_extensions().items() if name in formats))
 
 
 def read_image(path, upright=False, min_side=MIN_SIDE):
-    """`decode_image` of a file.
+    """Returns `decode_image` of a file.
 
     Raises:
       UserError: also if the file can't be read.
     """
-    return decode_image(_read(path), path, upright, min_side)
-
-
-def read_mask(path, mask_values):
-    """`decode_mask` of a file.
-
-    Raises:
-      UserError: also if the file can't be read.
-    """
-    return decode_mask(_read(path), path, mask_values)
+    return decode_image(read_bytes(path), path, upright, min_side)
 
 
 def decode_image(data, name, upright=False, min_side=MIN_SIDE):
-    """The photograph in a picture file.
+    """Decodes a photograph.
 
     Args:
       data: the file's bytes.
       name: what errors call it, a path.
-      upright: whether to apply an EXIF orientation, as viewers do. VOC's masks and COCO's polygons were drawn on the
-        pixels as stored.
+      upright: whether to apply the EXIF orientation, as viewers do. VOC's masks and COCO's polygons were drawn on the
+        pixels as stored. Pillow turns a TIFF upright in any case.
       min_side: least height and width, in pixels.
 
     Returns:
       uint8 [H, W, 3], RGB in 0..255, a function of the bytes.
 
     Raises:
-      UserError: if it is truncated or no picture, animated, smaller than min_side on a side or above MAX_PIXELS.
+      UserError: if it is truncated or no image, has several frames, is smaller than min_side on a side or has more
+        than MAX_PIXELS.
     """
-    image = None if upright and _orientation(data) else _decode_plain_jpeg(data)
-    if image is None:
-        picture = _open(data, name)
-        image = np.array(to_rgb(ImageOps.exif_transpose(picture) if upright else picture, name))
-    if min(image.shape[:2]) < min_side:
-        found = f"{image.shape[1]}x{image.shape[0]}"
+    pixels = None
+    if data.startswith(b"\xff\xd8") and not (
+        upright and _orientation(open_image(data, name, load=False)) != 1
+    ):
+        pixels = _decode_plain_jpeg(data)
+    if pixels is None:
+        pixels = to_rgb(open_image(data, name), name, upright=upright, data=data)
+    if min(pixels.shape[:2]) < min_side:
+        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise UserError(f"{name}: found {found} pixels, expected at least {min_side} on each side")
-    return image
+    return pixels
 
 
-def decode_mask(data, name, mask_values):
-    """A mask with classes renumbered 1..C.
-
-    Args:
-      data: the bytes of a palette or grey picture whose pixel values are class numbers.
-      name: what errors call it, a path.
-      mask_values: the number of each of the C classes in the file, 1..254.
-
-    Returns:
-      uint8 [H, W]: 0 background, 1..C in the order of `mask_values`, 255 ignore.
-
-    Raises:
-      UserError: if it can't be decoded, holds colours instead of class numbers, or has a value that is neither 0 nor
-        255 nor one of `mask_values`.
-    """
-    picture = _open(data, name)
-    if picture.mode not in ("P", "L"):
-        raise UserError(
-            f"{name}: found picture mode {picture.mode}, expected P (palette) or L (grey) with class numbers"
-        )
-    stored = np.array(picture)
-    known = {0, *mask_values, IGNORE}
-    unknown = set(np.flatnonzero(np.bincount(stored.ravel())).tolist()) - known
-    if unknown:
-        raise UserError(f"{name}: found mask value {min(unknown)}, expected one of {sorted(known)}")
-    renumber = np.zeros(256, np.uint8)
-    renumber[list(mask_values)] = np.arange(1, len(mask_values) + 1)
-    renumber[IGNORE] = IGNORE
-    return renumber[stored]
-
-
-def presence(mask, num_classes):
-    """Which classes occur in a mask.
-
-    Args:
-      mask: uint8 [H, W], 0 background, 1..C classes, 255 ignore.
-      num_classes: C.
-
-    Returns:
-      float32 [C], 1 for each class with at least one pixel, else 0.
-    """
-    counts = np.bincount(mask.ravel(), minlength=num_classes + 1)
-    return (counts[1 : num_classes + 1] > 0).astype(np.float32)
-
-
-def check_same_size(mask, image, name):
-    """Raises UserError, which calls the mask `name`, if mask [H, W] and image [H, W, 3] differ in size."""
-    if mask.shape != image.shape[:2]:
-        found, expected = (f"{width}x{height}" for height, width in (mask.shape, image.shape[:2]))
-        raise UserError(f"{name}: found a mask of {found} pixels, expected {expected} like its image")
-
-
-def _read(path):
+def read_bytes(path):
+    """Returns the bytes of a file. Raises UserError if it can't be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}, {_EXPECTED}") from error
 
 
+def open_image(data, name, load=True):
+    """Opens an image file that must hold a single frame.
+
+    Args:
+      data: the file's bytes.
+      name: what errors call it.
+      load: whether to decode it here rather than on first use, so that a truncated file fails with its name.
+
+    Returns:
+      The pillow image.
+
+    Raises:
+      UserError: if it is no image that is read, is broken or has several frames.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=readable_formats())
+        frames = getattr(image, "n_frames", 1)
+        if load:
+            image.load()
+    # Pillow's "cannot identify" names the buffer.
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{name}: found {_describe(data)}, {_EXPECTED}") from error
+    # It has no common exception: broken headers give anything from SyntaxError to NotImplementedError.
+    except Exception as error:
+        raise UserError(f"{name}: {error}, {_EXPECTED}") from error
+    _check_still(image, frames, name)
+    return image
+
+
+def to_rgb(image, name, *, upright=False, data=b""):
+    """Returns the pixels of a pillow image of any mode as RGB.
+
+    Args:
+      image: pillow image.
+      name: what errors call it.
+      upright: whether to apply the EXIF orientation.
+      data: bytes of the file that it was opened from, which may tell the range of its values and hold the lower half
+        of 16-bit colours, which pillow drops; b"" if there is no file.
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      UserError: for several frames and for floating-point values, whose range is unknown.
+    """
+    _check_still(image, getattr(image, "n_frames", 1), name)
+    if image.mode == "F":
+        raise UserError(f"{name}: found an image of floating-point numbers, {_EXPECTED}")
+    orientation = _orientation(image) if upright else 1
+    values = wide_values(image, data)
+    if values is not None:
+        rgb = Image.fromarray(to_uint8(values, name, _declared_greatest(image, data, values))).convert("RGB")
+        if "A" in image.getbands():
+            rgb.putalpha(image.getchannel("A"))
+    else:
+        rgb = image
+    if rgb.has_transparency_data:
+        rgb = rgb.convert("RGBA")
+        rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb)
+    rgb = rgb.convert("RGB")
+    if orientation != 1:
+        rgb.info.clear()  # What else the EXIF data holds may be broken.
+        rgb.getexif()[ExifTags.Base.Orientation] = orientation
+        ImageOps.exif_transpose(rgb, in_place=True)
+    return np.array(rgb)
+
+
+def to_uint8(values, name, declared=None):
+    """Brings integers of any width to 0..255.
+
+    The range that is stretched to 0..255 is 0 to `declared` where that is known and no value lies outside; else
+    0..255 where all values fit; else the least to the greatest value of the image, which is reported once per process
+    on standard error.
+
+    Args:
+      values: integers [H, W] or [H, W, 3].
+      name: what messages call the image.
+      declared: the greatest value that the file allows for; None if it doesn't say.
+
+    Returns:
+      uint8, of the shape of `values`, rounded down.
+
+    Raises:
+      UserError: if values have more than 53 bits.
+    """
+    least, greatest = int(values.min()), int(values.max())
+    if max(-least, greatest) >= 2**53:
+        raise UserError(f"{name}: found values from {least} to {greatest}, expected at most 53 bits")
+    if declared and least >= 0 and greatest <= declared:
+        least, greatest = 0, declared
+    elif least >= 0 and greatest <= 255:
+        return values.astype(np.uint8)
+    else:
+        _report_scaling(name, least, greatest)
+    return ((values.astype(np.int64) - least) * 255 // max(greatest - least, 1)).astype(np.uint8)
+
+
+_scaling_reported = False
+
+
+def _report_scaling(name, least, greatest):
+    global _scaling_reported
+    if not _scaling_reported:
+        _scaling_reported = True
+        print(
+            f"{name}: found values from {least} to {greatest}, and no word on their range in the file: scaled to "
+            "0..255 by its own least and greatest value, as are all images of this kind",
+            file=sys.stderr,
+        )
+
+
+def _check_still(image, frames, name):
+    if frames > 1 and image.format not in _STILL_FORMATS:
+        raise UserError(f"{name}: found {frames} frames, expected a still image")
+
+
+def _describe(data):
+    """What a file is that pillow can't identify."""
+    if not data:
+        return "an empty file"
+    for start, kind, package in _PLUGIN_FILES:
+        if start.match(data):
+            return f"{kind}, which needs `pip install {package}`"
+    return "no image"
+
+
 def _decode_plain_jpeg(data):
     """RGB of a sound colour JPEG, bit by bit what pillow makes of it in half the time, or None for all else."""
-    if not data.startswith(b"\xff\xd8"):
-        return None
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
         if colour != "YCbCr" or height * width > MAX_PIXELS:
@@ -139,43 +259,108 @@ def _decode_plain_jpeg(data):
         return None  # Pillow says what is wrong, or that a warning was harmless.
 
 
-def _orientation(data):
-    """Whether the EXIF data turns the picture."""
-    if b"Exif" not in data[:4096]:
-        return False
-    return _open(data, "EXIF", load=False).getexif().get(0x0112, 1) != 1
-
-
-def _open(data, name, load=True):
-    """The pillow picture. Decoding here, not on first use, so that a truncated file fails with its name."""
+def _orientation(image):
+    """The EXIF orientation of a pillow image, 1..8; 1 where there is none or the EXIF data is broken."""
     try:
-        picture = Image.open(io.BytesIO(data))
-        if load:
-            picture.load()
-    # Pillow's "cannot identify" names the buffer.
-    except Image.UnidentifiedImageError as error:
-        found = "an empty file" if not data else "no picture"
-        raise UserError(f"{name}: found {found}, {_EXPECTED}") from error
-    # It has no common exception: broken headers give anything from SyntaxError to NotImplementedError.
-    except Exception as error:
-        raise UserError(f"{name}: {error}, {_EXPECTED}") from error
-    return picture
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Pillow raises many kinds of exceptions for broken EXIF data, which viewers ignore.
+    except Exception:
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
-def to_rgb(picture, name):
-    """A pillow picture of any mode as RGB; see this module's docstring.
+def wide_values(image, data):
+    """Returns the values in the file of an image if they are others than the 8 bits per channel that pillow gives.
 
-    Raises:
-      UserError: for an animation and for floating-point numbers, which are no colours.
+    Args:
+      image, data: see `to_rgb`.
+
+    Returns:
+      Integers [H, W] or [H, W, 3]; None if pillow's values are the file's.
     """
-    frames = getattr(picture, "n_frames", 1)
-    if frames > 1 and picture.format not in _STILL_FORMATS:
-        raise UserError(f"{name}: found {frames} frames, expected a still picture")
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise UserError(f"{name}: found a picture of floating-point numbers, {_EXPECTED}")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return picture.convert("RGB")
+    tags = getattr(image, "tag_v2", {})
+    is_signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
+    if image.mode == "I":  # Pillow's only mode of 32 bits.
+        values = np.asarray(image)
+        is_unsigned = bits_per_sample(image, data) == 32 and not is_signed
+        return values.view(np.uint32) if is_unsigned else values
+    if image.mode.startswith("I;16"):
+        return np.asarray(image)
+    if image.mode == "L" and is_signed:
+        return np.asarray(image).view(np.int8)
+    lower = _lower_bytes(data, image) if data and bits_per_sample(image, data) == 16 else None
+    if lower is None:
+        return None
+    upper = np.asarray(image.convert("RGB") if image.mode == "RGB" else image)[..., :3]
+    return upper.astype(np.int32) << 8 | lower
+
+
+def bits_per_sample(image, data):
+    """Returns how many bits a value has in a PNG or TIFF; 8 for other formats.
+
+    Args:
+      image, data: see `to_rgb`.
+    """
+    if image.format == "PNG" and data:
+        return data[24]
+    return max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,)))
+
+
+def _lower_bytes(data, image):
+    """The lower 8 bits of the colours of a 16-bit PNG or TIFF, [H, W, 3], or None for an unusual layout.
+
+    Pillow keeps the upper 8 bits, the first byte of big-endian values. Read as if they were little-endian, the lower
+    ones take that place.
+    """
+    second = Image.open(io.BytesIO(data), formats=(image.format,))
+    tiles = []
+    for tile in second.tile:
+        rawmode, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args
+        swapped = "RGBA" if rawmode == "LA;16B" else _swap_bytes(rawmode)
+        if swapped is None:
+            return None
+        tiles.append(tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *rest)))
+    second.tile = tiles
+    pixels = np.asarray(second)
+    # Grey and alpha, both bytes of each.
+    return pixels[..., [1, 1, 1]] if swapped == "RGBA" else pixels[..., :3]
+
+
+def _swap_bytes(rawmode):
+    """Pillow's name for a layout of 16-bit colours with the other order of bytes; None for another layout."""
+    match = _DEEP_COLOURS.fullmatch(rawmode)
+    if not match:
+        return None
+    is_little = match[2] == "L" or (match[2] == "N" and sys.byteorder == "little")
+    return f"{match[1]};16{'B' if is_little else 'L'}"
+
+
+def _declared_greatest(image, data, values):
+    """The greatest value that a file of wide values says it has, or None.
+
+    16 bits are the usual container of 10- to 14-bit cameras, so that the number of bits says something only below.
+    """
+    if image.format == "PPM":
+        return 65535  # Pillow has scaled the values by the file's own maximum.
+    if image.format == "PNG" and (bits := _significant_bits(data)):
+        # By the standard the values are stretched to 16 bits, but some programs leave them as they are.
+        return 2**bits - 1 if values.max() < 2**bits else 65535
+    tags = getattr(image, "tag_v2", {})
+    for tag in (_MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE):
+        if tag in tags:
+            return int(np.max(tags[tag]))
+    bits = bits_per_sample(image, data)
+    return 2**bits - 1 if bits < 16 else None
+
+
+def _significant_bits(data):
+    """The number of significant bits in a PNG's sBIT chunk, the greatest of its channels; 0 if it has none."""
+    place = 8
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if kind == b"IDAT":
+            break
+        if kind == b"sBIT":
+            return max(data[place + 8 : place + 8 + length], default=0)
+        place += 12 + length
+    return 0

@@ -251,6 +251,13 @@ class Scores:
         """Returns a dict protocol -> stage -> class name -> IoU; None for a class without ground truth."""
         return self._by_protocol(self._named_iou)
 
+    def coverage(self):
+        """Returns over how many annotated classes (with background) and pixels mIoU is the mean."""
+        annotated = next(iter(self.matrices.values())).sum(
+            axis=1
+        )  # The ground truth is the same for all stages.
+        return {"classes_scored": int((annotated > 0).sum()), "pixels_scored": int(annotated.sum())}
+
     def worst_and_best(self, protocol, stage, count):
         """Returns the indices of at most `count` images each of the least and the greatest IoU, in that order."""
         scored = {index: iou for index, iou in self.by_image[protocol, stage].items() if not np.isnan(iou)}

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from rml_jax import visualize
-from rml_jax.data.sources.voc import read_mask
+from rml_jax.data.masks import read_mask
 from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
@@ -68,13 +68,14 @@ class MaskFolder:
       folder: the folder.
       mask_values: the number of each class in the files; () if they are 1..C.
       num_classes: C.
+      ignore: see `rml_jax.data.masks.decode_mask`.
 
     Raises:
       UserError: if there is no such folder.
     """
 
-    def __init__(self, folder, mask_values, num_classes):
-        self._folder = Path(folder)
+    def __init__(self, folder, mask_values, num_classes, ignore=IGNORE):
+        self._folder, self._ignore = Path(folder), ignore
         self._values = tuple(mask_values) or tuple(range(1, num_classes + 1))
         if not self._folder.is_dir():
             raise UserError(
@@ -98,12 +99,14 @@ class MaskFolder:
         path = self._folder / f"{image_id}.png"
         if not path.is_file():
             raise UserError(f"{path}: no such file, expected a mask for every image of the split")
-        mask = read_mask(path, self._values)
+        mask = read_mask(path, self._values, self._ignore)
         if mask.shape != tuple(size):
             found, expected = (f"{width}x{height}" for height, width in (mask.shape, size))
             raise UserError(
                 f"{path}: found a mask of {found} pixels, expected {expected} like its annotation"
             )
         if (mask == IGNORE).any():
-            raise UserError(f"{path}: found 255 (ignore), expected a class or 0 (background) for every pixel")
+            raise UserError(
+                f"{path}: found {self._ignore} (ignore), expected a class or 0 (background) for every pixel"
+            )
         return mask

@@ -11,6 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rml_jax.checkpoint import read_params
+from rml_jax.data.masks import check_masks
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.evaluation.evaluator import Evaluator, Scores
 from rml_jax.evaluation.masks import MaskFolder
@@ -82,6 +83,7 @@ def load_candidate(config, workdir, split, weights=""):
     config = with_class_names(config)
     check_config(config)
     source = make_source(config.data, split, with_masks=True)
+    check_masks(source, config.data)
     swept = None
     if config.eval.sweep.split:
         swept = make_source(config.data, config.eval.sweep.split, with_masks=True)
@@ -154,8 +156,9 @@ def score_masks(config, split, masks):
     config = with_class_names(config)
     check_config(config)
     source = make_source(config.data, split, with_masks=True)
+    check_masks(source, config.data)
     names = tuple(config.data.class_names)
-    masks_by_id = MaskFolder(masks, config.data.mask_values, len(names))
+    masks_by_id = MaskFolder(masks, config.data.mask_values, len(names), config.data.mask_ignore)
     scores = Scores(("background", *names))
     progress = Progress("eval", len(source), "images")
     for index in range(len(source)):
@@ -215,7 +218,13 @@ def _sweep(config, evaluator, params, source):
 
 def _scores(scores):
     classification = {"classification": scores.classification} if scores.classification else {}
-    return {"images": scores.images, **classification, "miou": scores.mean_iou(), "iou": scores.iou()}
+    return {
+        "images": scores.images,
+        **scores.coverage(),
+        **classification,
+        "miou": scores.mean_iou(),
+        "iou": scores.iou(),
+    }
 
 
 def _origin(config):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from rml_jax.config import load_config
-from rml_jax.data.images import read_image, to_rgb
+from rml_jax.data.images import read_image, to_rgb, to_uint8
 from rml_jax.data.tags import tag_key
 from rml_jax.inference.tiles import RowBlender, tile_starts
 from rml_jax.models import build
@@ -399,7 +399,7 @@ def as_image(image):
 
     Args:
       image: path of an image file, turned upright as its EXIF data says; or a pillow image; or an array, uint8
-        [H, W, 3], [H, W] or [H, W, 4].
+        [H, W, 4] or integers of any width [H, W, 3] or [H, W] (`rml_jax.data.images.to_uint8`).
 
     Returns:
       uint8 [H, W, 3].
@@ -410,14 +410,18 @@ def as_image(image):
     if isinstance(image, str | os.PathLike):
         return read_image(image, upright=True, min_side=1)
     if isinstance(image, Image.Image):
-        return np.array(to_rgb(ImageOps.exif_transpose(image), "the image"))
+        return to_rgb(image, "the image", upright=True)
     image = np.asarray(image)
-    fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
-    if image.dtype != np.uint8 or not fits or 0 in image.shape:
+    channels = (3, 4) if image.dtype == np.uint8 else (3,)
+    fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in channels)
+    if not np.issubdtype(image.dtype, np.integer) or not fits or 0 in image.shape:
         raise UserError(
-            f"the image is {image.dtype} {list(image.shape)}: expected uint8 [H, W, 3], [H, W] or [H, W, 4]"
+            f"the image is {image.dtype} {list(image.shape)}: expected uint8 [H, W, 3], [H, W] or [H, W, 4], or "
+            "wider integers [H, W, 3] or [H, W]"
         )
-    return np.array(to_rgb(Image.fromarray(image), "the image"))
+    if image.dtype != np.uint8:
+        image = to_uint8(image, "the image")
+    return to_rgb(Image.fromarray(image), "the image")
 
 
 def allowed_classes(tags, classes):

@@ -69,7 +69,12 @@ def scored_set(metrics: Mapping) -> str:
         scored = f"step {metrics['step']}"
     else:
         scored = next(f"{kind} {metrics[kind]}" for kind in ("weights", "masks") if kind in metrics)
-    return f"{metrics['dataset']} {metrics['split']}, {metrics['images']} images, {scored}"
+    counted = f"{metrics['images']} images"
+    if "classes_scored" in metrics:
+        counted += (
+            f" ({metrics['pixels_scored']:,} pixels of {metrics['classes_scored']} classes with background)"
+        )
+    return f"{metrics['dataset']} {metrics['split']}, {counted}, {scored}"
 
 
 def classification(metrics: Mapping) -> list[str]:

@@ -169,7 +169,7 @@ def test_masks_of_a_folder_whose_tags_name_the_classes(tmp_path):
     [
         (lambda path: path.unlink(), ["no such file, expected a mask for every image"]),
         (lambda path: Image.new("L", (32, 31)).save(path), ["found a mask of 32x31 pixels, expected 32x32"]),
-        (lambda path: Image.new("RGB", (32, 32)).save(path), ["found picture mode RGB"]),
+        (lambda path: Image.new("RGB", (32, 32)).save(path), ["found image mode RGB"]),
         (lambda path: Image.new("L", (32, 32), 11).save(path), ["found mask value 11", "9, 10, 255]"]),
         (
             lambda path: Image.new("L", (32, 32), 255).save(path),

@@ -342,7 +342,7 @@ def test_after_too_many_bad_images_only_their_shards_are_made_again(photos, fold
     good, times = path.read_bytes(), path.stat()
     path.write_bytes(b"\0" * len(good))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert f"{path}: found no picture" in message_of(prepare, folder_builder())
+    assert f"{path}: found no image" in message_of(prepare, folder_builder())
     path.write_bytes(good)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     decoded = stop_after(monkeypatch, 100)
@@ -427,7 +427,7 @@ def test_bad_files_in_archives(tmp_path):
     rejected = [line for line in lines if line.startswith("  rejected: ")]
     assert len(rejected) == 4
     for part in (
-        "JPEGImages/a.jpg: found no picture",
+        "JPEGImages/a.jpg: found no image",
         "Annotations/v.xml: ",
         "cls/c.mat: ",
         "d.jpg: no such file",

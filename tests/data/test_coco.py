@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rml_jax.data.sources.coco import CocoFolder
+from rml_jax.data.sources.coco import CocoFolder, draw_mask
 from rml_jax.utils.errors import UserError
 from tests.data.archives import polygon, thing
 
@@ -106,3 +109,63 @@ def test_broken_folders(coco):
     assert f"{path}: found JSONDecodeError" in message_of(root)
     path.unlink()
     assert f"{path}: No such file" in message_of(root)
+
+
+# --- Outlines ---
+
+SQUARE = np.zeros((6, 9), np.uint8)
+SQUARE[2:4, 3:7] = 1
+
+
+def draw(segmentation, size=SQUARE.shape):
+    return draw_mask([(1, segmentation, 1, False)], size, "IMAGE")
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 99))
+@hypothesis_settings(max_examples=50)
+def test_run_lengths_as_pycocotools_writes_them(height, width, share, seed):
+    mask = (np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
+    code = coco_mask.encode(np.asfortranarray(mask))
+    for counts in (code["counts"], code["counts"].decode()):
+        found = draw({"size": [height, width], "counts": counts}, mask.shape)
+        np.testing.assert_array_equal(found, mask)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"size": [6, 9], "counts": [20, 2]},
+        {"size": [6, 9], "counts": [20, 2, 33]},
+        {"size": [6, 9], "counts": []},
+        {"size": [6, 9], "counts": ""},
+        {"size": [6, 9], "counts": "01"},
+        {"size": [6, 9], "counts": "0" * 5},
+        {"size": [6, 9], "counts": "~~"},
+        {"size": [6, 9], "counts": "P"},
+        {"size": [6, 9], "counts": [-1, 55]},
+        {"size": [6, 9], "counts": [27.0, 27.0]},
+        {"size": [9, 6], "counts": [20, 34]},
+        {"counts": [20, 33]},
+        {"size": [6, 9]},
+        [[float("nan")] * 6],
+        [[0, 0, float("inf"), 0, 0, 5]],
+        [[0, 0, 1e300, 0, 0, 5]],
+        [[1, 1, 4, 4]],
+        [[1, 1, 4, 4, 5]],
+        [["a"] * 6],
+        [],
+        None,
+        7,
+    ],
+    ids=str,
+)
+def test_damaged_outlines_are_refused(segmentation):
+    """Too few run lengths gave masks that differed from one time to the next."""
+    with pytest.raises(UserError, match="IMAGE: found an outline that can't be drawn"):
+        draw(segmentation)
+
+
+def test_polygons_in_one_list_or_several():
+    polygon = [3, 2, 7, 2, 7, 4, 3, 4]
+    np.testing.assert_array_equal(draw([polygon]), SQUARE)
+    np.testing.assert_array_equal(draw(polygon), SQUARE)

@@ -12,7 +12,13 @@ from rml_jax.commands.prepare import prepare
 from rml_jax.data.preparation.folder import TaggedFolder
 from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.data.sources.duplicates import first_copies
-from rml_jax.data.sources.folder import PhotoFolder, find_images, folder_classes
+from rml_jax.data.sources.folder import (
+    PhotoFolder,
+    count_left_out,
+    describe_left_out,
+    find_images,
+    folder_classes,
+)
 from rml_jax.report.evaluation import evaluate_run
 from rml_jax.training.loop import train
 from rml_jax.utils.errors import UserError
@@ -237,8 +243,8 @@ def test_masks_number_the_classes_from_one(photos):
     assert [int(source[i]["mask"][0, 0]) for i in range(4)] == [0, 1, 2, 255]
     Image.new("L", (5, 5)).save(masks / "0.png")
     assert f"{masks / '0.png'}: found a mask of 5x5 pixels, expected 16x24" in message_of(lambda: source[0])
-    Image.new("RGB", (16, 24)).save(masks / "0.png")
-    assert f"{masks / '0.png'}: found picture mode RGB" in message_of(lambda: source[0])
+    Image.new("RGB", (16, 24), "red").save(masks / "0.png")
+    assert f"{masks / '0.png'}: found colours" in message_of(lambda: source[0])
     Image.new("L", (16, 24), 3).save(masks / "0.png")
     assert f"{masks / '0.png'}: found mask value 3" in message_of(lambda: source[0])
     (masks / "4.png").unlink()
@@ -260,6 +266,24 @@ def test_links_in_a_circle_are_followed_once(photos):
     (photos.parent / "tags.csv").write_text("image,tags\ncircle,cat\n")
     message = message_of(lambda: open_part(photos, val_fraction=0.0)[0])
     assert message.startswith(f"{photos / 'circle.jpg'}: Too many levels of symbolic links")
+
+
+def test_files_of_other_kinds_are_counted(photos):
+    for name in ("notes.txt", "b.TXT", "film.mpg", "x.xyz", "README", ".hidden"):
+        (photos / name).write_bytes(b"junk")
+    left_out = count_left_out(photos)
+    assert left_out == {".txt": 2, ".mpg": 1, ".xyz": 1, "": 1}
+    assert describe_left_out(left_out) == (
+        "5 files without an image's suffix (no suffix 1, .mpg 1, .txt 2, .xyz 1)"
+    )
+    assert describe_left_out({}) == ""
+    assert open_part(photos, val_fraction=0.0).left_out == left_out
+
+
+def test_photographs_of_every_suffix_are_listed(photos):
+    for name in ("a.avif", "b.jfif", "c.jp2", "d.AVIF"):
+        (photos / name).write_bytes(b"")
+    assert {"a", "b", "c", "d"} < set(find_images(photos))
 
 
 def test_folder_that_cannot_be_read(photos, monkeypatch):
@@ -308,7 +332,7 @@ def test_training_stops_at_a_bad_file_or_skips_it(photos, capsys):
     assert capsys.readouterr().err.count("skipped, 1 so far: ") == 1
     for path in photos.iterdir():
         path.write_bytes(b"junk")
-    assert "found no picture" in message_of(lambda: skips[0])
+    assert "found no image" in message_of(lambda: skips[0])
 
 
 # The whole way

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rml_jax.data.images import presence, read_mask
+from rml_jax.data.masks import presence, read_mask
 from rml_jax.data.sources.voc import VocFolder
 from rml_jax.data.tags import read_list, read_tags
 from rml_jax.utils.errors import UserError
@@ -363,7 +363,7 @@ def test_mask_of_colours(make_voc_folder):
         picture.convert("RGB").save(files.mask_path("train_000"))
     with pytest.raises(UserError) as error:
         source[0]
-    assert_message(error, files.mask_path("train_000"), "mode RGB")
+    assert_message(error, files.mask_path("train_000"), "found colours")
 
 
 def test_mask_of_another_size(make_voc_folder):

@@ -185,8 +185,10 @@ def test_images_of_every_mode(tmp_path, noise):
     clear = np.dstack([pixels, np.zeros((4, 6), np.uint8)])
     np.testing.assert_array_equal(as_image(clear), np.full((4, 6, 3), 255))
     assert as_image(Image.fromarray(pixels).convert("CMYK")).shape == (4, 6, 3)
-    deep = Image.fromarray(grey.astype(np.uint16) * 257)
-    np.testing.assert_array_equal(as_image(deep)[..., 0], grey)
+    deep = grey.astype(np.uint16) * 257
+    stretched = np.arange(24).reshape(4, 6) * 255 // 23
+    for image in (Image.fromarray(deep), deep, deep.astype(np.int64) - 1000):
+        np.testing.assert_array_equal(as_image(image)[..., 0], stretched)
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side: turn clockwise to view
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)

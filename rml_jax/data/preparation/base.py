@@ -21,7 +21,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
-from rml_jax.data.images import check_same_size, decode_image
+from rml_jax.data.images import decode_image
+from rml_jax.data.masks import check_same_size
 from rml_jax.data.sources.prepared import REPORT_FILE, read_report
 from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rml_jax.data.images import decode_mask, presence
+from rml_jax.data.masks import decode_mask, presence
 from rml_jax.data.preparation.base import Plan, Planned, PreparedBuilder
 from rml_jax.data.preparation.inputs import Inputs
 from rml_jax.data.preparation.sbd import decode_sbd_mask, usual_list

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rml_jax.data.images import check_same_size, read_image, read_mask
+from rml_jax.data.images import PLUGIN_PACKAGES, image_suffixes, read_image
+from rml_jax.data.masks import check_same_size, read_label_map, read_mask
 from rml_jax.data.sources.duplicates import first_copies
 from rml_jax.data.sources.layout import DataLayout
-from rml_jax.data.sources.subfolders import describe_counts, is_system_path, is_utf8, notes, read_subfolders
+from rml_jax.data.sources.subfolders import is_system_path, is_utf8, notes, read_subfolders
 from rml_jax.data.tags import (
-    IMAGE_SUFFIXES,
     TagCounts,
     check_classes,
     class_list,
@@ -33,6 +33,7 @@ from rml_jax.data.tags import (
     read_tags,
     tag_key,
 )
+from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import walk
 
@@ -63,8 +64,9 @@ class PhotoFolder:
 
     The constructor reads names and tags; `source[i]` decodes images. With a tag file, images that it doesn't list are
     left out (`untagged` counts them). Without one, copies of an image under one name in several sub-folders are one
-    item with several tags, under the id of the first. Identical images are never in both parts. Hidden files and
-    files without an image's suffix are ignored. The format of an image is read from its content, not its suffix.
+    item with several tags, under the id of the first. Identical images are never in both parts. Hidden files are
+    ignored; files without a suffix of `rml_jax.data.images.image_suffixes` are left out (`left_out` counts them by
+    suffix). The format of an image is read from its content, not its suffix.
 
     Args:
       root: the folder of photographs; sub-folders included, links followed once.
@@ -72,7 +74,8 @@ class PhotoFolder:
       class_names: C names; () takes those that occur in the whole folder's tags, in alphabetical order.
       tags_file: CSV or JSON Lines; "" makes the name of each first-level sub-folder the tag of its images.
       mask_folder: folder of masks, "" for none. Left out of the photographs if it lies below `root`.
-      mask_values: the number of each class in the masks, 1..254; () stands for 1..C.
+      mask_values: the number of each class in the masks, 1..255; () stands for 1..C.
+      mask_ignore: the number of pixels that aren't annotated; `rml_jax.data.masks.NO_IGNORE` for none.
       val_list: text file that names the validation images, one a line; "" draws them.
       val_fraction: share of the images that is drawn for validation; at least one image if it isn't 0.
       seed: of the draw.
@@ -92,6 +95,7 @@ class PhotoFolder:
         tags_file="",
         mask_folder="",
         mask_values=(),
+        mask_ignore=IGNORE,
         val_list="",
         val_fraction=0.1,
         seed=0,
@@ -100,15 +104,21 @@ class PhotoFolder:
         self.class_names = tuple(class_names) or folder_classes(root, tags_file, mask_folder)
         self.mask_values = tuple(mask_values) or tuple(range(1, len(self.class_names) + 1))
         self.with_masks = with_masks
-        check_classes(self.class_names, self.mask_values)
+        self.mask_ignore = mask_ignore
+        check_classes(self.class_names, self.mask_values, mask_ignore)
         self._root, self._masks = str(root), str(mask_folder)
+        self._colours = (
+            read_label_map([mask_folder, Path(mask_folder).parent], self.class_names) if mask_folder else None
+        )
         files = find_images(root, mask_folder)
         folders = read_subfolders(root, files, class_names)
         tags = _tags(files, folders, root, tags_file, self.class_names)
         left_out = {} if tags_file else folders.left_out
         without = [name for name in files if name not in tags and folders.parts.get(name) != "test"]
         self.untagged = len(without) - sum(left_out.values())
-        self.notes = [*notes(folders.parts, left_out), *_unread(root, mask_folder)]
+        self.left_out = count_left_out(root, mask_folder)
+        unread = describe_left_out(self.left_out)
+        self.notes = [*notes(folders.parts, left_out), *([unread] if unread else [])]
         first = first_copies({name: Path(root, files[name]) for name in sorted(tags)})
         tags, aliases = (tags, {}) if tags_file else _merge_copies(tags, first, folders.parts)
         chosen = _split(tags, first, aliases, folders.parts, val_list, val_fraction, seed, is_training)
@@ -131,13 +141,17 @@ class PhotoFolder:
         item["tags"] = np.zeros(len(self.class_names), np.float32)
         item["tags"][list(photo.numbers)] = 1.0
         if self.with_masks:
-            item["mask"] = read_mask(photo.mask, self.mask_values)
+            item["mask"] = self.read_mask(index)
             check_same_size(item["mask"], item["image"], photo.mask)
         return item
 
     def tag_counts(self):
         """Counts the tags of this part: TagCounts."""
         return TagCounts.of([numbers for _, _, numbers in self._files], len(self.class_names))
+
+    def read_mask(self, index):
+        """Returns an item's mask alone, uint8 [H, W]."""
+        return read_mask(self.photo(index).mask, self.mask_values, self.mask_ignore, self._colours)
 
     def photo(self, index):
         """Returns the Photo of an item: its files and tags."""
@@ -203,35 +217,59 @@ def find_images(root, mask_folder=""):
             )
         images[name] = path
     if not images:
-        raise UserError(f"{root}: found no images, expected files that end in {', '.join(IMAGE_SUFFIXES)}")
+        found = describe_left_out(count_left_out(root, mask_folder)) or "no files"
+        raise UserError(
+            f"{root}: found no images but {found}, expected files that end in .jpg, .png or the like"
+        )
     return images
 
 
 def list_images(root, mask_folder=""):
-    """Returns the paths of the image files below a folder, relative to it, str, sorted; see `find_images`.
+    """Returns the paths of the image files below a folder, relative to it, str, sorted. Hidden files are ignored.
+
+    Args:
+      root, mask_folder: see `find_images`.
 
     Raises:
       UserError: if the folder or one in it can't be read.
     """
-    return sorted(
-        os.path.relpath(path, root)
-        for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ())
-        for path in files
-        if _is_image(path) and not is_system_path(os.path.relpath(path, root))
-    )
+    paths = (path for path in _visible_files(root, mask_folder) if _suffix(path) in image_suffixes())
+    return sorted(os.path.relpath(path, root) for path in paths)
 
 
-def _is_image(path):
-    return path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
+def count_left_out(root, mask_folder=""):
+    """Counts the files that `list_images` leaves out, apart from hidden ones and those of systems.
+
+    Returns:
+      Counter by suffix, in lower case; "" for files without one.
+    """
+    suffixes = map(_suffix, _visible_files(root, mask_folder))
+    return collections.Counter(suffix for suffix in suffixes if suffix not in image_suffixes())
 
 
-def _unread(root, mask_folder):
-    """Counts the files that are not read as images, by suffix."""
-    skip = [os.path.realpath(mask_folder)] if mask_folder else ()
-    paths = [path for _, files in walk(root, skip=skip) for path in files if not _is_image(path)]
-    shown = [path for path in paths if not os.path.basename(path).startswith(".")]
-    counts = collections.Counter(Path(path).suffix.lower() or "(no suffix)" for path in shown)
-    return [f"files that are not read, by suffix: {describe_counts(counts)}"] if counts else []
+def _visible_files(root, mask_folder):
+    for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ()):
+        for path in files:
+            hidden = os.path.basename(path).startswith(".")
+            if not hidden and not is_system_path(os.path.relpath(path, root)):
+                yield path
+
+
+def _suffix(path):
+    return os.path.splitext(path)[1].lower()
+
+
+def describe_left_out(others):
+    """Returns what `count_left_out` found as text, such as "3 files without an image's suffix (.heic 2, .txt 1)".
+
+    Returns "" for nothing. HEIC and JPEG XL say which package reads them.
+    """
+    if not others:
+        return ""
+    counts = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in sorted(others.items()))
+    files = "file" if others.total() == 1 else "files"
+    hints = [f"{s} needs `pip install {PLUGIN_PACKAGES[s]}`" for s in sorted(others) if s in PLUGIN_PACKAGES]
+    return "; ".join([f"{others.total()} {files} without an image's suffix ({counts})", *hints])
 
 
 def _tags(files, folders, root, tags_file, class_names):
@@ -311,6 +349,7 @@ def _make(data_config, split, with_masks):
         tags_file=data_config.tags,
         mask_folder=data_config.masks,
         mask_values=data_config.mask_values,
+        mask_ignore=data_config.mask_ignore,
         val_list=data_config.val_list,
         val_fraction=data_config.val_fraction,
         seed=data_config.seed,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rml_jax.data.images import decode_image, decode_mask
+from rml_jax.data.images import decode_image
+from rml_jax.data.masks import decode_mask
 from rml_jax.data.tags import TagCounts, tag_key
 from rml_jax.utils.errors import UserError
 
@@ -85,7 +86,7 @@ class PreparedData:
 
     def __getitem__(self, index):
         record = self._records[index]
-        name = f"{self._root} {self._split} {record['id'].decode()}"
+        name = self._name(record)
         item = {
             "id": record["id"].decode(),
             "image": decode_image(record["image"], name, self._upright),
@@ -100,6 +101,14 @@ class PreparedData:
         if self.with_masks:
             item["mask"] = decode_mask(record["mask"], name, self._mask_values)
         return item
+
+    def read_mask(self, index):
+        """Returns an item's mask alone, uint8 [H, W]."""
+        record = self._records[index]
+        return decode_mask(record["mask"], self._name(record), self._mask_values)
+
+    def _name(self, record):
+        return f"{self._root} {self._split} {record['id'].decode()}"
 
 
 def _open_records(root, split):

@@ -14,9 +14,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from rml_jax.data.images import check_same_size, presence, read_image, read_mask
+from rml_jax.data.images import read_image
+from rml_jax.data.masks import check_masks, check_same_size, presence, read_label_map, read_mask
 from rml_jax.data.sources.layout import DataLayout
 from rml_jax.data.tags import TagCounts, check_classes, image_id, read_list, read_tags
+from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.progress import Progress
 
@@ -64,7 +66,8 @@ class VocFolder:
       root: the folder that holds JPEGImages.
       split: name of a list in ImageSets/Segmentation, without ".txt".
       class_names: the C class names, without background.
-      mask_values: the number that each class has in the mask files, 1..254.
+      mask_values: the number that each class has in the mask files, 1..255.
+      mask_ignore: the number of pixels that aren't annotated; `rml_jax.data.masks.NO_IGNORE` for none.
       tags_file: see `read_tags`; "" takes all tags from the masks. Its rows name images by their id, by a path that
         ends in it, or by the last part of an id where that is unambiguous. With a tag file, masks are optional for
         the training images that it lists.
@@ -77,13 +80,17 @@ class VocFolder:
         than its image.
     """
 
-    def __init__(self, root, split, class_names, mask_values, tags_file="", with_masks=False):
+    def __init__(
+        self, root, split, class_names, mask_values, mask_ignore=IGNORE, *, tags_file="", with_masks=False
+    ):
         self.class_names = tuple(class_names)
         self.mask_values = tuple(int(value) for value in mask_values)
         self.with_masks = with_masks
         self._root = str(root)
-        check_classes(self.class_names, self.mask_values)
+        self.mask_ignore = mask_ignore
+        check_classes(self.class_names, self.mask_values, mask_ignore)
         _check_folders(Path(root))
+        self._colours = read_label_map([Path(root, MASK_FOLDER), root], self.class_names)
         split_file = Path(root, SPLIT_FOLDER, f"{split}.txt")
         self._ids = read_list(split_file)
         self._tags = self._read_tags(tags_file) if tags_file else {}
@@ -126,7 +133,7 @@ class VocFolder:
 
     def _read_presence(self, name):
         try:
-            return presence(read_mask(self._mask_path(name), self.mask_values), len(self.class_names))
+            return presence(self._read_mask(name), len(self.class_names))
         except UserError:  # Training says so when it comes to this image.
             return None
 
@@ -163,10 +170,16 @@ class VocFolder:
     def _mask_path(self, name):
         return Path(self._root, MASK_FOLDER, f"{name}.png")
 
+    def read_mask(self, index):
+        """Reads an item's mask alone, uint8 [H, W]."""
+        return self._read_mask(self._ids[index])
+
+    def _read_mask(self, name):
+        return read_mask(self._mask_path(name), self.mask_values, self.mask_ignore, self._colours)
+
     def _mask_for(self, name, image):
-        path = self._mask_path(name)
-        mask = read_mask(path, self.mask_values)
-        check_same_size(mask, image, path)
+        mask = self._read_mask(name)
+        check_same_size(mask, image, self._mask_path(name))
         return mask
 
     def _check_files(self, split_file, tags_file):
@@ -196,14 +209,18 @@ def _check_folders(root):
 def _make(data_config, split, with_masks):
     if not data_config.root:
         raise UserError(f"config.data.root is empty: expected the folder that holds {IMAGE_FOLDER}/")
-    return VocFolder(
+    source = VocFolder(
         data_config.root,
         split,
         data_config.class_names,
         data_config.mask_values,
+        data_config.mask_ignore,
         tags_file=data_config.tags,
         with_masks=with_masks,
     )
+    if not with_masks and not data_config.tags:
+        check_masks(source, data_config)  # All tags come from the masks.
+    return source
 
 
 LAYOUT = DataLayout(

@@ -14,7 +14,6 @@ contains none of the classes. Surrounding whitespace and letter case of tags are
 
 from rml_jax.data.tags.counts import TagCounts
 from rml_jax.data.tags.names import (
-    IMAGE_SUFFIXES,
     check_class_names,
     check_classes,
     class_list,
@@ -26,7 +25,6 @@ from rml_jax.data.tags.read import TAG_FILE_SUFFIXES, match_images, read_tag_nam
 from rml_jax.data.tags.text import decode_text, parse_list, read_list, read_text
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "TAG_FILE_SUFFIXES",
     "TagCounts",
     "check_class_names",

@@ -5,33 +5,12 @@ import re
 import unicodedata
 from pathlib import PurePosixPath
 
+from rml_jax.data.images import image_suffixes
 from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
 
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-)
 # Cut from names in tag files and lists, whether or not an image of this kind can be read here.
-_NAME_SUFFIXES = (
-    *IMAGE_SUFFIXES,
-    ".avif",
-    ".heic",
-    ".heif",
-    ".jfif",
-    ".jp2",
-    ".jpe",
-    ".jxl",
-    ".pgm",
-    ".ppm",
-    ".tga",
-)
+_NAME_SUFFIXES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl")
 
 # Class numbers of a mask are 1..254: 0 is background, 255 ignored.
 MAX_CLASSES = IGNORE - 1
@@ -104,7 +83,8 @@ def image_id(name):
     Only suffixes of images are cut: an id may itself contain dots.
     """
     path = PurePosixPath(unicodedata.normalize("NFC", name.strip().replace("\\", "/")))
-    return str(path.with_suffix("") if path.suffix.lower() in _NAME_SUFFIXES else path)
+    suffix = path.suffix.lower()
+    return str(path.with_suffix("") if suffix in image_suffixes() or suffix in _NAME_SUFFIXES else path)
 
 
 def check_class_names(class_names, where="config.data.class_names"):
@@ -136,19 +116,27 @@ def check_class_names(class_names, where="config.data.class_names"):
         seen[tag_key(name)] = name
 
 
-def check_classes(class_names, mask_values):
+def check_classes(class_names, mask_values, ignore=IGNORE):
     """Checks a class list and the number of each class in mask files.
 
+    Args:
+      class_names: the C names, without background.
+      mask_values: the number of each class in the files.
+      ignore: the number of pixels that are not annotated, -1 for none.
+
     Raises:
-      UserError: as `check_class_names`, and unless there are as many different mask values within 1..254.
+      UserError: as `check_class_names`, and unless there are as many different mask values, 1 to 255 but `ignore`.
     """
     check_class_names(class_names, "class_names")
     if len(mask_values) != len(class_names) or len(set(mask_values)) != len(mask_values):
         raise UserError(
-            f"mask_values is {mask_values}: expected {len(class_names)} different numbers, one per class name"
+            f"mask_values has {len(mask_values)} numbers: expected {len(class_names)} different ones, one per class"
         )
-    if not all(0 < value < IGNORE for value in mask_values):
-        raise UserError(f"mask_values is {mask_values}: expected 1 to 254 (0 is background, 255 ignore)")
+    wrong = [value for value in mask_values if not 0 < value <= 255 or value == ignore]
+    if wrong:
+        raise UserError(
+            f"mask_values holds {wrong[0]}: expected 1 to 255 but not mask_ignore, {ignore} (0 is background)"
+        )
 
 
 def shown(names, most=20):
