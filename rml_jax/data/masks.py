@@ -257,8 +257,17 @@ def check_masks(source, data_config):
     """
     if not hasattr(source, "read_mask"):
         return
+
+    def read(index):
+        try:
+            return source.read_mask(index)
+        except UserError:
+            if not data_config.skip_bad:
+                raise
+            return np.zeros((1, 1), np.uint8)  # Left out of training as well.
+
     check_all_classes_occur(
-        source.read_mask,
+        read,
         len(source),
         data_config.masks or data_config.root,
         source.class_names,

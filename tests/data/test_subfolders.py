@@ -104,7 +104,7 @@ def test_files_that_are_not_read_are_counted_by_suffix(tmp_path):
     for name in ("cat/2.XYZ", "cat/3.xyz", "notes.txt", "README", ".hidden"):
         (root / name).touch()
     assert PhotoFolder(root, True, val_fraction=0.0).notes == [
-        "files that are not read, by suffix: (no suffix) 1, .txt 1, .xyz 2"
+        "4 files without an image's suffix (no suffix 1, .txt 1, .xyz 2)"
     ]
 
 

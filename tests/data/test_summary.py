@@ -45,7 +45,7 @@ def test_table_of_a_folder(make_config, tmp_path):
     ]
     assert summary_of(config)[6:] == [
         "  images that are left out, as no tags are given for them: 1",
-        "  files that are not read, by suffix: .xyz 1",
+        "  1 file without an image's suffix (.xyz 1)",
         "warning: classes with 0 or 1 training images, which can't be learned: dog 1",
     ]
 
@@ -92,7 +92,7 @@ def test_tags_from_masks_are_counted_by_the_images_they_are_in(make_voc_folder):
     files.write_mask("train_001", mask)
     files.mask_path("train_002").write_bytes(b"")
     config = voc_animals.get_config()
-    config.data.root, config.data.skip_bad = str(files.root), True
+    config.data.root, config.data.skip_bad, config.data.allow_absent = str(files.root), True, True
     config.data.class_names, config.data.mask_values = files.class_names, files.mask_values
     source = make_source(config.data, "train", with_masks=False)
     tags = np.array([source[number]["tags"] for number in (0, 1, 3)]).sum(axis=0).astype(int).tolist()

@@ -130,12 +130,12 @@ def check_classes(class_names, mask_values, ignore=IGNORE):
     check_class_names(class_names, "class_names")
     if len(mask_values) != len(class_names) or len(set(mask_values)) != len(mask_values):
         raise UserError(
-            f"mask_values has {len(mask_values)} numbers: expected {len(class_names)} different ones, one per class"
+            f"mask_values is {mask_values}: expected {len(class_names)} different ones, one per class"
         )
     wrong = [value for value in mask_values if not 0 < value <= 255 or value == ignore]
     if wrong:
         raise UserError(
-            f"mask_values holds {wrong[0]}: expected 1 to 255 but not mask_ignore, {ignore} (0 is background)"
+            f"mask_values is {mask_values}: expected 1 to 255 but not mask_ignore, {ignore} (0 is background)"
         )
 
 
