@@ -4,7 +4,7 @@
 #   products written out.
 # Seen: a 3x3 depthwise convolution by lax.conv_general_dilated with feature_group_count = channels takes more than
 #   ten times the CPU time, forward: "forward 18.0 times the CPU time" (2x64x64x128, float32). The script asks for 4.
-# Why it matters: every block of SegFormer, MobileNet and ConvNeXt has such a convolution, and it decides how long
+# Why it matters: every block of SegFormer, MobileNet and ConvNeXt has a depthwise convolution, and it decides how long
 #   training and tests take on a CPU.
 set -euo pipefail
 folder=$(mktemp -d)
