@@ -18,6 +18,7 @@ from rml_jax.utils.files import atomic_write
 # Keys that may differ from the config of the run that is resumed; "x." stands for all keys below x.
 FREE_KEYS = (
     "checkpoint.",
+    "data.category_ids",
     "distributed",
     "eval.",
     "log.",

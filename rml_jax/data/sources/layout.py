@@ -20,6 +20,8 @@ class DataLayout:
       class_names: the classes that the layout fixes; () where `data_config.class_names` gives them.
       find_classes: function data_config -> class names, used where `data_config.class_names` is empty; None where
         the config must name them.
+      find_category_ids: function data_config -> the `category_id` of each class in the data set's own annotation
+        files, used where `data_config.category_ids` is empty; None where there are none.
       has_masks: function data_config -> whether validation images have masks to score by.
       licence: terms of the training data, for model cards. Markdown.
     """
@@ -27,5 +29,6 @@ class DataLayout:
     make: Callable[[Any, str, bool], Any]
     class_names: tuple[str, ...] = ()
     find_classes: Callable[[Any], tuple[str, ...]] | None = None
+    find_category_ids: Callable[[Any], tuple[int, ...]] | None = None
     has_masks: Callable[[Any], bool] = lambda data_config: True
     licence: str = "None stated."
