@@ -270,7 +270,7 @@ def test_classes_in_an_order_of_ones_own(own):
         make_source(config.data, "train", with_masks=False)
     config.data.class_names = ("rust",)
     with pytest.raises(
-        UserError, match=r"class_names: found 'rust', expected categories of .*: 1 'weld', 2 'crack'"
+        UserError, match=r"found the categories 1 'weld', 2 'crack', expected 'rust' among them"
     ):
         with_class_names(config)
 

@@ -54,12 +54,13 @@ class CocoAnnotations:
     notes: list[str]
 
 
-def load_json(data, path):
-    """Returns the content of an annotation file, a dict with the lists `images` and `annotations`.
+def load_json(data, path, keys=("images", "annotations")):
+    """Returns the content of an annotation file, a dict with some lists.
 
     Args:
       data: the file's bytes.
       path: path of the file, for error messages.
+      keys: the lists that it must have.
 
     Raises:
       UserError: if it is something else.
@@ -68,7 +69,7 @@ def load_json(data, path):
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: found {type(error).__name__}: {error}, expected COCO's JSON") from error
-    for key in ("images", "annotations"):
+    for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{path}: found no list of {key}, expected COCO's format")
     return content

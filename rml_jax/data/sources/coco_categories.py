@@ -35,7 +35,7 @@ def read_categories(content, path, expected=None):
     "background" and a category that is only the supercategory of others (Roboflow writes one with the id 0) are none.
 
     Args:
-      content: dict, with the list `annotations`.
+      content: dict; `annotations` may be missing.
       path: path of the file, for error messages.
       expected: CocoCategories that the file must agree with; None takes those of the file.
 
@@ -69,8 +69,8 @@ def choose_categories(categories, class_names, path):
     unknown = [name for name in class_names if tag_key(name) not in ids]
     if unknown:
         raise UserError(
-            f"config.data.class_names: found {unknown[0]!r}, expected categories of {path}: "
-            f"{_listed(categories)}"
+            f"{path}: found the categories {_listed(categories)}, expected {unknown[0]!r} among them, as in "
+            "config.data.class_names"
         )
     return CocoCategories(tuple(class_names), tuple(ids[tag_key(name)] for name in class_names))
 
@@ -107,7 +107,7 @@ def _named_categories(content, path):
 
 
 def _used_ids(content):
-    annotations = (entry for entry in content["annotations"] if isinstance(entry, dict))
+    annotations = (entry for entry in content.get("annotations", ()) if isinstance(entry, dict))
     return {as_id(entry.get("category_id")) for entry in annotations}
 
 

@@ -224,31 +224,32 @@ def find_images(root, mask_folder=""):
     return images
 
 
-def list_images(root, mask_folder=""):
+def list_images(root, *skip):
     """Returns the paths of the image files below a folder, relative to it, str, sorted. Hidden files are ignored.
 
     Args:
-      root, mask_folder: see `find_images`.
+      root: see `find_images`.
+      skip: folders to leave out; "" is none.
 
     Raises:
       UserError: if the folder or one in it can't be read.
     """
-    paths = (path for path in _visible_files(root, mask_folder) if _suffix(path) in image_suffixes())
+    paths = (path for path in _visible_files(root, skip) if _suffix(path) in image_suffixes())
     return sorted(os.path.relpath(path, root) for path in paths)
 
 
-def count_left_out(root, mask_folder=""):
+def count_left_out(root, *skip):
     """Counts the files that `list_images` leaves out, apart from hidden ones and those of systems.
 
     Returns:
       Counter by suffix, in lower case; "" for files without one.
     """
-    suffixes = map(_suffix, _visible_files(root, mask_folder))
+    suffixes = map(_suffix, _visible_files(root, skip))
     return collections.Counter(suffix for suffix in suffixes if suffix not in image_suffixes())
 
 
-def _visible_files(root, mask_folder):
-    for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ()):
+def _visible_files(root, skip):
+    for _, files in walk(root, skip=[os.path.realpath(folder) for folder in skip if folder]):
         for path in files:
             hidden = os.path.basename(path).startswith(".")
             if not hidden and not is_system_path(os.path.relpath(path, root)):
