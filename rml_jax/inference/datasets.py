@@ -106,13 +106,15 @@ class CocoDataset:
     pycocotools, supervision, datumaro and CVAT read.
 
     Args:
-      root, categories: see CocoResults.
+      root, categories: see CocoResults. If an id is 0, which datumaro takes for no class, the file has 1..C instead.
       image_ids: dict from the name of each image to its id, int.
       files: dict from the name of each image to its `file_name`.
     """
 
     def __init__(self, root, categories, image_ids, files):
         self._path = root / "annotations" / "instances_default.json"
+        if 0 in categories.ids:
+            categories = CocoCategories(categories.names, tuple(range(1, len(categories.ids) + 1)))
         self._categories, self._image_ids, self._files = categories, image_ids, files
         self._images, self._annotations = [], []
 
@@ -152,6 +154,8 @@ class CocoDataset:
             "annotations": self._annotations,
         }
         write_file(self._path, json.dumps(content) + "\n")
+        # Datumaro reads no annotations without a folder for the images, which may be empty.
+        (self._path.parents[1] / "images" / "default").mkdir(parents=True, exist_ok=True)
 
 
 class VocDataset:
@@ -196,7 +200,7 @@ class VocDataset:
     def write(self):
         """Writes the label map and the list of names."""
         write_file(self._root / LABEL_MAP_FILE, self._label_map)
-        names = "".join(f"{name}\n" for name in self._names)
+        names = "".join(f"{name}\n" for name in sorted(self._names))
         # Names that are not UTF-8 stay as they are on the disk.
         names = names.encode("utf-8", "surrogateescape")
         write_file(self._root / "ImageSets" / "Segmentation" / "default.txt", names)

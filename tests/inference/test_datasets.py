@@ -15,7 +15,7 @@ from rml_jax.inference.predictor import Prediction
 from rml_jax.utils.errors import UserError
 
 CLASSES = ("ant", "bee", "čšž 猫")
-CATEGORIES = CocoCategories(CLASSES, (0, 17, 90))
+CATEGORIES = CocoCategories(CLASSES, (3, 17, 90))
 MASK_VALUES = (8, 12, 15)
 SIZES = {"a b": (20, 31), "trip/b": (33, 17), "empty": (12, 12), "full": (9, 9)}
 
@@ -95,6 +95,15 @@ def test_a_coco_file_comes_back_as_training_data(coco, images):
     for index in range(len(source)):
         item = source[index]
         np.testing.assert_array_equal(item["mask"], MASKS[item["id"]])
+
+
+def test_categories_from_0_get_other_ids(tmp_path):
+    """Datumaro takes 0 for no class."""
+    write(CocoDataset(tmp_path, CocoCategories(CLASSES, (0, 1, 5)), IDS, FILES))
+    content = json.loads((tmp_path / "annotations" / "instances_default.json").read_text())
+    assert [(entry["id"], entry["name"]) for entry in content["categories"]] == list(enumerate(CLASSES, 1))
+    found = {(entry["image_id"], entry["category_id"]) for entry in content["annotations"]}
+    assert found == {(i, 1 + CATEGORIES.ids.index(category)) for i, category in expected_masks()}
 
 
 def test_a_coco_file_of_no_object_at_all(tmp_path):
