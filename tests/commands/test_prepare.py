@@ -27,7 +27,7 @@ from rml_jax.data.preparation import base, voc
 from rml_jax.data.preparation.coco import Coco2014
 from rml_jax.data.preparation.folder import TaggedFolder
 from rml_jax.data.preparation.voc import VocSbd, xml_tags
-from rml_jax.data.sources import with_class_names
+from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.data.sources.coco import CocoFolder
 from rml_jax.data.sources.folder import PhotoFolder
 from rml_jax.data.sources.prepared import PreparedData
@@ -176,6 +176,37 @@ def test_coco_gives_what_its_folder_gives(tmp_path, packed):
     # Tags by hand: person, stop sign and toothbrush in the first image, dog in the second.
     tags = [np.flatnonzero(item["tags"]).tolist() for item in items(PreparedData(folder, "val2014"))]
     assert tags == [[0, 11, 79], [16]]
+
+
+def write_welds(root):
+    """Data of its own categories under the names of COCO's files; boxes alone for training, one annotation wrong."""
+    files = archives.coco_files()
+    for split in ("train2014", "val2014"):
+        name = f"annotations/instances_{split}.json"
+        content = json.loads(files[name])
+        content["categories"] = [{"id": number, "name": f"weld {number}"} for number in (1, 13, 18, 90)]
+        content["annotations"].append(archives.thing(2, 77, archives.polygon(1, 1, 9, 9), 64))
+        for entry in content["annotations"] if split == "train2014" else ():
+            del entry["segmentation"]
+        files[name] = json.dumps(content).encode()
+    return archives.unpack(files, root)
+
+
+def test_coco_of_other_categories_with_a_wrong_annotation(tmp_path):
+    """They became COCO's classes, and one wrong annotation ended everything whatever --max_bad said."""
+    root = write_welds(tmp_path / "unpacked")
+    folder, lines = prepare(Coco2014(manual_dir=root, data_dir=tmp_path / "out", max_bad=0.5))
+    assert any("annotation 5: found category_id 77" in line for line in lines)
+    config = configs.coco.get_config()
+    config.data.root = str(folder)
+    config = with_class_names(config)
+    assert config.data.class_names == ("weld 1", "weld 13", "weld 18", "weld 90")
+    assert config.data.category_ids == (1, 13, 18, 90)
+    source = make_source(config.data, "train2014", with_masks=False)
+    assert [source[index]["tags"].tolist() for index in range(2)] == [[1, 1, 0, 1], [0, 0, 1, 0]]
+    with pytest.raises(UserError, match="2 of 2 images of train2014 have no mask"):
+        make_source(config.data, "train2014", with_masks=True)
+    assert np.unique(make_source(config.data, "val2014", with_masks=True)[0]["mask"]).tolist() == [1, 2, 4]
 
 
 def test_folder_gives_what_it_gives_unprepared(photos, folder_builder):
