@@ -27,8 +27,8 @@ _MARGIN = 4  # white pixels around text
 
 _VOC_CLASSES = 20  # labels up to here have VOC's own colours
 _DARKEST = 0.35  # lightness that other labels' colours exceed, to be distinct from the background's black
-# Linear RGB to OKLab, a perceptually uniform colour space (B. Ottosson, 2020): first to cone responses, then from their
-# cube roots to lightness and two axes of hue.
+# Linear RGB to OKLab, a perceptually uniform colour space (B. Ottosson, 2020): first to cone responses, then from
+# their cube roots to lightness and two axes of hue.
 _CONES = np.array(
     [
         (0.4122214708, 0.5363325363, 0.0514459929),
@@ -204,8 +204,8 @@ def grid(
 
     Args:
       rows: at least one row of at least one image, uint8 [h, w, 3]; all rows have the same length.
-      captions: text above each image, wrapped to its column's width; a row whose captions are all "" gets no space for
-        them. None for a grid without text.
+      captions: text above each image, wrapped to its column's width; a row whose captions are all "" gets no space
+        for them. None for a grid without text.
       min_side: images whose shorter side has fewer pixels are enlarged; 1 keeps all sizes.
 
     Returns:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def affinity_loss(affinity: Float[Array, "b n n"], labels: UInt8[Array, "b n n"]) -> Float[Array, ""]:
-    """Computes L_aff: the mean of 1 - R_a over positive pairs and of R_a over negative pairs, each half weighted (Eq. 13).
+    """Computes L_aff: half the mean of 1 - R_a over positive pairs plus half that of R_a over negative ones (Eq. 13).
 
     Args:
       affinity: float [B, N, N] in [0, 1].

@@ -147,8 +147,8 @@ def _depthwise_backward(residuals, gradient):
 def _depthwise_kernel_gradient(x, gradient):
     """Computes the sums over all pixels of the nine shifted products: [B, H, W, C] each -> float32 [3, 3, C].
 
-    The loop runs over rows of pixels, which stay in a core's cache for all nine products. The sums over a row and over
-    the batch come last: CPUs sum columns slowly (17 ms on 2 cores, 30 with the sums inside the loop and 72 for nine
+    The loop runs over rows of pixels, which stay in a core's cache for all nine products. The sums over a row and the
+    batch come last: CPUs sum columns slowly (17 ms on 2 cores, 30 with the sums inside the loop and 72 for nine
     reductions over whole maps, 4x80x80x256), and a batch split over devices then needs one reduction rather than one
     per row.
     """

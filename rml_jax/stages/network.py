@@ -46,8 +46,8 @@ def make_tile_network(graphdef, config):
 
     Returns:
       Function of parameters, tiles uint8 [B, H, W, 3], sizes int32 [B, 2] and the images' least and greatest values
-      of every class's map, float32 [B, C] each, to be jitted. It gives the dict of `make_network`'s function, with the
-      CAMs scaled by those values, and
+      of every class's map, float32 [B, C] each, to be jitted. It gives the dict of `make_network`'s function, with
+      the CAMs scaled by those values, and
         least, greatest: float32 [B, C], the tile's own.
     """
 

@@ -25,8 +25,8 @@ _SLOTS = (4, 8, 16, 32, 64, 128)
 class StageRunner:
     """Compiles the programs of the stages, each once per canvas, and runs them.
 
-    A batch is split over all devices and every image is computed on one device, so that the number of devices does not
-    change results.
+    A batch is split over all devices and every image is computed on one device, so that the number of devices does
+    not change results.
 
     Args:
       config: ConfigDict of a run.
