@@ -111,13 +111,13 @@ class RunLog:
         self._writer.add_image(name, image, step, dataformats="HWC")
 
     def summary(self, step, skipped, checkpoints, best, digest):
-        """Prints the outcome of the run.
+        """Prints a summary of the run.
 
         Args:
           step: the last one.
           skipped: number of skipped steps.
           checkpoints: steps of the saved checkpoints.
-          best: name of the metric that chooses the best checkpoint, and that checkpoint's step.
+          best: name of the metric that selects the best checkpoint, and that checkpoint's step.
           digest: SHA-256 of the parameters.
         """
         metric, best_step = best
@@ -147,7 +147,7 @@ class SilentLog:
 
 
 def _summary_writer(workdir, start):
-    # tensorboardX imports torch if it is installed, which takes seconds and is only needed for torch's own tensors.
+    # tensorboardX imports torch if it is installed, which takes seconds and is only needed for torch's tensors.
     hidden = sys.modules.setdefault("torch", None) is None
     try:
         from tensorboardX import SummaryWriter
