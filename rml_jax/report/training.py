@@ -13,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from rml_jax.evaluation.localization import SHARES
 from rml_jax.losses import TERMS
+from rml_jax.training.runlog import tag_of
 
 _POINTS = 300  # greatest number of points of a curve; longer ones are averaged over neighbours
 _INK = "#123456"  # placeholder that is replaced by the page's text colour, light or dark
@@ -52,11 +53,6 @@ def _events(data):
             return
         yield Event.FromString(data[begin + 12 : end])
         begin = end + 4
-
-
-def tag_of(name):
-    """Returns the TensorBoard tag of a metric of the train step; a name with a slash is already a tag."""
-    return name if "/" in name else f"train/{name}"
 
 
 def _in_order(values):

@@ -10,6 +10,11 @@ from rml_jax.utils.files import atomic_write
 from rml_jax.utils.progress import Progress, format_seconds
 
 
+def tag_of(name):
+    """Returns the TensorBoard tag of a metric of the train step; a name with a slash is already a tag."""
+    return name if "/" in name else f"train/{name}"
+
+
 class Window:
     """Means of the steps' metrics since the last log entry, and the number of skipped steps.
 
@@ -93,7 +98,7 @@ class RunLog:
         self._lines.flush()
         for name, value in entry.items():
             if name != "step":
-                self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
+                self._writer.add_scalar(tag_of(name), value, step)
         terms = [f"{name} {scalars[name]:.4f}" for name in loss_names() if name in scalars]
         if speed["speed/waiting_for_data"] > 0.1:
             terms.append(f"waits for data {speed['speed/waiting_for_data']:.0%}")

@@ -1,6 +1,6 @@
-"""Draws the README's figure from the report of a run's last evaluation: its first images and their masks.
+"""Draws a figure of the first images in the report of a run's last evaluation, with their maps and masks.
 
-python -m experiments.picture --workdir=runs/demo --out=docs/digits.png
+python -m experiments.figure --workdir=runs/demo --out=docs/digits.png
 """
 
 import argparse
@@ -20,7 +20,7 @@ _COLUMNS = ("image", "CAM", "affinity", "pseudo label", "prediction: crf", "grou
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m experiments.picture")
+    parser = argparse.ArgumentParser("python -m experiments.figure")
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
