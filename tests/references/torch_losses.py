@@ -151,7 +151,7 @@ def apml_loss(view, warped, pairs, warped_pairs, grid, valid, beta2):
 
 
 def affinity_loss(affinity, positive, known):
-    """Computes L_aff: half the mean of 1 - R_a over positive pairs plus half that of R_a over negative ones (Eq. 13)."""
+    """Computes L_aff: half the mean of 1 - R_a over positive pairs plus half that of R_a over negative ones."""
     return (masked_mean(1 - affinity, positive) + masked_mean(affinity, known & ~positive)) / 2
 
 
