@@ -247,7 +247,7 @@ class Checkpoints:
             )
             raise UserError(
                 f"{self._directory}: a checkpoint can't be saved ({_reason(error)}); {left}; "
-                "once that is mended, the same command goes on from there"
+                "once this is fixed, the same command continues from there"
             ) from error
 
 

@@ -67,7 +67,7 @@ def default_config():
     model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
     model.init_from = ""  # file of weights to start from (docs/weights.md); "" = random
 
-    config.affine = affine = ConfigDict()  # what the transform A between the views is drawn from
+    config.affine = affine = ConfigDict()  # ranges of the random transform A between the views
     affine.scale = (0.5, 1.0)  # (low, high) size of the content, 1 = unchanged
     affine.rotation = 15.0  # greatest angle either way, in degrees
     affine.translation = 0.1  # greatest shift either way, as a fraction of the side
@@ -75,7 +75,7 @@ def default_config():
 
     config.cam = cam = ConfigDict()  # the multi-scale CAM of pseudo labels and of evaluation
     cam.scales = (0.5, 1.0, 1.5)  # scales of the image, each above 0
-    cam.flip = True  # whether mirror images take part
+    cam.flip = True  # whether to include mirrored images
 
     config.pseudo_label = pseudo = ConfigDict()
     pseudo.high = 0.55  # background score that foreground must exceed, 0 to 1

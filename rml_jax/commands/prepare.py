@@ -63,7 +63,7 @@ def prepare(builder):
         raise UserError(
             f"{folder} was prepared from other files or settings: expected another --out, or delete it"
         )
-    lines = [f"{folder} is there already; delete it to make it anew"] if folder.exists() else []
+    lines = [f"{folder} already exists; delete it to prepare it again"] if folder.exists() else []
     try:
         # These data sets are not in Google's bucket of prepared data.
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))

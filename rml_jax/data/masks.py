@@ -140,7 +140,7 @@ def check_all_classes_occur(read, count, where, class_names, mask_values, ignore
         class in any mask. If some masks could not be read, the first of their errors is raised instead.
     """
     counts, first_error = np.zeros(256, np.int64), None
-    progress = Progress("masks", count, "looked at")
+    progress = Progress("masks", count, "checked")
     for done, index in enumerate(np.random.default_rng(0).permutation(count), 1):
         try:
             counts += np.bincount(read(int(index)).ravel(), minlength=256)

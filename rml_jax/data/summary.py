@@ -109,7 +109,7 @@ def _warnings(names, counts):
     if len(names) == 1:
         yield f"there is one class only, {names[0]!r}"
     if set(counts.per_class) <= {0, counts.images}:
-        yield "all training images have the same tags: nothing tells the classes apart, or from their background"
+        yield "all training images have the same tags, so that classes and background can't be distinguished"
     if counts.untagged > _MANY_UNTAGGED * counts.images:
         yield f"{counts.untagged} of {counts.images} training images have no tag"
     empty = [name for name in names if tag_key(name) in _EMPTY]

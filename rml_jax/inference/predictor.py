@@ -25,9 +25,11 @@ from rml_jax.utils.errors import UserError
 from rml_jax.validate import check_config
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
 
-    from jaxtyping import Float, UInt8
+    from flax import nnx
+    from jaxtyping import Bool, Float, Integer, UInt8
+    from ml_collections import ConfigDict
 
 LARGE = ("tiles", "reduce")
 """How to predict an image that fits on no canvas: in overlapping tiles, or reduced to fit, as in evaluation."""
@@ -97,8 +99,15 @@ def load(
 
 
 def predictor_of(
-    config, params, *, stage=None, scales=None, background=None, tag_threshold=TAG_THRESHOLD, large="tiles"
-):
+    config: ConfigDict,
+    params: nnx.State,
+    *,
+    stage: str | None = None,
+    scales: Sequence[float] | None = None,
+    background: float | None = None,
+    tag_threshold: float = TAG_THRESHOLD,
+    large: str = "tiles",
+) -> Predictor:
     """Returns the Predictor of a loaded model (`load_model`); options as in `load`. `config` is not changed."""
     config = config.copy_and_resolve_references()
     chosen = stage or config.eval.stages[-1]
@@ -119,7 +128,7 @@ def predictor_of(
     return Predictor(config, params, background, tag_threshold, large)
 
 
-def load_model(path, checkpoint=None):
+def load_model(path: str | os.PathLike, checkpoint: str | None = None) -> tuple[ConfigDict, nnx.State, int]:
     """Loads the configuration and the parameters of a run or of an exported model.
 
     Args:
@@ -208,7 +217,13 @@ class Predictor:
         ((_, result),) = self.stream([(None, as_image(image), tags)], batch_size=self._runner.devices)
         return result
 
-    def stream(self, images, *, with_maps=True, batch_size=None):
+    def stream(
+        self,
+        images: Iterable[tuple[Hashable, UInt8[np.ndarray, "h w 3"], Sequence[str] | None]],
+        *,
+        with_maps: bool = True,
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[Hashable, Prediction]]:
         """Predicts images of mixed sizes in batches.
 
         Args:
@@ -393,7 +408,14 @@ class _Tiles:
         return self._image[top : top + self.tile[0], left : left + self.tile[1]]
 
 
-def as_image(image):
+def as_image(
+    image: str
+    | os.PathLike
+    | Image.Image
+    | Integer[np.ndarray, "h w 3"]
+    | UInt8[np.ndarray, "h w 4"]
+    | Integer[np.ndarray, "h w"],
+) -> UInt8[np.ndarray, "h w 3"]:
     """Reads or converts an image to the network's input.
 
     Args:
@@ -423,7 +445,7 @@ def as_image(image):
     return to_rgb(Image.fromarray(image), "the image")
 
 
-def allowed_classes(tags, classes):
+def allowed_classes(tags: Sequence[str], classes: Sequence[str]) -> Bool[np.ndarray, " c"]:
     """Returns which classes are among some tags, bool [C]. Surrounding whitespace and case are ignored.
 
     Raises:

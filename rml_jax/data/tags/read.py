@@ -64,7 +64,7 @@ def read_tag_names(path, class_names=()):
             )
         tags[name] = row.tags, row.where
     if not tags:
-        raise UserError(f"{path}: found no images, expected one a line")
+        raise UserError(f"{path}: found no images, expected one per line")
     return tags
 
 

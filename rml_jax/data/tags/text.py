@@ -37,7 +37,7 @@ def parse_list(text, path):
     lines = text.splitlines()
     ids = tuple(line.strip() for line in lines if line.strip())
     if not ids:
-        raise UserError(f"{path}: found no ids, expected one a line")
+        raise UserError(f"{path}: found no ids, expected one per line")
     seen = set()
     for name in ids:
         if name in seen:
