@@ -1,4 +1,4 @@
-"""Scores a run's checkpoint, a file of weights or a folder of masks."""
+"""Scoring of a run's checkpoint, a file of weights or a folder of masks."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ class Candidate:
       split, source: name of the split, and its images with masks.
       swept: source of the images on which the background scores are chosen, or None.
       graphdef, params: the network.
-      origin: where the parameters are from, {"step": ...} or {"weights": ...}.
+      origin: origin of the parameters, {"step": ...} or {"weights": ...}.
     """
 
     config: ConfigDict
@@ -48,13 +48,13 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """Results of an evaluation.
 
     Attributes:
       config: ConfigDict with its class names.
       metrics: content of metrics.json (docs/evaluation.md).
       scores: the accumulated scores.
-      samples: function of images' indices, which returns a Sample of each.
+      samples: function from the indices of images to their Samples.
       sweep: content of sweep.json, or None.
     """
 
@@ -66,10 +66,10 @@ class Evaluation:
 
 
 def load_candidate(config, workdir, split, weights=""):
-    """Reads the data and the parameters; writes nothing.
+    """Opens the data and loads the parameters, without writing.
 
     Args:
-      config: ConfigDict of the run, perhaps with overrides.
+      config: ConfigDict of the run, possibly with overrides.
       workdir: pathlib.Path of the run.
       split: name of the split to score.
       weights: file to score instead of the checkpoint that `eval.checkpoint` names; "" for none.
@@ -101,7 +101,7 @@ def score_candidate(candidate, save=None):
 
     Args:
       candidate: Candidate.
-      save: function that gets every predicted mask (`rml_jax.evaluation.masks.MaskWriter`), or None.
+      save: function called with every predicted mask (`rml_jax.evaluation.masks.MaskWriter`), or None.
 
     Returns:
       Evaluation.
@@ -228,7 +228,7 @@ def _scores(scores):
 
 
 def _origin(config):
-    """Returns what gave the scores: settings, seeds, code, libraries and devices."""
+    """Returns the provenance of the scores: settings, seeds, code, libraries and devices."""
     return {
         "seeds": {"train": config.train.seed, "data": config.data.seed},
         "commit": provenance.commit(),
@@ -239,7 +239,7 @@ def _origin(config):
 
 
 def _load_for_scoring(config, abstract, path):
-    """Reads parameters from a file, which must hold every head that the stages use."""
+    """Loads parameters from a file, which must have every head that the stages use."""
     params, report = load_weights(abstract, path)
     print(report)
     walks = any("affinity" in stage_needs(stage) for stage in config.eval.stages)

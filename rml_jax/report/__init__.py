@@ -1,4 +1,4 @@
-"""Shows scores and images of a run: a table for the terminal and self-contained HTML pages.
+"""Reports on a run's scores and images: a table for the terminal and self-contained HTML pages.
 
 All functions take the scores as the content of `metrics.json`, in fractions of 1:
 
@@ -35,7 +35,7 @@ def write_report(
     figures: Mapping[str, bytes],
     class_names: Sequence[str],
 ) -> None:
-    """Writes the page of an evaluation, an HTML file that needs no other file, no network and no JavaScript.
+    """Writes the page of an evaluation, a self-contained HTML file without JavaScript.
 
     Its content is also written as JSON, to the same name with the suffix .json, for the page of the whole run. Both
     writes are atomic.
@@ -43,10 +43,10 @@ def write_report(
     Args:
       path: file to write, in an existing folder.
       title: heading of the page.
-      facts: facts about the run, name to value, such as what the backbone started from.
+      facts: name -> value of facts about the run, such as the backbone's initial weights.
       metrics: content of `metrics.json`, see the docstring of this package.
-      parts: heading to the images shown below it, one row each.
-      figures: caption to the bytes of a PNG, shown between the tables and the images.
+      parts: heading -> the images shown below it, one row each.
+      figures: caption -> the bytes of a PNG, shown between the tables and the images.
       class_names: the C classes without background; mask value 1 + i is class i.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Evaluates and writes the results: score files, figures and the page of an evaluation."""
+"""Evaluation with its results written to files: scores, figures and the page of an evaluation."""
 
 import json
 
@@ -20,7 +20,7 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
     are swept, sweep.json and sweep.png to `eval/` (docs/evaluation.md).
 
     Args:
-      config: ConfigDict of the run, perhaps with overrides.
+      config: ConfigDict of the run, possibly with overrides.
       workdir: pathlib.Path of the run; created if it doesn't exist and weights are given.
       split: name of the split to score.
       weights: file to score instead of the checkpoint (`rml_jax.models.weights`); "" for none.
@@ -49,7 +49,7 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
 
 
 def evaluate_masks(config, workdir, split, masks):
-    """Scores a folder of masks by the same metric; writes the same files except for the sweep.
+    """Scores a folder of masks by the same metric and writes the same files except for the sweep.
 
     Args:
       config: ConfigDict whose `data` and `eval.pictures` are used.

@@ -1,4 +1,4 @@
-"""Builds the HTML of a report's page, which needs no other file, no network and no JavaScript."""
+"""The HTML of a report's page, which is self-contained and has no JavaScript."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,7 +13,7 @@ def page(title: str, facts: Mapping[str, str], sections: Sequence[str]) -> str:
 
     Args:
       title: heading of the page.
-      facts: facts shown at the top, name to value.
+      facts: name -> value of the facts shown at the top.
       sections: HTML of the sections, in order.
     """
     return _PAGE.substitute(
@@ -63,7 +63,7 @@ def evolution_section(images: str | None, cams: Mapping[int, str]) -> str:
 
     Args:
       images: data URI of the images in a row, or None if they were not logged.
-      cams: step to data URI of their CAMs in a row, in order.
+      cams: step -> data URI of their CAMs in a row, in order.
     """
     strips = [_image("the images", images, kind="strip")] if images else []
     strips += [_image(f"CAMs at step {step}", uri, kind="strip") for step, uri in cams.items()]
@@ -76,8 +76,8 @@ def config_section(values: Mapping, defaults: Mapping) -> str:
     """Returns the section of the run's whole configuration, collapsed; keys that differ from the defaults are marked.
 
     Args:
-      values: dotted key to value.
-      defaults: dotted key to default value.
+      values: dotted key -> value.
+      defaults: dotted key -> default value.
     """
     rows = []
     for key, value in values.items():
@@ -111,7 +111,7 @@ def _class_rows(metrics: Mapping, class_names: Sequence[str]) -> list[str]:
     labels = {name: label for label, name in enumerate(class_names, start=1)}
     protocol, stage = best_stage(metrics)
     scores = metrics["iou"][protocol][stage]
-    # The only name that is no class of the data set is the background's, label 0.
+    # The only name that is not a class of the data set is the background's, label 0.
     return [_class_row(name, labels.get(name, 0), score) for name, score in scores.items()]
 
 
@@ -149,7 +149,7 @@ def _swatch(label: int) -> str:
 
 
 def _scene(scene: Mapping) -> str:
-    figures = [_image(*picture, pixelated=scene["pixelated"]) for picture in scene["pictures"].items()]
+    figures = [_image(*image, pixelated=scene["pixelated"]) for image in scene["pictures"].items()]
     return _SCENE.substitute(
         id=escape(scene["id"]),
         given=_tags(scene["tags"], allowed=scene["predicted_tags"], otherwise="missed"),

@@ -1,4 +1,4 @@
-"""Atomic writes, and the files below a folder."""
+"""Atomic writes, and a walk over the files below a folder."""
 
 import os
 

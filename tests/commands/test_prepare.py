@@ -305,7 +305,7 @@ def test_finished_data_is_not_made_again(photos, folder_builder, monkeypatch):
     again, lines_again = prepare(folder_builder())
     assert decoded == []
     assert (again, lines_again[1:]) == (folder, lines)
-    assert lines_again[0] == f"{folder} is there already; delete it to make it anew"
+    assert lines_again[0] == f"{folder} already exists; delete it to prepare it again"
     (photos[0] / "dog/new.jpg").write_bytes(archives.jpeg(50))
     assert f"{folder} was prepared from other files or settings" in message_of(prepare, folder_builder())
 
