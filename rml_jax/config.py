@@ -30,11 +30,13 @@ def default_config():
     data.root = ""
     # Tag file (docs/data.md); "": classes in the masks (voc) or names of sub-folders (folder).
     data.tags = ""
-    data.masks = ""  # folder of masks, for scoring; folder only
+    # Folder of masks: for scoring (folder), or instead of SegmentationClassAug (voc, a name or a path).
+    data.masks = ""
     data.class_names = ()  # C foreground classes; folder: () takes them from the tags
     data.mask_values = ()  # value of each class in the mask files; folder: () means 1..C
     data.mask_ignore = 255  # value of pixels that are not annotated in the mask files; -1: there are none
     data.allow_absent = False  # whether a class may occur in none of a split's masks
+    data.allow_changes = False  # whether a run may resume after its images or tags have changed
     data.val_list = ""  # text file with the names of the validation images; folder only
     # Fraction of the images drawn for validation where there is no val_list, 0 to 1; folder only.
     data.val_fraction = 0.1

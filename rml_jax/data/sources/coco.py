@@ -13,7 +13,6 @@ from pycocotools import mask as coco_mask
 from rml_jax.data.images import read_image
 from rml_jax.data.sources.coco_classes import CLASS_NAMES, CLASS_NUMBERS
 from rml_jax.data.sources.layout import DataLayout
-from rml_jax.data.tags import TagCounts
 from rml_jax.utils.errors import UserError
 
 # In pixels. pycocotools takes memory by the length of an outline.
@@ -72,10 +71,9 @@ class CocoFolder:
             item["mask"] = draw_mask(objects, size, path)
         return item
 
-    def tag_counts(self):
-        """Counts the tags of the images: TagCounts."""
-        tags = [[number - 1 for number in numbers] for _, _, numbers, _ in self._images]
-        return TagCounts.of(tags, len(CLASS_NAMES))
+    def item_tags(self):
+        """Returns the id of each image and the positions of its tags, ascending."""
+        return [(Path(name).stem, tuple(n - 1 for n in numbers)) for name, _, numbers, _ in self._images]
 
 
 def draw_mask(objects, size, name):

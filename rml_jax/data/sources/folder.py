@@ -21,9 +21,8 @@ from rml_jax.data.images import PLUGIN_PACKAGES, image_suffixes, read_image
 from rml_jax.data.masks import check_same_size, read_label_map, read_mask
 from rml_jax.data.sources.duplicates import first_copies
 from rml_jax.data.sources.layout import DataLayout
-from rml_jax.data.sources.subfolders import is_system_path, is_utf8, notes, read_subfolders
+from rml_jax.data.sources.subfolders import is_system_path, notes, read_subfolders
 from rml_jax.data.tags import (
-    TagCounts,
     check_classes,
     class_list,
     image_id,
@@ -35,7 +34,7 @@ from rml_jax.data.tags import (
 )
 from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
-from rml_jax.utils.files import walk
+from rml_jax.utils.files import printable, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +144,9 @@ class PhotoFolder:
             check_same_size(item["mask"], item["image"], photo.mask)
         return item
 
-    def tag_counts(self):
-        """Counts the tags of this part: TagCounts."""
-        return TagCounts.of([numbers for _, _, numbers in self._files], len(self.class_names))
+    def item_tags(self):
+        """Returns the id of each image and the positions of its tags, ascending."""
+        return [(name, numbers) for name, _, numbers in self._files]
 
     def read_mask(self, index):
         """Returns an item's mask alone, uint8 [H, W]."""
@@ -199,7 +198,8 @@ def find_images(root, mask_folder=""):
       mask_folder: folder to leave out, "" for none.
 
     Returns:
-      Dict from `image_id` to the file's path below the folder, str, in the order of the paths.
+      Dict from `image_id` to the file's path below the folder, str, in the order of the paths. In ids, bytes of a
+      name that are no UTF-8 are written out (`printable`).
 
     Raises:
       UserError: if the folder or one in it can't be read, has no image, or two images differ in their suffix alone.
@@ -208,9 +208,7 @@ def find_images(root, mask_folder=""):
         raise UserError("config.data.root is empty: expected the folder of photographs")
     images = {}
     for path in list_images(root, mask_folder):
-        name = image_id(Path(path).as_posix())
-        if not is_utf8(path):
-            raise UserError(f"{root}: found the file name {path!r}, expected names in UTF-8")
+        name = image_id(printable(Path(path).as_posix()))
         if name in images:
             raise UserError(
                 f"{root}: found both {images[name]} and {path}, expected names that differ without suffix"
