@@ -10,7 +10,7 @@ from configs import folder, voc
 from rml_jax.commands.prepare import prepare
 from rml_jax.data.preparation.folder import TaggedFolder
 from rml_jax.data.sources import make_source
-from rml_jax.evaluation.run import evaluate_masks
+from rml_jax.report.evaluation import evaluate_masks
 from rml_jax.utils.errors import UserError
 
 

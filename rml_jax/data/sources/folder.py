@@ -120,12 +120,13 @@ class PhotoFolder:
         self.notes = [*notes(folders.parts, left_out), *([unread] if unread else [])]
         first = first_copies({name: Path(root, files[name]) for name in sorted(tags)})
         tags, aliases = (tags, {}) if tags_file else _merge_copies(tags, first, folders.parts)
+        self.notes += _copies(len(aliases) - len(tags) if aliases else 0, [first[name] for name in tags])
         chosen = _split(tags, first, aliases, folders.parts, val_list, val_fraction, seed, is_training)
         if not chosen:
             part = "training" if is_training else "validation"
             raise UserError(
-                f"{root}: no image is left for {part}, of {len(tags)} with tags "
-                "(config.data.val_fraction, config.data.val_list)"
+                f"{root}: no image is left for {part}, of {len(tags)} with tags, {len(set(map(first.get, tags)))} "
+                "of them different (config.data.val_fraction, config.data.val_list)"
             )
         self._files = [(name, files[name], tags[name]) for name in chosen]
         if with_masks:
@@ -302,13 +303,23 @@ def _merge_copies(tags, first, parts):
     return {name: tuple(sorted(numbers)) for name, numbers in merged.items()}, aliases
 
 
+def _copies(merged, groups):
+    """Says how many images are copies. `groups` has the first image of the same content for each that is left."""
+    if merged:
+        yield f"copies in other class folders, merged into one image with several tags: {merged}"
+    if more := len(groups) - len(set(groups)):
+        yield f"images that are identical to another one, and stay in one part with it: {more}"
+
+
 def _split(tags, first, aliases, parts, val_list, val_fraction, seed, is_training):
     """Returns the names of one part, sorted. No two names of different parts have the same `first` copy."""
     names = sorted(name for name in tags if parts.get(name) != "test")
     if not val_list and "val" not in parts.values():
         # By hash rather than by a shuffle: when images are added later, nearly all others stay in their part.
-        count = max(1, round(val_fraction * len(names))) if val_fraction else 0
-        drawn = {first[name] for name in sorted(names, key=lambda name: _hash(f"{seed} {name}"))[:count]}
+        order = sorted(names, key=lambda name: _hash(f"{seed} {name}"))
+        drawn = _draw(
+            [first[name] for name in order], max(1, round(val_fraction * len(names))) if val_fraction else 0
+        )
         return [name for name in names if (first[name] in drawn) != is_training]
     if val_list:
         listed = {image_id(name) for name in read_list(val_list)}
@@ -330,6 +341,27 @@ def _split(tags, first, aliases, parts, val_list, val_fraction, seed, is_trainin
             file=sys.stderr,
         )
     return kept
+
+
+def _draw(groups, count):
+    """Draws whole groups of identical images.
+
+    Args:
+      groups: the group of each image, in the order of the draw.
+      count: how many images to draw.
+
+    Returns:
+      Set of the groups that come first and have at most `count` images together; if all are larger, a smallest one,
+      but never the only one.
+    """
+    sizes, drawn, total = collections.Counter(groups), set(), 0
+    for group in sizes:
+        if total + sizes[group] <= count:
+            drawn.add(group)
+            total += sizes[group]
+    if count and not drawn and len(sizes) > 1:
+        drawn.add(min(sizes, key=sizes.get))
+    return drawn
 
 
 def _hash(text):

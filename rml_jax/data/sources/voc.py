@@ -187,7 +187,11 @@ class VocFolder:
         """Returns the ids that a list names, and notes the files of those that have others than an id says."""
         lines = {}
         for line in read_list(split_file):
-            name = line if self._image_path(line).is_file() else self._parse_line(line, files(), split_file)
+            name = (
+                line
+                if os.path.isfile(self._image_path(line))
+                else self._parse_line(line, files(), split_file)
+            )
             if name in lines:
                 raise UserError(f"{split_file}: found {lines[name]!r} and {line!r}, expected each image once")
             lines[name] = line
@@ -233,16 +237,19 @@ class VocFolder:
         return mask
 
     def _check_files(self, split_file, tags_file):
-        without_image = [i for i in self._ids if not self._image_path(i).is_file()]
+        without_image = [i for i in self._ids if not os.path.isfile(self._image_path(i))]
         if without_image:
             path = self._image_path(without_image[0])
             raise UserError(f"{split_file}: no image {path} for {self._share(without_image)}")
         masks_for = self._ids if self.with_masks else [i for i in self._ids if i not in self._tags]
-        without_mask = [i for i in masks_for if not self._mask_path(i).is_file()]
+        without_mask = [i for i in masks_for if not os.path.isfile(self._mask_path(i))]
         if without_mask:
             path = self._mask_path(without_mask[0])
             wanted = f"neither tags in {tags_file} nor a" if tags_file and not self.with_masks else "no"
-            raise UserError(f"{split_file}: {wanted} mask {path} for {self._share(without_mask)}")
+            raise UserError(
+                f"{split_file}: {wanted} mask {path} for {self._share(without_mask)}; another folder of masks: "
+                "config.data.masks"
+            )
 
     def _share(self, missing):
         return f"id {missing[0]!r} (missing for {len(missing)} of {len(self._ids)} ids)"
