@@ -1,6 +1,8 @@
-"""Draws the README's figure from the report of a run's last evaluation: its first images and their masks.
+"""Draws the README's figure from the report of a run's last evaluation: images and their masks.
 
-python -m experiments.picture --workdir=runs/demo --out=docs/digits.png
+    python -m experiments.picture --workdir=runs/demo --ids=ID,ID,... --out=docs/digits.png
+
+Without --ids, the first images.
 """
 
 import argparse
@@ -16,16 +18,19 @@ from rml_jax import visualize
 from rml_jax.utils.files import atomic_write
 
 _ROWS = 3
-_COLUMNS = ("image", "CAM", "affinity", "pseudo label", "prediction: crf", "ground truth")
+_COLUMNS = ("image", "CAM", "pseudo label", "prediction: crf", "ground truth")
 
 
 def main():
     parser = argparse.ArgumentParser("python -m experiments.picture")
     parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--ids", default="", help="images among those that the report shows")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
     evaluation = json.loads((chosen.workdir / "eval" / "report.json").read_text(encoding="utf-8"))
-    scenes = evaluation["parts"]["The first images"][:_ROWS]
+    shown = {scene["id"]: scene for part in evaluation["parts"].values() for scene in part}
+    ids = chosen.ids.split(",") if chosen.ids else list(shown)[:_ROWS]
+    scenes = [shown[name] for name in ids]
     rows = [[_decode(scene["pictures"][column]) for column in _COLUMNS] for scene in scenes]
     names = evaluation["class_names"]
     labels = [1 + names.index(name) for name in sorted({tag for scene in scenes for tag in scene["tags"]})]

@@ -329,8 +329,10 @@ def test_class_names(names):
 
 def test_stage_without_a_background_score(config):
     config.eval.background = ConfigDict({"cam": 0.3, "affinity": 0.2})
-    assert error_of(check_config, config).startswith("config.eval.background.par is None: expected ")
-    config.eval.stages = ("cam", "affinity")
+    check_config(config)  # `par` uses the score of `cam`.
+    config.eval.background = ConfigDict({"affinity": 0.2, "par": 0.3})
+    assert error_of(check_config, config).startswith("config.eval.background.cam is None: expected ")
+    config.eval.stages = ("par", "affinity")
     check_config(config)
 
 

@@ -78,8 +78,8 @@ def test_mistake_on_the_command_line_of_train(tmp_path, arguments, words):
     assert all(word in message for word in words), message
 
 
-def test_training_on_a_broken_picture(tmp_path, make_voc_folder):
-    """The error comes from a thread that reads ahead."""
+def test_training_on_a_broken_image(tmp_path, make_voc_folder):
+    """The error comes from a thread that reads ahead, after the table of what the data holds."""
     files = make_voc_folder()
     path = files.image_path("train_002")
     path.write_bytes(path.read_bytes()[:200])
@@ -90,7 +90,13 @@ def test_training_on_a_broken_picture(tmp_path, make_voc_folder):
         "train_split": "train",
     }
     flags = [f"--config.data.{key}={value}" for key, value in settings.items()]
-    assert str(path) in error_of(tmp_path, "train.py", f"--config={ANIMALS}", "--workdir=run", *flags)
+    command = [sys.executable, str(ROOT / "train.py"), f"--config={ANIMALS}", "--workdir=run", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout.startswith("data: voc_animals, 2 classes\n")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: {path}: ")
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluation_of_a_missing_workdir(tmp_path):

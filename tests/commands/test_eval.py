@@ -169,13 +169,13 @@ def test_masks_of_a_folder_whose_tags_name_the_classes(tmp_path):
     [
         (lambda path: path.unlink(), ["no such file, expected a mask for every image"]),
         (lambda path: Image.new("L", (32, 31)).save(path), ["found a mask of 32x31 pixels, expected 32x32"]),
-        (lambda path: Image.new("RGB", (32, 32)).save(path), ["found image mode RGB"]),
+        (lambda path: Image.new("RGB", (32, 32), (0, 9, 0)).save(path), ["found colours, such as (0, 9, 0)"]),
         (lambda path: Image.new("L", (32, 32), 11).save(path), ["found mask value 11", "9, 10, 255]"]),
         (
             lambda path: Image.new("L", (32, 32), 255).save(path),
             ["found 255 (ignore), expected a class or 0"],
         ),
-        (lambda path: path.write_bytes(b"no picture"), ["expected a whole JPEG or PNG picture"]),
+        (lambda path: path.write_bytes(b"no picture"), ["expected a whole JPEG or PNG image"]),
     ],
     ids=["missing", "size", "colours", "unknown class", "ignore", "broken"],
 )
@@ -204,10 +204,14 @@ def test_masks_are_written_in_the_data_sets_numbers(tmp_path):
 
 def test_what_was_scored_is_shown(scored):
     weights, _, metrics, page = scored
-    assert score_table(metrics).startswith(f"digits val, 3 images, weights {weights} (scores in %)\n")
+    what = (
+        f"digits val, 3 images ({metrics['pixels_scored']:,} pixels of {metrics['classes_scored']} classes with "
+        f"background), weights {weights}"
+    )
+    assert score_table(metrics).startswith(f"{what} (scores in %)\n")
     text = page.read_text()
     assert f"<dt>weights</dt><dd>{weights}</dd>" in text
-    assert f"digits val, 3 images, weights {weights}" in text
+    assert what in text
     assert "started from" not in text, "of that nothing is known"
 
 

@@ -44,4 +44,4 @@ def test_parts_that_devices_cannot_share_are_refused():
     with pytest.raises(
         UserError, match=r"batch_size is 6: .* the 1 devices times config\.train\.grad_accum_steps = 4"
     ):
-        sharding.make_mesh(6, accumulate=4)
+        sharding.make_mesh(6, grad_accum_steps=4)
