@@ -19,8 +19,9 @@ from rml_jax.utils.files import atomic_write
 # Keys that may differ from the config of the run that is resumed; "x." stands for all keys below x.
 FREE_KEYS = (
     "checkpoint.",
-    # The images and tags themselves must be the same (`check_data`).
+    "data.category_ids",
     "data.allow_changes",
+    # The images and tags themselves must be the same (`check_data`).
     "data.masks",
     "data.root",
     "data.tags",

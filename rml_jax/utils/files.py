@@ -26,6 +26,12 @@ def atomic_write(path, content):
         temporary.unlink(missing_ok=True)
 
 
+def write_file(path, content):
+    """Writes a file as `atomic_write`; makes its folder first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, content)
+
+
 def walk(root, skip=()):
     """Lists the files below a folder. Links to folders are followed; each folder is visited once.
 

@@ -363,3 +363,21 @@ def test_masks_that_are_named_must_be_there(tagged, scored, tmp_path):
     config.data.tags = str(tagged / "tags.csv")
     with pytest.raises(UserError, match=r"config\.data\.masks is 'Masks'"):
         evaluate_run(config, tmp_path / "new", "val", scored[0])
+
+
+def test_coco_without_outlines_is_scored_by_its_tags(tagged, scored, tmp_path):
+    names = [f"tag {number}" for number in range(CLASSES)]
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(1, CLASSES)],
+        "annotations": [{"id": n, "image_id": n, "category_id": n + 1} for n in range(1, CLASSES)],
+        "categories": [{"id": n + 1, "name": name} for n, name in enumerate(names)],
+    }
+    root = (tagged / "voc/JPEGImages").rename(tagged / "images").parent
+    (root / "annotations").mkdir()
+    (root / "annotations/instances_val.json").write_text(json.dumps(content))
+    config = tagged_config("coco", root, "")
+    config.data.mask_values = ()
+    metrics, _ = evaluate_run(config, tmp_path / "new", "val", scored[0])
+    assert metrics["images"] == CLASSES - 1
+    assert metrics["classification"]["map"] > 0
+    assert "miou" not in metrics

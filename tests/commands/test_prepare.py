@@ -168,7 +168,10 @@ def test_coco_gives_what_its_folder_gives(tmp_path, packed):
             PreparedData(folder, split, with_masks=True), CocoFolder(root, split, with_masks=True)
         )
     assert "train2014: 2 images (officially 82081), " in lines[1]
-    assert "3 in the annotation file, 1 without any of the 80 classes; 2 listed, 0 rejected" in lines[2]
+    assert (
+        "3 in the annotation file; images that are left out, as they have no annotation: 1; 2 listed, 0 rejected"
+        in lines[2]
+    )
     # Tags by hand: person, stop sign and toothbrush in the first image, dog in the second.
     tags = [np.flatnonzero(item["tags"]).tolist() for item in items(PreparedData(folder, "val2014"))]
     assert tags == [[0, 11, 79], [16]]

@@ -89,6 +89,7 @@ class PreparedBuilder(FileReaderBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     OFFICIAL: dict[str, int] = {}  # noqa: RUF012 (images per split of the published data set)
+    category_ids: tuple[int, ...] = ()  # of the classes, in the annotation files
     upright = False  # whether a reader must apply the EXIF orientation
 
     def __init__(self, *, max_bad=0.01, **options):
@@ -263,6 +264,7 @@ class PreparedBuilder(FileReaderBuilder):
         return {
             "name": self.name,
             "class_names": list(self.class_names),
+            **({"category_ids": list(self.category_ids)} if self.category_ids else {}),
             "tags_from": self.tags_from,
             "upright": self.upright,
             "settings": self.settings(),

@@ -19,7 +19,7 @@ import numpy as np
 
 from rml_jax.data.images import PLUGIN_PACKAGES, image_suffixes, read_image
 from rml_jax.data.masks import check_same_size, read_label_map, read_mask
-from rml_jax.data.sources.duplicates import first_copies
+from rml_jax.data.sources.duplicates import draw_groups, first_copies
 from rml_jax.data.sources.layout import DataLayout
 from rml_jax.data.sources.subfolders import is_system_path, notes, read_subfolders
 from rml_jax.data.tags import (
@@ -223,31 +223,32 @@ def find_images(root, mask_folder=""):
     return images
 
 
-def list_images(root, mask_folder=""):
+def list_images(root, *skip):
     """Returns the paths of the image files below a folder, relative to it, str, sorted. Hidden files are ignored.
 
     Args:
-      root, mask_folder: see `find_images`.
+      root: see `find_images`.
+      skip: folders to leave out; "" is none.
 
     Raises:
       UserError: if the folder or one in it can't be read.
     """
-    paths = (path for path in _visible_files(root, mask_folder) if _suffix(path) in image_suffixes())
+    paths = (path for path in _visible_files(root, skip) if _suffix(path) in image_suffixes())
     return sorted(os.path.relpath(path, root) for path in paths)
 
 
-def count_left_out(root, mask_folder=""):
+def count_left_out(root, *skip):
     """Counts the files that `list_images` leaves out, apart from hidden ones and those of systems.
 
     Returns:
       Counter by suffix, in lower case; "" for files without one.
     """
-    suffixes = map(_suffix, _visible_files(root, mask_folder))
+    suffixes = map(_suffix, _visible_files(root, skip))
     return collections.Counter(suffix for suffix in suffixes if suffix not in image_suffixes())
 
 
-def _visible_files(root, mask_folder):
-    for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ()):
+def _visible_files(root, skip):
+    for _, files in walk(root, skip=[os.path.realpath(folder) for folder in skip if folder]):
         for path in files:
             hidden = os.path.basename(path).startswith(".")
             if not hidden and not is_system_path(os.path.relpath(path, root)):
@@ -317,7 +318,7 @@ def _split(tags, first, aliases, parts, val_list, val_fraction, seed, is_trainin
     if not val_list and "val" not in parts.values():
         # By hash rather than by a shuffle: when images are added later, nearly all others stay in their part.
         order = sorted(names, key=lambda name: _hash(f"{seed} {name}"))
-        drawn = _draw(
+        drawn = draw_groups(
             [first[name] for name in order], max(1, round(val_fraction * len(names))) if val_fraction else 0
         )
         return [name for name in names if (first[name] in drawn) != is_training]
@@ -341,27 +342,6 @@ def _split(tags, first, aliases, parts, val_list, val_fraction, seed, is_trainin
             file=sys.stderr,
         )
     return kept
-
-
-def _draw(groups, count):
-    """Draws whole groups of identical images.
-
-    Args:
-      groups: the group of each image, in the order of the draw.
-      count: how many images to draw.
-
-    Returns:
-      Set of the groups that come first and have at most `count` images together; if all are larger, a smallest one,
-      but never the only one.
-    """
-    sizes, drawn, total = collections.Counter(groups), set(), 0
-    for group in sizes:
-        if total + sizes[group] <= count:
-            drawn.add(group)
-            total += sizes[group]
-    if count and not drawn and len(sizes) > 1:
-        drawn.add(min(sizes, key=sizes.get))
-    return drawn
 
 
 def _hash(text):
@@ -390,7 +370,7 @@ def _make(data_config, split, with_masks):
 LAYOUT = DataLayout(
     make=_make,
     find_classes=lambda data_config: folder_classes(data_config.root, data_config.tags, data_config.masks),
-    has_masks=lambda data_config: bool(data_config.masks),
+    has_masks=lambda data_config, split: bool(data_config.masks),
     licence="The trainer's own photographs: their terms are not known here. **To be filled in before this model is "
     "passed on.**",
 )

@@ -8,6 +8,7 @@ import numpy as np
 from rml_jax.data.fingerprint import unpack_items
 from rml_jax.data.images import decode_image
 from rml_jax.data.masks import decode_mask
+from rml_jax.data.sources.coco_classes import CLASS_NAMES, COCO_IDS
 from rml_jax.data.tags import tag_key
 from rml_jax.utils.errors import UserError
 
@@ -30,6 +31,17 @@ def read_report(folder):
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}, expected what `rml-jax prepare` writes") from error
+
+
+def stored_category_ids(root, class_names):
+    """Returns the `category_id` of classes in the annotation files that data were prepared from; () if unknown."""
+    report = read_report(root)
+    ids = report.get("category_ids")
+    if ids is None and tuple(report["class_names"]) == CLASS_NAMES:
+        ids = COCO_IDS  # prepared by version 0.1
+    by_key = dict(zip(map(tag_key, report["class_names"]), ids or (), strict=False))
+    found = tuple(by_key.get(tag_key(name)) for name in class_names)
+    return () if None in found else found
 
 
 class PreparedData:

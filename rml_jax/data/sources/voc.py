@@ -309,8 +309,9 @@ def _make(data_config, split, with_masks):
     return source
 
 
-def _has_masks(data_config):
+def _has_masks(data_config, split):
     """Returns whether there are masks: where there is a tag file, training needs none."""
+    del split  # There is one folder of masks.
     return not data_config.tags or find_mask_folder(data_config.root, data_config.masks).is_dir()
 
 
