@@ -30,20 +30,23 @@ def default_config():
     data.root = ""
     # Tag file (docs/data.md); "": classes in the masks (voc) or names of sub-folders (folder).
     data.tags = ""
-    data.masks = ""  # folder of masks, for scoring; folder only
-    data.class_names = ()  # C foreground classes; folder: () takes them from the tags
+    # Folder of masks: for scoring (folder), or instead of SegmentationClassAug (voc, a name or a path).
+    data.masks = ""
+    data.class_names = ()  # C foreground classes; folder, coco: () takes them from the data
+    data.category_ids = ()  # id of each class in the annotation file, for predictions; coco: () takes them from it
     data.mask_values = ()  # value of each class in the mask files; folder: () means 1..C
     data.mask_ignore = 255  # value of pixels that are not annotated in the mask files; -1: there are none
     data.allow_absent = False  # whether a class may occur in none of a split's masks
+    data.allow_changes = False  # whether a run may resume after its images or tags have changed
     data.val_list = ""  # text file with the names of the validation images; folder only
-    # Fraction of the images drawn for validation if there is no val_list, 0 to 1; folder only.
+    # Fraction of the images drawn for validation if there is no val_list, 0 to 1; folder, and coco in one file.
     data.val_fraction = 0.1
     data.skip_bad = False  # whether training skips and counts files that can't be read, rather than stop
     data.train_split = "train"  # split that is trained on
     data.val_split = "val"  # split that is scored by default, and whose images are logged
     data.num_train = 0  # training scenes, at least 1; digits only
     data.num_val = 0  # validation scenes, at least 1; digits only
-    data.seed = 0  # seed of digits' scenes and of the draw of a folder's validation images, at least 0
+    data.seed = 0  # seed of digits' scenes and of the draw of validation images, at least 0
     data.scene = scene = ConfigDict()  # digits only, see DigitScenes
     scene.size = 64  # side of a scene, in pixels
     scene.digits = (1, 2)  # (least, greatest) number of digits in a scene

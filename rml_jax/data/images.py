@@ -102,10 +102,10 @@ def decode_image(data, name, upright=False, min_side=MIN_SIDE):
         MAX_PIXELS.
     """
     pixels = None
-    if data.startswith(b"\xff\xd8") and not (
-        upright and _orientation(open_image(data, name, load=False)) != 1
-    ):
-        pixels = _decode_plain_jpeg(data)
+    if data.startswith(b"\xff\xd8"):
+        header = open_image(data, name, load=False)  # The fast decoder reads some files that pillow refuses.
+        if not upright or _orientation(header) == 1:
+            pixels = _decode_plain_jpeg(data)
     if pixels is None:
         pixels = to_rgb(open_image(data, name), name, upright=upright, data=data)
     if min(pixels.shape[:2]) < min_side:

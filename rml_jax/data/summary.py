@@ -1,11 +1,11 @@
 """Summary of a data set before the first step: classes, images per class, and warnings.
 
-A source can report its tags without decoding images, by a method `tag_counts()` that returns a `TagCounts`, or by
-`most_tags`, the greatest number of tags of an image. Its `notes` are lines about files that it left out.
+A source can report its tags without decoding images, by a method `item_tags()` (`item_tags` below), or by `most_tags`,
+the greatest number of tags of an image. Its `notes` are lines about files that it left out.
 """
 
 from rml_jax.data.sources import make_source
-from rml_jax.data.tags import tag_key
+from rml_jax.data.tags import TagCounts, tag_key
 from rml_jax.utils.errors import UserError
 
 # Names that spreadsheets and programs write for an empty cell.
@@ -92,10 +92,25 @@ def _unwrapped(source):
     return getattr(source, "source", source)
 
 
-def _tag_counts(source):
-    """Returns the TagCounts of a source, or None if only its items have the tags."""
+def item_tags(source):
+    """Returns the tags of a source's images without decoding these.
+
+    Args:
+      source: a source, or None.
+
+    Returns:
+      List of (id, positions of the tags in the class list, ascending), with None for the tags of an image where they
+      can't be read; None if only the items of the source tell.
+    """
     source = _unwrapped(source)
-    return source.tag_counts() if hasattr(source, "tag_counts") else None
+    return source.item_tags() if hasattr(source, "item_tags") else None
+
+
+def _tag_counts(source):
+    items = item_tags(source)
+    if items is None:
+        return None
+    return TagCounts.of([tags for _, tags in items if tags is not None], len(source.class_names))
 
 
 def _cell(value):

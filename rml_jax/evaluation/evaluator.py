@@ -16,7 +16,7 @@ from rml_jax.stages.sample_maps import make_sample_maps
 
 
 class Evaluator:
-    """Runs one network over a source with masks.
+    """Runs one network over a source.
 
     Images are padded to the smallest canvas that holds them, so that a data set of mixed sizes compiles only a few
     programs; padding does not change a prediction (`rml_jax.stages`). Masks have the annotation's resolution. A batch
@@ -53,7 +53,7 @@ class Evaluator:
 
         Args:
           params: nnx.State of the network.
-          source: random-access source with masks.
+          source: random-access source. Without masks, tags alone are scored.
           backgrounds: dict protocol -> base of a chain -> background score (`fixed_backgrounds`, `sweep`).
           progress: called with the number of images done.
           save: function of protocol, stage, id and mask (uint8, 0..C), called with every predicted mask; or None.
@@ -64,6 +64,8 @@ class Evaluator:
         self.canvases.clear()
         self.resized.clear()
         scores = Scores(("background", *self._classes))
+        if not getattr(source, "with_masks", True) and save is None:
+            backgrounds = {}  # No masks are needed.
         probabilities, tags = [], []
         predictions = self._predictions(params, source, range(len(source)), backgrounds)
         for done, (index, item, prediction) in enumerate(predictions, 1):
@@ -71,7 +73,8 @@ class Evaluator:
             tags.append(item["tags"])
             for protocol, masks in prediction["masks"].items():
                 for stage, mask in masks.items():
-                    scores.add(protocol, stage, index, mask, item["mask"])
+                    if "mask" in item:
+                        scores.add(protocol, stage, index, mask, item["mask"])
                     if save:
                         save(protocol, stage, item["id"], mask)
             progress(done)
@@ -128,8 +131,9 @@ class Evaluator:
     def _sample(self, item, prediction):
         predicted = prediction["probabilities"] > TAG_THRESHOLD
         cam = prediction["cam"]
-        if cam.shape != item["mask"].shape:
-            cam = Image.fromarray(cam).resize(item["mask"].shape[::-1], Image.Resampling.BILINEAR)
+        height, width = item["image"].shape[:2]
+        if cam.shape != (height, width):
+            cam = Image.fromarray(cam).resize((width, height), Image.Resampling.BILINEAR)
         return Sample(
             id=item["id"],
             image=item["image"],
@@ -138,7 +142,7 @@ class Evaluator:
             cam=np.clip(np.asarray(cam), 0, 1),
             pseudo_label=prediction["pseudo_label"],
             predictions=next(iter(prediction["masks"].values())),
-            ground_truth=item["mask"],
+            ground_truth=item.get("mask"),
             affinity=prediction["affinity"],
             pixel=tuple(prediction["pixel"].tolist()),
         )
@@ -159,14 +163,12 @@ class Evaluator:
                 yield batch, np.stack([item["tags"] for item in batch.items])
 
     def _predictions(self, params, source, indices, backgrounds, with_maps=False):
-        """Yields (index, item, prediction): a dict of probabilities and masks by protocol and stage."""
+        """Yields (index, item, prediction): a dict of probabilities and, by protocol of `backgrounds`, masks."""
         runner, params = self._runner, self._runner.replicate(params)
         for batch, tags in self._batches(source, indices):
             maps, probabilities = runner.maps(params, batch)
-            masks = {
-                protocol: runner.refined(batch, maps, slots, backgrounds[protocol])[0]
-                for protocol, slots in self._slots(tags, probabilities).items()
-            }
+            slots = self._slots(tags, probabilities) if backgrounds else {}
+            masks = {p: runner.refined(batch, maps, slots[p], backgrounds[p])[0] for p in slots}
             shown = {}
             if with_maps:
                 arguments = maps["cams"], maps["affinity"], batch.images, batch.sizes, tags
@@ -203,6 +205,7 @@ class Evaluator:
         return {
             protocol: {stage: _cut(batch, number, masks[protocol][stage]) for stage in stages}
             for protocol in self._config.eval.protocols
+            if protocol in masks
         }
 
     def _slots(self, tags, probabilities):
@@ -213,9 +216,9 @@ class Evaluator:
 
 
 def _cut(batch, number, masks):
-    """Crops one image's mask from uint8 [B, H, W], at its annotation's resolution."""
+    """Crops one image's mask from uint8 [B, H, W], at the image's own resolution."""
     _, item, size = batch.entries[number]
-    return crop_labels(masks[number], size, item["mask"].shape)
+    return crop_labels(masks[number], size, item["image"].shape[:2])
 
 
 class Scores:

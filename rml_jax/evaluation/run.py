@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rml_jax.checkpoint import read_params
 from rml_jax.data.masks import check_masks
-from rml_jax.data.sources import make_source, with_class_names
+from rml_jax.data.sources import SkipBad, has_masks, make_source, with_class_names
 from rml_jax.evaluation.evaluator import Evaluator, Scores
 from rml_jax.evaluation.masks import MaskFolder
 from rml_jax.evaluation.samples import Sample
@@ -31,7 +31,7 @@ class Candidate:
 
     Attributes:
       config: ConfigDict with its class names.
-      split, source: name of the split, and its images with masks.
+      split, source: name of the split, and its images, with masks if there are any.
       swept: source of the images on which the background scores are chosen, or None.
       graphdef, params: the network.
       origin: origin of the parameters, {"step": ...} or {"weights": ...}.
@@ -82,8 +82,7 @@ def load_candidate(config, workdir, split, weights=""):
     """
     config = with_class_names(config)
     check_config(config)
-    source = make_source(config.data, split, with_masks=True)
-    check_masks(source, config.data)
+    source = _open_split(config.data, split)
     swept = None
     if config.eval.sweep.split:
         swept = make_source(config.data, config.eval.sweep.split, with_masks=True)
@@ -94,6 +93,18 @@ def load_candidate(config, workdir, split, weights=""):
         step, params = read_params(workdir, abstract, config.eval.checkpoint, config.checkpoint.best_metric)
         origin = {"step": step}
     return Candidate(config, split, source, swept, graphdef, params, origin)
+
+
+def _open_split(data_config, split):
+    """Opens a split with its masks, which are checked, or without if there are none: tags alone are scored then."""
+    if has_masks(data_config, split):
+        source = make_source(data_config, split, with_masks=True)
+        check_masks(source, data_config)
+        return source
+    source = make_source(data_config, split, with_masks=False)
+    return (
+        source.source if isinstance(source, SkipBad) else source
+    )  # An image in place of a bad one counts twice.
 
 
 def score_candidate(candidate, save=None):
@@ -218,6 +229,8 @@ def _sweep(config, evaluator, params, source):
 
 def _scores(scores):
     classification = {"classification": scores.classification} if scores.classification else {}
+    if not scores.matrices:
+        return {"images": scores.images, **classification}
     return {
         "images": scores.images,
         **scores.coverage(),

@@ -9,7 +9,8 @@ All functions take the scores as the content of `metrics.json`, in fractions of 
      "background": {"predicted": {"cam": {"score": 0.4, "chosen_on": "fixed"}, ...}, "given": {...}}}
 
 Scores of a weights file have `weights` instead of `step`. Scores of a mask folder have `masks`, the single protocol
-`files`, and neither `classification` nor `background`. docs/evaluation.md defines the protocols.
+`files`, and neither `classification` nor `background`. Without masks to score by, `miou` and `iou` are missing.
+docs/evaluation.md defines the protocols.
 """
 
 import json

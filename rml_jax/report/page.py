@@ -5,7 +5,15 @@ from html import escape
 from string import Template
 
 from rml_jax import visualize
-from rml_jax.report.scores import SHORT, TITLES, best_stage, classification, percent, stage_scores
+from rml_jax.report.scores import (
+    SHORT,
+    TITLES,
+    WITHOUT_MASKS,
+    best_stage,
+    classification,
+    percent,
+    stage_scores,
+)
 
 
 def page(title: str, facts: Mapping[str, str], sections: Sequence[str]) -> str:
@@ -33,15 +41,20 @@ def evaluation_sections(evaluation: Mapping) -> list[str]:
       HTML of the sections.
     """
     metrics, class_names = evaluation["metrics"], evaluation["class_names"]
-    protocol, best = best_stage(metrics)
-    scores = _SCORES.substitute(
-        protocols="".join(f"<th>{TITLES[p].removeprefix('mIoU ')}</th>" for p in metrics["miou"]),
-        stage_rows="\n".join(_stage_row(*row, is_best=row[0] == best) for row in stage_scores(metrics)),
-        classification="".join(f"<p>{escape(line)}</p>" for line in classification(metrics)),
-        best_stage=escape(best),
-        best_protocol=SHORT[protocol],
-        class_rows="\n".join(_class_rows(metrics, class_names)),
-    )
+    tag_scores = "".join(f"<p>{escape(line)}</p>" for line in classification(metrics))
+    if "miou" in metrics:
+        protocol, best = best_stage(metrics)
+        scores = _SCORES.substitute(
+            protocols="".join(f"<th>{TITLES[p].removeprefix('mIoU ')}</th>" for p in metrics["miou"]),
+            stage_rows="\n".join(_stage_row(*row, is_best=row[0] == best) for row in stage_scores(metrics)),
+            classification=tag_scores,
+            best_stage=escape(best),
+            best_protocol=SHORT[protocol],
+            class_rows="\n".join(_class_rows(metrics, class_names)),
+        )
+    else:
+        protocol = metrics["settings"]["eval"]["protocols"][0]
+        scores = note_section("Scores", f"{WITHOUT_MASKS.capitalize()}.") + tag_scores
     figures = "\n".join(_image(*figure, kind="chart") for figure in evaluation["figures"].items())
     guide = _GUIDE.substitute(best_protocol=SHORT[protocol], legend=_legend(class_names))
     return [scores, figures, guide, *(_part(*part) for part in evaluation["parts"].items())]

@@ -10,6 +10,7 @@ from rml_jax.stages.registry import split_stage
 # Title of a protocol's column, and its short name.
 TITLES = {"predicted": "mIoU predicted tags", "given": "mIoU given tags", "files": "mIoU of the files"}
 SHORT = {"predicted": "predicted tags", "given": "given tags", "files": "files"}
+WITHOUT_MASKS = "there are no masks to score by (config.data.masks): only the predicted tags are scored"
 
 
 def score_table(metrics: Mapping) -> str:
@@ -21,8 +22,10 @@ def score_table(metrics: Mapping) -> str:
     Returns:
       Lines of text without a final line break: the scored split; one row per stage with a column per protocol, in
       brackets the change by a CRF, and the background score with the split it was chosen on; the classification
-      scores.
+      scores. If there were no masks, a line says so in place of the rows.
     """
+    if "miou" not in metrics:
+        return "\n".join([f"{scored_set(metrics)} (scores in %)", WITHOUT_MASKS, *classification(metrics)])
     protocols, rows = list(metrics["miou"]), stage_scores(metrics)
     width = max(10, *(len(stage) + 2 for stage, *_ in rows))
     lines = [[f"{'stage':<{width}}", *(f"{TITLES[p]:>21}" for p in protocols), "   background score"]]

@@ -13,6 +13,7 @@ contains none of the classes. Surrounding whitespace and letter case of tags are
 """
 
 from rml_jax.data.tags.counts import TagCounts
+from rml_jax.data.tags.cvat import decode_xml
 from rml_jax.data.tags.names import (
     check_class_names,
     check_classes,
@@ -31,6 +32,7 @@ __all__ = [
     "check_classes",
     "class_list",
     "decode_text",
+    "decode_xml",
     "image_id",
     "match_images",
     "parse_list",

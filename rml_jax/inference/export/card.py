@@ -61,6 +61,9 @@ def _scores(step, metrics):
     if metrics is None:
         return "Not scored: the run had no eval/metrics.json (`rml-jax eval --workdir=DIR`)."
     scored = f"{metrics['dataset']} {metrics['split']}, {metrics['images']} images, step {metrics['step']}"
+    if "miou" not in metrics:
+        tags = metrics["classification"]
+        return f"Tags alone, in percent on {scored}: F1 {100 * tags['f1']:.1f}, mAP {100 * tags['map']:.1f}."
     miou = {protocol: metrics["miou"][protocol] for protocol in PROTOCOLS if protocol in metrics["miou"]}
     lines = [
         f"mIoU in percent on {scored}"
