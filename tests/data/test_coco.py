@@ -1,5 +1,7 @@
 """COCO in miniature and data sets of other categories in its format, good and broken."""
 
+import copy
+import functools
 import json
 
 import numpy as np
@@ -13,6 +15,7 @@ from pycocotools import mask as coco_mask
 from configs import coco as coco_config
 from rml_jax.data.sources import SkipBad, make_source, with_class_names
 from rml_jax.data.sources.coco import CocoFolder
+from rml_jax.data.sources.coco_annotations import parse_annotations
 from rml_jax.data.sources.coco_masks import draw_mask
 from rml_jax.utils.errors import UserError
 from tests.data.archives import COCO_CATEGORIES, polygon, thing
@@ -310,7 +313,7 @@ def test_validation_of_other_categories_than_training(own, categories, words):
         (None, "found no categories"),
         ([], "found no categories"),
         ([{"id": "one", "name": "weld"}], "category 1: found id 'one'"),
-        ([{"id": 1}], "category 1: found id 1 and name 'None'"),
+        ([{"id": 1}], "category 1: found id 1 and name None"),
         ([{"id": 1, "name": "weld"}] * 2, "category 2: found the id 1 a second time"),
         ([{"id": 1, "name": "weld"}, {"id": 2, "name": "background"}], "found the class 'background'"),
         ([{"id": n, "name": f"c{n}"} for n in range(300)], "found 300 classes, expected at most 254$"),
@@ -475,3 +478,73 @@ def test_two_entries_for_one_file(own):
     source = CocoFolder(own(add), "train")
     with pytest.raises(UserError, match=r"image 3: found '3.png' for 2 images without suffix"):
         source[2]
+
+
+# --- Any damage ---
+
+VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    10**30,
+    1.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "1",
+    "\ud800",
+    "a\nb",
+    [],
+    [[]],
+    {},
+)
+
+
+def places_in(value, path=()):
+    """Paths of keys to all values in a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, below in items:
+        yield (*path, key)
+        yield from places_in(below, (*path, key))
+
+
+def damage(content, rng):
+    """Deletes or replaces a value of a JSON object; then perhaps changes a byte of its text."""
+    for _ in range(rng.integers(1, 4)):
+        places = list(places_in(content))
+        *path, key = places[rng.integers(len(places))]
+        owner = functools.reduce(lambda value, key: value[key], path, content)
+        if rng.random() < 0.3:
+            del owner[key]
+        else:
+            owner[key] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
+        if not content:
+            break
+    data = bytearray(json.dumps(content).encode())
+    if rng.random() < 0.2:
+        data[rng.integers(len(data))] = rng.integers(256)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_damaged_files_give_data_or_one_line(count):
+    rng = np.random.default_rng(count)
+    messages = []
+    for _ in range(count):
+        content = make_content()
+        content["annotations"][1]["segmentation"] = packed_lengths(rectangle(1, 2, 9, 9))
+        content["annotations"][2]["segmentation"] = plain_lengths(rectangle(1, 2, 9, 9))
+        try:
+            annotations = parse_annotations(damage(content, rng), "FILE", with_masks=True)
+            for image in annotations.images:
+                if image.error:
+                    raise UserError(image.error)
+                if image.objects is not None:
+                    mask = draw_mask(image.objects, SIZE, "IMAGE")
+                    assert mask.max() <= len(annotations.categories.names)
+        except UserError as error:
+            messages.append(str(error))
+    assert [message for message in messages if not message.isprintable()] == []
+    assert count / 10 < len(messages) < count * 0.95

@@ -70,7 +70,7 @@ def _decode_run_lengths(code, size):
     if isinstance(counts, str | bytes):
         counts = _parse_counts(counts.encode() if isinstance(counts, str) else counts)
     if "size" in code and list(code["size"]) != list(size):
-        raise ValueError(f"run lengths for height and width {code['size']} instead of {list(size)}")
+        raise ValueError(f"run lengths for height and width {code['size']!r:.60} instead of {list(size)}")
     if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size[0] * size[1]:
         raise ValueError(f"run lengths that are not whole numbers with the sum {size[0]} x {size[1]}")
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
