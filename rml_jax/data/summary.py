@@ -1,7 +1,7 @@
 """Summary of a data set before the first step: classes, images per class, and warnings.
 
-A source can report its tags without decoding images, by a method `item_tags()` (`item_tags` below), or by `most_tags`,
-the greatest number of tags of an image. Its `notes` are lines about files that it left out.
+A source can report its tags without decoding images, by a method `item_tags()` (see below) or by `most_tags`, the
+greatest number of tags of an image. Its `notes` are lines about files that it left out.
 """
 
 from rml_jax.data.sources import make_source
