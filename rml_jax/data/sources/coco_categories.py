@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from rml_jax.data.sources.subfolders import is_utf8
 from rml_jax.data.tags import check_class_names, tag_key
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import is_utf8
 
 
 @dataclasses.dataclass(frozen=True)
