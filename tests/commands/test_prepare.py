@@ -31,7 +31,6 @@ from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.data.sources.coco import CocoFolder
 from rml_jax.data.sources.folder import PhotoFolder
 from rml_jax.data.sources.prepared import PreparedData
-from rml_jax.data.tags import TagCounts
 from rml_jax.report.evaluation import evaluate_run
 from rml_jax.training.loop import train
 from rml_jax.utils.errors import UserError
@@ -339,7 +338,7 @@ def test_finished_data_is_not_made_again(photos, folder_builder, monkeypatch):
     again, lines_again = prepare(folder_builder())
     assert decoded == []
     assert (again, lines_again[1:]) == (folder, lines)
-    assert lines_again[0] == f"{folder} is there already; delete it to make it anew"
+    assert lines_again[0] == f"{folder} already exists; delete it to prepare it again"
     (photos[0] / "dog/new.jpg").write_bytes(archives.jpeg(50))
     assert f"{folder} was prepared from other files or settings" in message_of(prepare, folder_builder())
 
@@ -368,6 +367,43 @@ def test_bad_images_are_left_out_with_their_reasons(photos, folder_builder):
         assert any(reason in line for line in rejected)
     assert len(PreparedData(folder, "train")) + len(PreparedData(folder, "val")) == 7
     assert len(items(PreparedData(folder, "train"))) == len(PreparedData(folder, "train"))
+
+
+def test_one_bad_image_of_any_kind_ends_no_preparation(photos, folder_builder, monkeypatch):
+    read_mask = PhotoFolder.read_mask
+
+    def fail(self, index):
+        if self.photo(index).id == "dog/4":
+            raise ZeroDivisionError("what no one expected")
+        return read_mask(self, index)
+
+    monkeypatch.setattr(PhotoFolder, "read_mask", fail)
+    monkeypatch.setattr(TaggedFolder, "_check_masks", lambda self: None)
+    folder, _ = prepare(folder_builder(max_bad=0.3))
+    rejected = {}
+    for facts in json.loads((folder / "report.json").read_text())["splits"].values():
+        rejected |= facts["rejected"]
+    assert list(rejected) == ["dog/4"]
+    assert "what no one expected" in rejected["dog/4"]
+
+
+def test_file_names_that_are_no_utf_8(photos, folder_builder):
+    root, masks = photos
+    for folder, name in ((root, "1.jpg"), (masks, "1.png")):
+        (folder / "cat" / name).unlink()
+    (root / "cat/3.jpg").rename(root / "cat" / os.fsdecode(b"gut\xe9.jpg"))
+    (masks / "cat/3.png").rename(masks / "cat/gut%E9.png")
+    (root / "dog" / os.fsdecode(b"b\xf6se.jpg")).write_bytes(b"no image")
+    folder, _ = prepare(folder_builder(max_bad=0.3, mask_folder="", val_fraction=0.0))
+    assert "cat/gut%E9" in [item["id"] for item in items(PreparedData(folder, "train"))]
+    facts = json.loads((folder / "report.json").read_text())["splits"]["train"]
+    assert list(facts["rejected"]) == ["dog/b%F6se"]
+
+
+def test_a_report_of_bad_names_can_be_written(photos, folder_builder, tmp_path):
+    (photos[0] / "dog" / os.fsdecode(b"b\xf6se.jpg")).write_bytes(b"no image")
+    assert "1 of " in message_of(prepare, folder_builder(max_bad=0.0, mask_folder="", val_fraction=0.0))
+    assert "no image" in next((tmp_path / "out").rglob("rejected.txt")).read_text()
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -445,6 +481,12 @@ def test_array_record_notices_a_full_disk(tmp_path):
 )
 def test_broken_annotations(text):
     assert "PATH/a.xml: " in message_of(xml_tags, text.encode(), "PATH/a.xml")
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "gbk", "big5", "shift_jis", "latin-1", "utf-8", "utf-16"])
+def test_annotations_in_any_encoding(encoding):
+    text = f'<?xml version="1.0" encoding="{encoding}"?><annotation><object><name>cat</name></object></annotation>'
+    assert xml_tags(text.encode(encoding), "a.xml") == (7,)
 
 
 def test_bad_files_in_archives(tmp_path):
@@ -580,7 +622,7 @@ def test_command_names_a_class_with_a_comma_and_counts_tags(photos, tmp_path, mo
     run(monkeypatch, "folder", *options, '--classes=cat,"nut, bolt",owl')
     assert "images per class: cat 1, nut, bolt 2, owl 0" in capsys.readouterr().out
     source = PreparedData(tmp_path / "o/tagged_folder/1.0.0", "train", ("nut, bolt", "cat"))
-    assert source.tag_counts() == TagCounts(images=3, per_class=(2, 1), untagged=1, most=2)
+    assert sorted(tags for _, tags in source.item_tags()) == [(), (0,), (0, 1)]
 
 
 def test_command_refuses_the_classes_that_training_refuses(photos, tmp_path, monkeypatch, capsys):

@@ -107,17 +107,21 @@ def with_class_names(config):
     return config
 
 
-def has_masks(data_config):
-    """Returns whether every validation image has a mask to score by, as far as names tell.
+def has_masks(data_config, split=None):
+    """Returns whether there are masks to score by, as far as names tell.
+
+    Args:
+      data_config: the `data` part of a config.
+      split: name of the split, by default `data_config.val_split`.
 
     Raises:
       UserError: for an unknown `source` or a damaged report of prepared data.
     """
-    layout = find_layout(data_config)
+    layout, split = find_layout(data_config), split or data_config.val_split
     if is_prepared(data_config.root):
-        split = read_report(data_config.root)["splits"].get(data_config.val_split)
-        return split is not None and not split["without_mask"]
-    return layout.has_masks(data_config)
+        facts = read_report(data_config.root)["splits"].get(split)
+        return facts is not None and facts["without_mask"] < facts["images"]
+    return layout.has_masks(data_config, split)
 
 
 def _check_unused(data_config):

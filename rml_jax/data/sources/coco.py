@@ -12,10 +12,9 @@ from rml_jax.data.images import read_bytes, read_image
 from rml_jax.data.sources.coco_annotations import load_json, parse_annotations
 from rml_jax.data.sources.coco_categories import CocoCategories, choose_categories, read_categories
 from rml_jax.data.sources.coco_files import find_annotations, find_images
-from rml_jax.data.sources.coco_masks import draw_mask
-from rml_jax.data.sources.duplicates import first_copies
+from rml_jax.data.sources.coco_masks import draw_mask, has_outline
+from rml_jax.data.sources.duplicates import draw_groups, first_copies
 from rml_jax.data.sources.layout import DataLayout
-from rml_jax.data.tags import TagCounts
 from rml_jax.utils.errors import UserError
 
 
@@ -80,10 +79,9 @@ class CocoFolder:
             item["mask"] = draw_mask(image.objects, size, path)
         return item
 
-    def tag_counts(self):
-        """Counts the tags of the images: TagCounts. Images with a wrong annotation are left out."""
-        tags = [image.tags for image in self._images if not image.error]
-        return TagCounts.of(tags, len(self.class_names))
+    def item_tags(self):
+        """Returns the id of each image and the positions of its tags, ascending; None for a wrong annotation."""
+        return [(image.id, None if image.error else image.tags) for image in self._images]
 
     def _check_outlines(self, path):
         without = [image for image in self._images if image.objects is None and not image.error]
@@ -101,7 +99,7 @@ def _draw(ids, paths, is_training, val_fraction, seed):
     # By hash rather than by a shuffle: when images are added later, nearly all others stay in their part.
     order = sorted(ids, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     count = max(1, round(val_fraction * len(ids))) if val_fraction else 0
-    drawn = {first[name] for name in order[:count]}
+    drawn = draw_groups([first[name] for name in order], count)
     return {name for name in ids if (first[name] in drawn) != is_training}
 
 
@@ -159,8 +157,22 @@ def _make(data_config, split, with_masks):
     return CocoFolder(data_config.root, split, with_masks, find_categories(data_config), part)
 
 
+def _has_masks(data_config, split):
+    """Returns whether an object of a split has an outline."""
+    _check_root(data_config)
+    path, _ = find_annotations(data_config.root, split)
+    return _has_outlines(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2)
+def _has_outlines(path, changed):
+    entries = load_json(read_bytes(path), path)["annotations"]
+    return any(isinstance(entry, dict) and has_outline(entry.get("segmentation")) for entry in entries)
+
+
 LAYOUT = DataLayout(
     make=_make,
+    has_masks=_has_masks,
     find_classes=lambda data_config: find_categories(data_config).names,
     find_category_ids=lambda data_config: find_categories(data_config).ids,
     licence="In COCO's format. If these are COCO's own images: the annotations are under CC BY 4.0; the images come "

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from rml_jax.data.sources.subfolders import is_utf8
 from rml_jax.data.tags import check_class_names, tag_key
 from rml_jax.utils.errors import UserError
 
@@ -85,7 +84,12 @@ def _named_categories(content, path):
     for number, entry in enumerate(entries, 1):
         entry = entry if isinstance(entry, dict) else {}
         key, name, above = as_id(entry.get("id")), entry.get("name"), entry.get("supercategory")
-        if not isinstance(key, int) or not isinstance(name, str) or not name.strip() or not is_utf8(name):
+        if (
+            not isinstance(key, int)
+            or not isinstance(name, str)
+            or not name.strip()
+            or not name.isprintable()
+        ):
             raise UserError(
                 f"{path} category {number}: found id {entry.get('id')!r:.60} and name {name!r:.60}, expected "
                 "a whole number and a text"

@@ -22,7 +22,7 @@ class DataLayout:
         the config must name them.
       find_category_ids: function data_config -> the `category_id` of each class in the data set's own annotation
         files, used where `data_config.category_ids` is empty; None where there are none.
-      has_masks: function data_config -> whether validation images have masks to score by.
+      has_masks: function (data_config, split) -> whether there are masks to score the split by.
       licence: terms of the training data, for model cards. Markdown.
     """
 
@@ -30,5 +30,5 @@ class DataLayout:
     class_names: tuple[str, ...] = ()
     find_classes: Callable[[Any], tuple[str, ...]] | None = None
     find_category_ids: Callable[[Any], tuple[int, ...]] | None = None
-    has_masks: Callable[[Any], bool] = lambda data_config: True
+    has_masks: Callable[[Any, str], bool] = lambda data_config, split: True
     licence: str = "None stated."

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from rml_jax.data.fingerprint import unpack_items
 from rml_jax.data.images import decode_image
 from rml_jax.data.masks import decode_mask
 from rml_jax.data.sources.coco_classes import CLASS_NAMES, COCO_IDS
-from rml_jax.data.tags import TagCounts, tag_key
+from rml_jax.data.tags import tag_key
 from rml_jax.utils.errors import UserError
 
 REPORT_FILE = "report.json"
@@ -85,16 +86,15 @@ class PreparedData:
     def __len__(self):
         return len(self._records)
 
-    def tag_counts(self):
-        """Counts the tags of the split: TagCounts."""
-        facts = read_report(self._root)["splits"][self._split]
-        if "most_tags" not in facts:  # prepared by version 0.1
-            return TagCounts.of(
-                [[self._places[n] for n in record["tags"] if n in self._places] for record in self._records],
-                len(self.class_names),
-            )
-        per_class = tuple(facts["images_per_class"][self._stored[stored]] for stored in self._places)
-        return TagCounts(facts["images"], per_class, facts["untagged"], facts["most_tags"])
+    def item_tags(self):
+        """Returns the id of each image and the positions of its tags, ascending."""
+        packed = read_report(self._root)["splits"][self._split].get("items")
+        if packed is None:  # prepared by version 0.1
+            items = [(record["id"].decode(), record["tags"].tolist()) for record in self._records]
+        else:
+            items = unpack_items(packed)
+        places = self._places
+        return [(name, tuple(sorted(places[n] for n in numbers if n in places))) for name, numbers in items]
 
     def __getitem__(self, index):
         record = self._records[index]

@@ -1,4 +1,4 @@
-"""An exported model beside the live one: the same pictures, the largest differences."""
+"""Verification of an exported model: its largest differences from the live model on the same images."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ from sklearn.datasets import load_sample_images
 from rml_jax.utils.errors import UserError
 
 TOLERANCES = {"scores": 1e-3, "cams": 1e-3, "mask": 1e-3}
-"""Greatest differences of an export: scores and CAMs are in 0..1; of masks, the share of the pixels."""
+"""Largest accepted differences: absolute for scores and CAMs, which are in 0..1; fraction of pixels for masks."""
 
 
 def verify(live, exported, sizes):
@@ -16,7 +16,7 @@ def verify(live, exported, sizes):
     Args:
       live: Predictor of stage `cam`.
       exported: function of uint8 [B, H, W, 3] giving a dict of scores [B, C], cams [B, H, W, C] and mask [B, H, W].
-      sizes: (height, width) of the pictures to try.
+      sizes: (height, width) of the images.
 
     Returns:
       Dict from "scores", "cams" and "mask" to the largest difference.
@@ -26,18 +26,18 @@ def verify(live, exported, sizes):
     """
     largest = dict.fromkeys(TOLERANCES, 0.0)
     for size in sizes:
-        pictures = sample_pictures(size)
-        found = {name: np.asarray(value) for name, value in exported(pictures).items()}
-        for number, picture in enumerate(pictures):
-            everything = live(picture, tags=live.classes)
+        images = sample_images(size)
+        found = {name: np.asarray(value) for name, value in exported(images).items()}
+        for number, image in enumerate(images):
+            everything = live(image, tags=live.classes)
             differences = {
                 "scores": np.abs(found["scores"][number] - everything.scores).max(),
                 "cams": np.abs(found["cams"][number] - everything.cams).max(),
-                "mask": np.mean(found["mask"][number] != live(picture).mask),
+                "mask": np.mean(found["mask"][number] != live(image).mask),
             }
             largest = {name: max(largest[name], float(differences[name])) for name in largest}
     for name, difference in largest.items():
-        # NaN fails, too.
+        # Not `>`, so that NaN fails as well.
         if not difference <= TOLERANCES[name]:
             raise UserError(
                 f"the exported model's {name} differ from the live model's by {difference:.2g}, expected at most "
@@ -46,8 +46,8 @@ def verify(live, exported, sizes):
     return largest
 
 
-def sample_pictures(size):
-    """Noise and two photographs, uint8 [3, height, width, 3]."""
+def sample_images(size):
+    """Returns noise and two photographs, uint8 [3, height, width, 3]."""
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     photographs = [
         np.asarray(Image.fromarray(photograph).resize(size[::-1], Image.Resampling.BILINEAR))
