@@ -192,7 +192,7 @@ def test_nan_is_a_difference(model_folder):
         cams = np.full((batch, 32, 32, 3), np.nan)
         return {"scores": np.full((batch, 3), np.nan), "cams": cams, "mask": np.zeros((batch, 32, 32))}
 
-    with pytest.raises(UserError, match="differ"):
+    with pytest.raises(UserError, match="scores differ from the live model's by nan"):
         verify.verify(live, broken, [(32, 32)])
 
 

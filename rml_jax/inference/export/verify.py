@@ -44,7 +44,8 @@ def verify(live, exported, sizes):
                     _differs(mask, expected, everything.cams * tags, live.settings()["background"])
                 ),
             }
-            largest = {name: max(largest[name], float(differences[name])) for name in largest}
+            # Unlike max, np.maximum keeps NaN.
+            largest = {name: float(np.maximum(largest[name], differences[name])) for name in largest}
     for name, difference in largest.items():
         # NaN fails, too.
         if not difference <= TOLERANCES[name]:
