@@ -2,9 +2,9 @@
 
     python -m benchmarks.export [--json FILE] [--variant b0] [--size 320,320] [--scales 1] [--repeats 20]
 
-All compute the same from one uint8 image: class logits, CAMs and a mask (stage `cam`), with random weights. `jax` is
-the package's fixed-size function under jit, from which the ONNX file is made; `stablehlo` is the exported program
-for any size, which pads inside. They take turns. Without jax2onnx and onnxruntime (docs/inference.md) the ONNX row is
+All compute class logits, CAMs and a mask (stage `cam`) from one uint8 image, with random weights. `jax` is the
+package's fixed-size function under jit, which is also exported to ONNX; `stablehlo` is the exported program for any
+size, which pads its input. Timings alternate. Without jax2onnx and onnxruntime (docs/inference.md), the ONNX row is
 left out.
 """
 

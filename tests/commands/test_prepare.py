@@ -31,7 +31,6 @@ from rml_jax.data.sources import with_class_names
 from rml_jax.data.sources.coco import CocoFolder
 from rml_jax.data.sources.folder import PhotoFolder
 from rml_jax.data.sources.prepared import PreparedData
-from rml_jax.data.tags import TagCounts
 from rml_jax.report.evaluation import evaluate_run
 from rml_jax.training.loop import train
 from rml_jax.utils.errors import UserError
@@ -169,7 +168,10 @@ def test_coco_gives_what_its_folder_gives(tmp_path, packed):
             PreparedData(folder, split, with_masks=True), CocoFolder(root, split, with_masks=True)
         )
     assert "train2014: 2 images (officially 82081), " in lines[1]
-    assert "3 in the annotation file, 1 without any of the 80 classes; 2 listed, 0 rejected" in lines[2]
+    assert (
+        "3 in the annotation file; images that are left out, as they have no annotation: 1; 2 listed, 0 rejected"
+        in lines[2]
+    )
     # Tags by hand: person, stop sign and toothbrush in the first image, dog in the second.
     tags = [np.flatnonzero(item["tags"]).tolist() for item in items(PreparedData(folder, "val2014"))]
     assert tags == [[0, 11, 79], [16]]
@@ -321,7 +323,7 @@ def test_finished_data_is_not_made_again(photos, folder_builder, monkeypatch):
     again, lines_again = prepare(folder_builder())
     assert decoded == []
     assert (again, lines_again[1:]) == (folder, lines)
-    assert lines_again[0] == f"{folder} is there already; delete it to make it anew"
+    assert lines_again[0] == f"{folder} already exists; delete it to prepare it again"
     (photos[0] / "dog/new.jpg").write_bytes(archives.jpeg(50))
     assert f"{folder} was prepared from other files or settings" in message_of(prepare, folder_builder())
 
@@ -350,6 +352,43 @@ def test_bad_images_are_left_out_with_their_reasons(photos, folder_builder):
         assert any(reason in line for line in rejected)
     assert len(PreparedData(folder, "train")) + len(PreparedData(folder, "val")) == 7
     assert len(items(PreparedData(folder, "train"))) == len(PreparedData(folder, "train"))
+
+
+def test_one_bad_image_of_any_kind_ends_no_preparation(photos, folder_builder, monkeypatch):
+    read_mask = PhotoFolder.read_mask
+
+    def fail(self, index):
+        if self.photo(index).id == "dog/4":
+            raise ZeroDivisionError("what no one expected")
+        return read_mask(self, index)
+
+    monkeypatch.setattr(PhotoFolder, "read_mask", fail)
+    monkeypatch.setattr(TaggedFolder, "_check_masks", lambda self: None)
+    folder, _ = prepare(folder_builder(max_bad=0.3))
+    rejected = {}
+    for facts in json.loads((folder / "report.json").read_text())["splits"].values():
+        rejected |= facts["rejected"]
+    assert list(rejected) == ["dog/4"]
+    assert "what no one expected" in rejected["dog/4"]
+
+
+def test_file_names_that_are_no_utf_8(photos, folder_builder):
+    root, masks = photos
+    for folder, name in ((root, "1.jpg"), (masks, "1.png")):
+        (folder / "cat" / name).unlink()
+    (root / "cat/3.jpg").rename(root / "cat" / os.fsdecode(b"gut\xe9.jpg"))
+    (masks / "cat/3.png").rename(masks / "cat/gut%E9.png")
+    (root / "dog" / os.fsdecode(b"b\xf6se.jpg")).write_bytes(b"no image")
+    folder, _ = prepare(folder_builder(max_bad=0.3, mask_folder="", val_fraction=0.0))
+    assert "cat/gut%E9" in [item["id"] for item in items(PreparedData(folder, "train"))]
+    facts = json.loads((folder / "report.json").read_text())["splits"]["train"]
+    assert list(facts["rejected"]) == ["dog/b%F6se"]
+
+
+def test_a_report_of_bad_names_can_be_written(photos, folder_builder, tmp_path):
+    (photos[0] / "dog" / os.fsdecode(b"b\xf6se.jpg")).write_bytes(b"no image")
+    assert "1 of " in message_of(prepare, folder_builder(max_bad=0.0, mask_folder="", val_fraction=0.0))
+    assert "no image" in next((tmp_path / "out").rglob("rejected.txt")).read_text()
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -427,6 +466,12 @@ def test_array_record_notices_a_full_disk(tmp_path):
 )
 def test_broken_annotations(text):
     assert "PATH/a.xml: " in message_of(xml_tags, text.encode(), "PATH/a.xml")
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "gbk", "big5", "shift_jis", "latin-1", "utf-8", "utf-16"])
+def test_annotations_in_any_encoding(encoding):
+    text = f'<?xml version="1.0" encoding="{encoding}"?><annotation><object><name>cat</name></object></annotation>'
+    assert xml_tags(text.encode(encoding), "a.xml") == (7,)
 
 
 def test_bad_files_in_archives(tmp_path):
@@ -562,7 +607,7 @@ def test_command_names_a_class_with_a_comma_and_counts_tags(photos, tmp_path, mo
     run(monkeypatch, "folder", *options, '--classes=cat,"nut, bolt",owl')
     assert "images per class: cat 1, nut, bolt 2, owl 0" in capsys.readouterr().out
     source = PreparedData(tmp_path / "o/tagged_folder/1.0.0", "train", ("nut, bolt", "cat"))
-    assert source.tag_counts() == TagCounts(images=3, per_class=(2, 1), untagged=1, most=2)
+    assert sorted(tags for _, tags in source.item_tags()) == [(), (0,), (0, 1)]
 
 
 def test_command_refuses_the_classes_that_training_refuses(photos, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""An exported model beside the live one: the same images, the largest differences."""
+"""Verification of an exported model: its largest differences from the live model on the same images."""
 
 import numpy as np
 from PIL import Image
@@ -8,7 +8,7 @@ from rml_jax.stages.runner import TAG_THRESHOLD
 from rml_jax.utils.errors import UserError
 
 TOLERANCES = {"scores": 1e-3, "cams": 1e-3, "mask": 1e-3}
-"""Greatest differences of an export: scores and CAMs are in 0..1; of masks, the share of the pixels."""
+"""Largest accepted differences: absolute for scores and CAMs, which are in 0..1; fraction of pixels for masks."""
 
 
 def verify(live, exported, sizes):
@@ -47,7 +47,7 @@ def verify(live, exported, sizes):
             # Unlike max, np.maximum keeps NaN.
             largest = {name: float(np.maximum(largest[name], differences[name])) for name in largest}
     for name, difference in largest.items():
-        # NaN fails, too.
+        # Not `>`, so that NaN fails as well.
         if not difference <= TOLERANCES[name]:
             raise UserError(
                 f"the exported model's {name} differ from the live model's by {difference:.2g}, expected at most "
