@@ -1,16 +1,18 @@
 """Checkpoints of a run, by orbax: `DIR/checkpoints/STEP`, where STEP is the number of batches trained on.
 
-Each has three items: `state` (parameters, optimizer, random key, step), `data` (state of the data iterator) and `run`
-(configuration, class names, versions, metrics, ..., and checksums of the state).
+Each has three items: `state` (parameters, optimizer, random key, step), `data` (state of the data iterator) and
+`run` (configuration, class names, versions, metrics, ..., and checksums of all three items).
 """
 
 import contextlib
 import errno
+import json
 import logging
 import math
 import os
 import shutil
 import sys
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +65,7 @@ class Checkpoints:
             value = metrics.get(best_metric, math.inf)
             return -value if math.isfinite(value) else -math.inf
 
+        self._merit = merit
         best = BestN(get_metric_fn=merit, n=keep_best, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             create=self._writes,
@@ -74,14 +77,28 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
             raise UserError(f"{self._directory}: {error.strerror}, expected a folder to write to") from error
+        except ValueError as error:  # json's, of a checkpoint's metrics
+            raise UserError(
+                f"{self._directory}: a file STEP/metrics/metrics is damaged ({error}), expected JSON: remove that "
+                "checkpoint"
+            ) from error
 
     def steps(self):
         """Returns the steps of the existing checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def best_step(self):
-        """Returns the step with the lowest best metric; None if there is no checkpoint."""
-        return self._manager.best_step()
+        """Returns the step with the lowest best metric, of those whose `run` is sound; None where there is none."""
+        merits = []
+        for step in self.steps():
+            try:
+                merits.append((self._merit(self._read_run(step)["metrics"]), step))
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                print(
+                    f"{self._directory}: damaged step {step} ({_reason(error)}) is passed over",
+                    file=sys.stderr,
+                )
+        return max(merits)[1] if merits else None
 
     def save(self, state, data, run, metrics):
         """Saves a train state under its step, unless that step is already saved.
@@ -98,11 +115,12 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        tree = _to_tree(state)
+        tree, run = _to_tree(state), {**run, "metrics": metrics}
+        checksums = {**_checksums(tree), "data": _json_sum(data), "run": _json_sum(run)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(tree),
             data=ocp.args.JsonSave(data),
-            run=ocp.args.JsonSave({**run, "metrics": metrics, "checksums": _checksums(tree)}),
+            run=ocp.args.JsonSave({**run, "checksums": checksums}),
         )
         with self._reporting():
             self._manager.save(step, args=items, metrics=metrics)
@@ -137,14 +155,13 @@ class Checkpoints:
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_tree(state))
 
         def read(step):
-            items = ocp.args.Composite(
-                state=ocp.args.StandardRestore(wanted),
-                data=ocp.args.JsonRestore(),
-                run=ocp.args.JsonRestore(),
-            )
-            found = self._manager.restore(step, args=items)
-            _check_sums(found.state, found.run["checksums"])
-            return Restored(_from_tree(found.state, state), found.data, found.run)
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore())
+            found, run = self._manager.restore(step, args=items), self._read_run(step)
+            _compare_sums({**_checksums(found.state), "data": _json_sum(found.data)}, run["checksums"])
+            # By its own copy, orbax chooses which checkpoints to keep.
+            if _json_sum(self._manager.metrics(step) or {}) != _json_sum(run["metrics"]):
+                raise ValueError("metrics differ from those that were saved")
+            return Restored(_from_tree(found.state, state), found.data, run)
 
         step, restored = self._newest_sound(read, self.steps())
         if self._writes:
@@ -190,8 +207,7 @@ class Checkpoints:
                     partial_restore=True,
                 ),
             )
-            run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
-            _check_sums(restored, run["checksums"])
+            _compare_sums(_checksums(restored), self._read_run(step)["checksums"])
             return restored["params"]
 
         step, leaves = self._newest_sound(read, steps)
@@ -201,6 +217,14 @@ class Checkpoints:
         """Waits until everything is saved. Errors are ignored; call `wait` first to raise them."""
         with contextlib.suppress(Exception):
             self._manager.close()
+
+    def _read_run(self, step):
+        """Returns the item `run` of a checkpoint. Raises ValueError if it is not what was saved."""
+        # By json alone: orbax would wait for the other processes.
+        run = json.loads((self._directory / str(step) / "run" / "metadata").read_text(encoding="utf-8"))
+        others = {key: value for key, value in run.items() if key != "checksums"}
+        _compare_sums({"run": _json_sum(others)}, run["checksums"])
+        return run
 
     def _newest_sound(self, read, steps):
         """Returns the newest step for which `read(step)` succeeds, and its result."""
@@ -310,8 +334,12 @@ def _checksums(tree):
     return {name: int(value) for name, value in _sums(tree).items()}
 
 
-def _check_sums(tree, expected):
-    for name, value in _checksums(tree).items():
+def _json_sum(value):
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def _compare_sums(found, expected):
+    for name, value in found.items():
         if value != expected[name]:
             raise ValueError(f"{name} has the checksum {value}, {expected[name]} when it was saved")
 

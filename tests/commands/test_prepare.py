@@ -220,6 +220,22 @@ def test_folder_gives_what_it_gives_unprepared(photos, folder_builder):
     assert builder.tags_from == "names of sub-folders"
 
 
+def test_prepared_images_of_16_bits_and_of_other_channels_are_decoded_by_our_reader(photos, folder_builder):
+    """TFDS without TensorFlow wraps 16-bit grey modulo 256 and ignores the number of channels declared."""
+    height, width = archives.SIZE
+    ramp = np.linspace(0, 65535, height * width).astype(np.uint16).reshape(height, width)
+    Image.fromarray(ramp).save(photos[0] / "cat/5.jpg", "PNG")
+    alpha = np.full((height, width, 4), 255, np.uint8)
+    alpha[..., :3] = (10, 20, 30)
+    Image.fromarray(alpha).save(photos[0] / "cat/7.jpg", "PNG")
+    folder, _ = prepare(folder_builder(val_fraction=0.0))
+    images = {item["id"]: item["image"] for item in items(PreparedData(folder, "train"))}
+    grey = np.repeat((ramp.astype(np.int64) * 255 // 65535)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(images["cat/5"], grey)
+    np.testing.assert_array_equal(images["cat/7"], alpha[..., :3])
+    assert {(image.dtype.name, image.shape[2]) for image in images.values()} == {("uint8", 3)}
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_batches_are_those_of_the_raw_folder(photos, folder_builder, workers):
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags.

@@ -39,7 +39,7 @@ def model_card(config, step, metrics, differences, content):
 | classes | {len(data.class_names)} and background: {names} |
 | step | {step} of {train.steps}, {train.batch_size} images each, crop {train.crop_size} |
 | seed | {train.seed} |
-| verified | largest differences from the live model on noise and photographs: {verified} (masks: share of pixels) |
+| verified | largest differences from the live model on test images: {verified} (masks: share of pixels) |
 
 ## Scores
 
