@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 test: lint
 	$(PYTEST)
 
-test-slow: $(VENV)/.installed-dev
+test-slow: $(VENV)/.installed-interop
 	$(PYTEST) -m slow
 
 parity: $(VENV)/.installed-dev
@@ -44,4 +44,8 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable .[dev]
+	touch $@
+
+$(VENV)/.installed-interop: $(VENV)/.installed-dev
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable .[interop]
 	touch $@

@@ -2,11 +2,11 @@
 
     python -m benchmarks.compile [--json FILE] [--variant b1] [--batch 2] [--crop 320] [--repeats 1] [--breakdown]
 
-A run has two programs: the warm-up's, with the classification loss alone, and the one with all losses, which a run
-compiles later or, when it resumes, first. Each start is a new process; a second start finds what the first
-one left in the persistent compilation cache (`rml_jax.utils.compilation_cache`), under JAX's own conditions for
-keeping a program. `--breakdown` compiles once more, without LLVM's optimisation. Needs jax, flax and optax; where
-train.py's other libraries are installed, their import is timed as well.
+A run has two programs: the warm-up's, with the classification loss alone, and the one with all losses, which is
+compiled later or, in a resumed run, first. Each start is a new process; a second start uses the first one's entries
+in the persistent compilation cache (`rml_jax.utils.compilation_cache`), under JAX's default conditions for keeping a
+program. `--breakdown` compiles once more, without LLVM's optimisation. Needs jax, flax and optax; if train.py's other
+libraries are installed, their import is timed as well.
 """
 
 import json
@@ -50,7 +50,7 @@ def main():
 
 
 def _summarise(starts):
-    """Returns the seconds of each part, and whether a program from the cache computes what a fresh one does."""
+    """Returns the seconds of each part, and whether a cached program gives the same parameters as a fresh one."""
     summary = {
         start: {part: measure.summary([run["seconds"][part] for run in runs]) for part in runs[0]["seconds"]}
         for start, runs in starts.items()
@@ -64,11 +64,11 @@ def _summarise(starts):
 
 
 def first_step(settings, begin):
-    """Prints as JSON how long each part takes on the way to the end of the first step.
+    """Prints as JSON the seconds of each part up to the end of the first step.
 
     Args:
       settings: JSON of variant, batch, crop, dtype, mutual and breakdown.
-      begin: when the process was started, by the clock that `time.monotonic` reads.
+      begin: `time.monotonic()` when the process was started.
     """
     laps = Laps(float(begin))
     import jax
@@ -92,7 +92,7 @@ def first_step(settings, begin):
     mesh = sharding.make_mesh(chosen["batch"])
     graphdef, params = sharding.init_model(make_model, mesh)
     optimizer = make_optimizer(shared.optimizer_config(), params)
-    # Not waited for: the draws of the parameters end while the step is traced.
+    # Not waited for: the parameters are drawn while the step is traced.
     state = sharding.initial_state(params, optimizer, 0, mesh)
     batch = sharding.shard(shared.make_batch(chosen["batch"], chosen["crop"]), mesh)
     laps.end("initial state and batch")
@@ -133,7 +133,7 @@ class Laps:
 
 
 def _seconds_to_import():
-    """Returns the seconds until Python has all that train.py imports; None where something isn't installed."""
+    """Returns the seconds that train.py's imports take in a new process; None if a library isn't installed."""
     begin = time.monotonic()
     done = subprocess.run([sys.executable, "-c", _TRAIN_IMPORTS], stderr=subprocess.DEVNULL, check=False)
     return None if done.returncode else time.monotonic() - begin

@@ -1,11 +1,11 @@
-"""The dense CRF against pydensecrf on photographs: agreement of the marginals, and time with the lattice build.
+"""The dense CRF against pydensecrf on photographs: agreement of the marginals, and time including the lattice.
 
     python -m benchmarks.crf --root VOC2012 [--split val] [--images 60] [--timed 6] [--json FILE]
 
 `--root` is a folder in VOC's layout: JPEGImages, SegmentationClassAug and ImageSets/Segmentation. Probabilities are
-made from the masks, of the classes in them: blurred, and mixed with smooth noise. For agreement, every other image
-loses a row and a column, so that its number of pixels is seldom a multiple of 4. For time, images are taken as they
-are and enlarged to 500 pixels, VOC's size; both sides take the same arrays and return marginals on the host.
+the masks' classes, blurred and mixed with smooth noise. For agreement, a row and a column of every other image are
+removed, so that its number of pixels is rarely a multiple of 4. For time, images are used at their own size and
+enlarged to 500 pixels, VOC's size; both implementations take the same arrays and return marginals on the host.
 """
 
 from pathlib import Path
@@ -94,7 +94,7 @@ def _agreement(scenes, names, setting):
 
 
 def _timing(chosen, names, longer):
-    """Times all named images, one after the other; ours and pydensecrf take turns."""
+    """Times all named images, one after the other; ours and pydensecrf alternate."""
     scenes = [_scene(chosen.root, name, seed, longer) for seed, name in enumerate(names)]
     for scene in scenes:
         dense_crf(*scene, "afa")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.export [--json FILE] [--variant b0] [--size 320,320] [--scales 1] [--repeats 20]
 
-All compute the same from one uint8 image: class logits, CAMs and a mask (stage `cam`), with random weights. `jax` is
-the package's fixed-size function under jit, from which the ONNX file is made; `stablehlo` is the exported program
-for any size, which pads inside. They take turns. Without jax2onnx and onnxruntime (docs/inference.md) the ONNX row is
+All compute class logits, CAMs and a mask (stage `cam`) from one uint8 image, with random weights. `jax` is the
+package's fixed-size function under jit, which is also exported to ONNX; `stablehlo` is the exported program for any
+size, which pads its input. Timings alternate. Without jax2onnx and onnxruntime (docs/inference.md), the ONNX row is
 left out.
 """
 
@@ -21,7 +21,7 @@ from configs import voc
 from rml_jax.inference.export import onnx, stablehlo, weights
 from rml_jax.inference.export.checksums import write_sums
 from rml_jax.inference.export.program import make_fixed_program
-from rml_jax.inference.export.verify import sample_pictures
+from rml_jax.inference.export.verify import sample_images
 from rml_jax.models import build
 from rml_jax.utils.compilation_cache import use_compilation_cache
 from tests.references.networks import random_network
@@ -39,7 +39,7 @@ def main():
     _, params = nnx.split(random_network(lambda: build.build_model(config, seed=0)))
     with tempfile.TemporaryDirectory() as folder:
         programs, result["bytes"] = _exports(Path(folder), config, params, size)
-    images = sample_pictures(size)[1:2]
+    images = sample_images(size)[1:2]
     calls = {
         name: lambda program=program: np.asarray(program(images)["mask"])
         for name, program in programs.items()

@@ -1,10 +1,10 @@
-"""Runs every benchmark that needs a GPU, one after the other.
+"""Runs all GPU benchmarks, one after the other.
 
     python -m benchmarks.gpu --out FOLDER [--tiny]
 
-Writes one JSON file a run into FOLDER, and what the run printed beside it. The load is checked once, before the first
-run. A run that fails is named at the end and does not stop the others. `--tiny` makes all of them small, to try the
-harness on a CPU. Needs jax, flax and optax, and for the peers torch and transformers (`pydensecrf2` for the peer's
+Writes the result and the output of each run to FOLDER, as a JSON and a log file. The load is checked once, before the
+first run. Failed runs are listed at the end and do not stop the others. `--tiny` uses small settings, to test the
+script on a CPU. Needs jax, flax and optax, and for the peers torch and transformers (`pydensecrf2` for the peer's
 CRF); peers that are not installed are left out.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import measure
 
 BATCHES = (8, 16)
-# In float32, both frameworks take TF32 for matrix products and convolutions.
+# In float32, both frameworks use TF32 for matrix products and convolutions.
 DTYPES = ("float32", "bfloat16")
 _TINY = {
     "train_step": "--variant mini --crop 64 --repeats 2",
@@ -31,14 +31,14 @@ def main():
     chosen.out.mkdir(parents=True, exist_ok=True)
     failed = [name for name, command in runs(chosen.tiny).items() if not _run(name, command, chosen.out)]
     if failed:
-        sys.exit(f"failed: {', '.join(failed)}; what they printed is in {chosen.out}")
+        sys.exit(f"failed: {', '.join(failed)}; their output is in {chosen.out}")
 
 
 def runs(tiny):
     """Returns the runs, as a dict from name to command line after `python -m benchmarks.`.
 
     Args:
-      tiny: whether to make them small.
+      tiny: whether to use small settings.
     """
     peers = all(importlib.util.find_spec(package) for package in ("torch", "transformers"))
     step, masks = ("ours,eager,compile", "ours,peer") if peers else ("ours", "ours")

@@ -4,9 +4,9 @@
         [--contestants ours,peer] [--shrink 1]
 
 Sizes are those of VOC's photographs. Ours pads them to multiples of 128, so that few programs are compiled; the peer,
-PyTorch run eagerly, computes at the images' own sizes. Both use the tagged classes alone. The peer's CRF is
-pydensecrf, one image after the other on the CPU. Compilation and other first-time work are not counted. `--shrink`
-divides the sizes, for a trial. Ours needs jax and flax, the peer torch, transformers and, for the CRF, pydensecrf2.
+eager PyTorch, computes at the images' own sizes. Both use the tagged classes only. The peer's CRF is pydensecrf, one
+image after the other on the CPU. Compilation and other first-time work are not counted. `--shrink` divides the sizes,
+for a quick test. Ours needs jax and flax, the peer torch, transformers and, for the CRF, pydensecrf2.
 """
 
 import functools
@@ -23,7 +23,7 @@ _BACKGROUND, _SLOTS, _CRF = 0.45, 4, "afa"
 
 
 def main():
-    # On a GPU, ours may not take all of the memory beforehand.
+    # On a GPU, ours must not preallocate the memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     chosen, result = measure.start(
         variant="b1",
@@ -156,7 +156,7 @@ def _peer(variant, dtype):
 
 
 def _pydensecrf(images, probabilities):
-    """Computes marginals [B, K, H, W] of images and probabilities; 0 for classes that are likely nowhere."""
+    """Computes marginals [B, K, H, W] of images and probabilities; 0 for absent classes."""
     from rml_jax.ops.crf import CLIP, SETTINGS
     from tests.references.pydensecrf import by_pydensecrf
 

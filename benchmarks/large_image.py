@@ -3,9 +3,9 @@
     python -m benchmarks.large_image [--json FILE] [--size 8000,10000] [--tags 3]
 
 Predicts a mosaic of scikit-learn's two photographs as `rml-jax predict` does, from a JPEG file to mask, overlay and
-record. The network has only a few thousand parameters, so that the tiling is measured: a real network adds what one
-batch of tiles needs, whatever the image's size. Memory is the process's peak of resident pages, JAX and the
-writing of the mosaic included.
+record. The network has only a few thousand parameters, so that the tiling is measured; a real network adds the memory
+of one batch of tiles, independent of the image's size. Memory is the process's peak resident size, including JAX and
+the writing of the mosaic.
 """
 
 import functools

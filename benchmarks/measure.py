@@ -1,4 +1,4 @@
-"""What all benchmarks share: arguments, the environment, timing in turns, and the result as JSON."""
+"""Shared functions of the benchmarks: arguments, the environment, interleaved timing, and results as JSON."""
 
 import argparse
 import contextlib
@@ -45,8 +45,8 @@ def parse(*, required=(), busy=False, **defaults):
     Args:
       required: names of the flags that must be given.
       busy: default of `--busy`.
-      **defaults: the other flags, with their default values. A tuple holds the choices, the first is the default; a
-        type stands for a flag without a default.
+      **defaults: the other flags, with their default values. A tuple lists the choices, the default first; a type is
+        that of a flag without a default.
 
     Returns:
       argparse.Namespace of the flags.
@@ -69,19 +69,19 @@ def parse(*, required=(), busy=False, **defaults):
     chosen = parser.parse_args()
     load = os.getloadavg()[0]
     if load > MAX_LOAD and not chosen.busy:
-        message = f"the load is {load:.2f}, expected at most {MAX_LOAD}; --busy measures all the same"
+        message = f"the load is {load:.2f}, expected at most {MAX_LOAD}; --busy measures anyway"
         parser.exit(2, f"{parser.prog}: error: {message}\n")
     return chosen
 
 
 def start(**defaults):
-    """Parses the flags, with `--json`, and begins the result.
+    """Parses the flags, with `--json`, and starts the result.
 
     Args:
       **defaults: see `parse`.
 
     Returns:
-      argparse.Namespace, and a dict with `environment` and `settings`, in which a flag's name stands for a path.
+      argparse.Namespace, and a dict with `environment` and `settings`, in which paths are replaced by their flags.
     """
     chosen = parse(json=Path, **defaults)
     settings = {name: value for name, value in vars(chosen).items() if name not in ("json", "busy")}
@@ -110,19 +110,19 @@ def environment():
 
 
 def timed(function):
-    """Calls a function without arguments. Returns the Seconds that it took."""
+    """Calls a function without arguments and returns its Seconds."""
     begin = Seconds.now()
     function()
     return Seconds.now().since(begin)
 
 
 def interleave(functions, repeats, *, warm_up=0, timer=timed):
-    """Times functions in turns, A B A B, so that a drift of the machine affects all of them alike.
+    """Times functions in alternation, A B A B, so that a drift of the machine affects all of them equally.
 
     Args:
       functions: dict from names to functions without arguments.
-      repeats: how often each is timed.
-      warm_up: how often each is called before.
+      repeats: number of timed calls of each.
+      warm_up: number of untimed calls of each before them.
       timer: calls a function and returns its Seconds.
 
     Returns:
@@ -155,11 +155,11 @@ def call_in_new_process(module, function, *arguments, **environment):
 
     Args:
       module, function: names; the function takes strings and prints its result as JSON.
-      *arguments: strings for it.
-      **environment: environment variables, beside those of this process.
+      *arguments: strings, its arguments.
+      **environment: environment variables, in addition to those of this process.
 
     Returns:
-      What it printed, read from JSON.
+      The result, parsed from JSON.
     """
     program = f"import sys; from {module} import {function}; {function}(*sys.argv[1:])"
     command = [sys.executable, "-c", program, *arguments]

@@ -1,13 +1,13 @@
-"""Input pipeline: decoded and augmented images per second, against the train step's demand and what decoding allows.
+"""Input pipeline: decoded and augmented images per second, against the train step's demand and the decoding alone.
 
     python -m benchmarks.pipeline [--json FILE] [--root VOC2012 --split train_aug] [--prepared DIR]
         [--workers 0,1,2] [--seconds 4]
 
-Without --root it makes its own photographs in VOC's layout: 500x375 JPEGs of about 90 KB, tagged by a CSV file. First
-the parts of one example are timed alone on one core, then the grain pipeline with 0, 1 and 2 workers (0: threads of
-this process). With --prepared, data that `rml-jax prepare` made of --root, its batches are compared with the
-folder's, and both are timed in turns. One repeat lasts `--seconds`. The demand is read from the records of
-`benchmarks.train_step` beside FILE.
+Without --root it writes photographs in VOC's layout: 500x375 JPEGs of about 90 KB, tagged by a CSV file. First the
+parts of one example are timed alone on one core, then the grain pipeline with 0, 1 and 2 workers (0: threads of this
+process). With --prepared, the output of `rml-jax prepare` for --root, its batches are compared with the folder's, and
+both are timed in alternation. One repeat lasts `--seconds`. The demand is read from the results of
+`benchmarks.train_step` in the folder of FILE.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ def main(_):
 
 
 def run(chosen, root):
-    """Returns the record: photographs, milliseconds of the parts, images per second, demand."""
+    """Returns the result: photographs, milliseconds of the parts, images per second, demand."""
     names = read_list(_split_file(root, chosen.split))[:PHOTOS]
     paths = [root / "JPEGImages" / f"{name}.jpg" for name in names]
     files = [path.read_bytes() for path in paths]
@@ -74,7 +74,7 @@ def run(chosen, root):
 
 
 def make_photos(folder):
-    """Writes photographs of VOC's size and bytes in VOC's layout: random parts of scikit-learn's two, with noise.
+    """Writes photographs with the size of VOC's, in VOC's layout: random parts of scikit-learn's two, with noise.
 
     Returns:
       The root folder.
@@ -99,7 +99,7 @@ def make_photos(folder):
 
 
 def open_source(root, split):
-    """Returns the training source of the photographs made here, or of a VOC folder, whose masks give the tags."""
+    """Returns the training source of `make_photos`, or of a VOC folder, whose masks give the tags."""
     if (root / "tags.csv").exists():
         return VocFolder(root, split, ("photo",), (1,), tags_file=str(root / "tags.csv"))
     return VocFolder(root, split, [f"class{n}" for n in range(1, 21)], range(1, 21))
@@ -110,7 +110,7 @@ def _split_file(root, split):
 
 
 def _parts(paths, files):
-    """Returns the parts by name, functions of no arguments that do one part for all files on this thread."""
+    """Returns the parts by name, functions without arguments that run one part for all files on this thread."""
     images = [decode_image(data, "photo") for data in files]
     views = [_augment(image, number) for number, image in enumerate(images)]
     batch = views[:16]
@@ -125,7 +125,7 @@ def _parts(paths, files):
             _augment(decode_image(path.read_bytes(), path), number) for number, path in enumerate(paths)
         ],
     }
-    with contextlib.suppress(ImportError):  # For comparison only: no part of the project needs it.
+    with contextlib.suppress(ImportError):  # for comparison only; not a dependency
         import cv2
 
         cv2.setNumThreads(1)
@@ -141,7 +141,7 @@ def _augment(image, seed):
 
 
 def _resize_whole(image, seed):
-    """Does what `augment` would have to do first if it did not resize the crop's window alone."""
+    """Resizes the whole image, as `augment` would if it did not resize only the crop's window."""
     height, width = rescaled_size(image.shape[:2], np.random.default_rng(seed).uniform(*SCALE))
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
@@ -154,7 +154,7 @@ def _batches(source, batch_size, workers):
 
 
 def _same_batches(sources, batch_size):
-    """Compares the first batches of two sources. Returns how many; raises ValueError for one that differs."""
+    """Compares the first batches of two sources. Returns their number; raises ValueError if one differs."""
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(_batches(source, batch_size, 0)) for source in sources.values()]
         for step in range(_COMPARED):
@@ -165,7 +165,7 @@ def _same_batches(sources, batch_size):
 
 
 def _pipeline_rates(sources, chosen, workers):
-    """Returns for each source images per second of the pipeline and cores kept busy, each a list over the repeats."""
+    """Returns for each source the pipeline's images per second and busy cores, each a list over the repeats."""
     results = {name: ([], []) for name in sources}
     with contextlib.ExitStack() as stack:
         streams = {
@@ -174,7 +174,7 @@ def _pipeline_rates(sources, chosen, workers):
         }
         for _ in range(chosen.repeats):
             for name, batches in streams.items():
-                # Starts the workers; what was prepared ahead while another source ran is not counted.
+                # Starts the workers; batches that were prefetched while another source ran are not counted.
                 for _ in range(8):
                     next(batches)
                 begin, busy, count = time.perf_counter(), _busy_seconds(), 0
@@ -199,7 +199,7 @@ def _busy_seconds():
 
 
 def _demand(path):
-    """Returns the images per second that the recorded train steps take, by file."""
+    """Returns the images per second that the recorded train steps consume, by file."""
     demand = {}
     for record in sorted(path.parent.glob("train_step*.json")) if path else ():
         content = json.loads(record.read_text(encoding="utf-8"))

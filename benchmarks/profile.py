@@ -1,10 +1,10 @@
-"""Where the time of one training step goes, by operation and by the function of rml_jax that it comes from.
+"""Time of one training step by operation and by the function of rml_jax that it comes from.
 
     python -m benchmarks.profile [--json FILE] [--variant b1] [--batch 2] [--crop 320] [--dtype float32] [--top 15]
 
-JAX's profiler tells how long each instruction of the compiled program ran, the program's metadata which line of
-Python it comes from. A fusion counts for its last operation. Times are an instruction's own, without those inside of
-a loop or a call; where two run side by side, both count, so that the sum can exceed the step's time.
+JAX's profiler gives the time of each instruction of the compiled program, the program's metadata its line of Python.
+A fusion is attributed to its last operation. Times are an instruction's own, without the instructions inside a loop
+or a call. Instructions that run concurrently are all counted, so the sum can exceed the step's time.
 """
 
 import collections
@@ -51,7 +51,7 @@ def main():
 
 
 def own_times(path):
-    """Sums how long each instruction ran in a trace.
+    """Sums the time of each instruction in a trace.
 
     Args:
       path: pathlib.Path of the profiler's xplane.pb.
@@ -72,7 +72,7 @@ def own_times(path):
 
 
 def _without_inner(events):
-    """Sums nanoseconds by name of events (name, start, end) of one thread, less the events inside of them."""
+    """Sums nanoseconds by name of events (name, start, end) of one thread, without the events nested in them."""
     times, open_events = collections.Counter(), []
     for name, start, end in sorted(events, key=lambda event: (event[1], -event[2])):
         while open_events and open_events[-1][1] <= start:
@@ -85,10 +85,10 @@ def _without_inner(events):
 
 
 def instructions(text):
-    """Reads the instructions of a compiled program.
+    """Parses the instructions of a compiled program.
 
     Args:
-      text: of `jax.stages.Compiled.as_text()`.
+      text: result of `jax.stages.Compiled.as_text()`.
 
     Returns:
       Dict from name to Instruction.
@@ -123,7 +123,7 @@ class _Frames:
     def innermost(self, frame):
         """Returns MODULE.FUNCTION of rml_jax in which a frame or one of its callers lies, "" if none does."""
         while frame in self._frames:
-            # A parent's number counts from 2, 1 is none: protobuf has 0 for what isn't there.
+            # Parents are numbered from 2, and 1 means none.
             place, parent = self._frames[frame]
             frame = parent - 1
             file, function = self._places[place]
@@ -134,7 +134,7 @@ class _Frames:
 
 
 def _table_at(text, title, pattern):
-    """Returns a table, ended by an empty line: from a row's number to the rest of its groups, one or a list."""
+    """Returns a table that ends at an empty line: row number -> the rest of its groups, one or a list."""
     _, _, table = text.partition(f"\n{title}\n")
     rows = map(re.compile(pattern).match, table.partition("\n\n")[0].split("\n"))
     groups = ([int(x) if x.isdecimal() else x for x in row.groups()] for row in rows if row)
@@ -142,7 +142,7 @@ def _table_at(text, title, pattern):
 
 
 def _table(times, program, fields, top):
-    """Sums the times of instructions that agree in some fields. Returns the rows with the longest, as dicts."""
+    """Sums the times of instructions with equal fields. Returns the longest sums as dicts."""
     sums, counts = collections.Counter(), collections.Counter()
     for name, milliseconds in times.items():
         if name in program:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.scaling [--json FILE] [--variant mini] [--crop 64] [--batch 8] [--devices 1,2,4,8]
 
-The step is compiled, not run, for simulated devices with the shardings of `rml_jax.training.sharding`, which are the
-training loop's. Every collective is listed with what it moves. Expected are all-reduces alone: of the gradients, as
-many bytes as there are parameters, and of the losses, which are defined over the whole batch. Everything else is
-listed as unexpected. `projection` is a calculation from published figures of chips, not a measurement.
+The step is compiled, not run, for simulated devices with the training loop's shardings (`rml_jax.training.sharding`).
+Every collective is listed with its bytes. Only all-reduces are expected: of the gradients, with as many bytes as the
+parameters, and of the losses, which are defined over the whole batch. All others are listed as unexpected.
+`projection` is a calculation from published figures of chips, not a measurement.
 Needs jax, flax and optax.
 """
 
@@ -39,7 +39,7 @@ _CHIP_COUNTS = (8, 16, 32, 64, 128, 256)
 
 def main():
     flags = measure.STEP | {"variant": "mini", "crop": 64, "batch": 8}
-    # Nothing is timed: other work does not disturb it.
+    # Nothing is timed, so the load does not matter.
     chosen, result = measure.start(busy=True, **flags, devices="1,2,4,8", images_per_chip=16)
     settings = json.dumps(result["settings"])
     result["steps"] = {count: step_on(count, settings) for count in chosen.devices.split(",")}
@@ -53,16 +53,16 @@ def project(flops_per_image, gradient_bytes, images):
     """Calculates the time of a step's arithmetic and of its gradients' ring all-reduce on many chips.
 
     A ring sends 2 (n - 1) / n of the gradients from each chip; beyond the fast network, each chip's slower link
-    carries its share of them (the reduction in the domain comes first). No overlap is counted, no latency either.
+    carries its share of them, after the reduction within the domain. Overlap and latency are not modelled.
 
     Args:
-      flops_per_image: arithmetic of a step per image.
+      flops_per_image: floating-point operations of a step per image.
       gradient_bytes: size of the gradients.
-      images: of a step on each chip.
+      images: images of a step on each chip.
 
     Returns:
       Dict chip -> utilisation of its peak -> number of chips -> seconds of arithmetic and of the all-reduce, and the
-      share of the arithmetic in their sum.
+      fraction of the arithmetic in their sum.
     """
     return {
         name: {

@@ -2,9 +2,9 @@
 
     python -m benchmarks.train_step [--json FILE] [--batch 2] [--dtype float32] [--contestants ours,eager,compile]
 
-Every contestant runs in its own process, so that neither's threads nor memory disturb the other. They take turns:
-one step to warm up after the rest, and one timed. Then the parts of the step are timed alone. Ours needs jax, flax
-and optax, the peers torch and transformers as well.
+Every contestant runs in its own process, so that their threads and memory do not interfere. They alternate: one step
+to warm up after the pause, and one timed step. Then the parts of the step are timed alone. Ours needs jax, flax and
+optax, the peers torch and transformers as well.
 """
 
 import multiprocessing
@@ -34,7 +34,7 @@ def main():
 
 
 class Worker:
-    """A contestant in its own process, which rests while it is not asked."""
+    """A contestant in its own process, which is idle between requests."""
 
     def __init__(self, name, chosen):
         context = multiprocessing.get_context("spawn")
@@ -49,7 +49,7 @@ class Worker:
 
 
 def _serve(connection, name, chosen):
-    # On one GPU, neither may take all of the memory beforehand; the peer needs jax for its parameters only.
+    # On one GPU, neither must preallocate the memory; the peer needs jax for its parameters only.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if name != "ours":
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -63,7 +63,7 @@ def _serve(connection, name, chosen):
             for _ in range(WARM_UP):
                 contestant.step()
         elif what == "step":
-            # After a rest, caches are cold and the system may have taken memory back: not what training sees.
+            # After a pause, caches are cold and the system may have reclaimed memory, unlike in training.
             contestant.step()
             answer = measure.timed(contestant.step)
         elif what == "parts":

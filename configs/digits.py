@@ -2,7 +2,7 @@
 
     python train.py --config=configs/digits.py --workdir=runs/digits
 
-Not a row of the paper. `full` corresponds to Table 1's RML without CRF, `:baseline` to its first line
+Not an experiment of the paper. `full` corresponds to Table 1's RML without CRF, `:baseline` to its first line
 (classification alone, same number of steps); `rml_jax.variants` has the others. All start from random weights.
 `make demo` trains and evaluates `full` in about 10 minutes on 2 cores.
 """
@@ -33,7 +33,7 @@ def get_config(variant="full"):
     config.model.variant = "mini"
     config.model.drop_path_rate = 0.0
 
-    # Thresholds and distances for 64x64 images; the defaults were found on VOC.
+    # Thresholds and distances for 64x64 images; the defaults were chosen on VOC.
     config.pseudo_label.high = 0.3
     config.pseudo_label.low = 0.15
     config.pseudo_label.slots = 2

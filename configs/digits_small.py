@@ -14,7 +14,7 @@ from rml_jax.variants import with_variant
 
 def get_config(variant="full"):
     """Returns the configuration of a variant."""
-    # By path, as an installed package keeps the configurations elsewhere.
+    # By path, since an installed package has the configurations in another folder.
     config = runpy.run_path(Path(__file__).with_name("digits.py"))["get_config"]()
     config.data.name = "digits_small"
     config.data.scene.size = 48

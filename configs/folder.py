@@ -1,12 +1,12 @@
-"""RML on your own photographs, with tags but no masks.
+"""RML on your own images, with tags but no masks.
 
     python train.py --config=configs/folder.py --config.data.root=PHOTOS --config.data.tags=TAGS.csv --workdir=DIR
 
 Without `data.tags`, the name of each sub-folder of PHOTOS is the tag of the images in it. The classes are the tags
 that occur; a tenth of the images is kept for validation. `data.root` may also be the output of `rml-jax prepare
 folder`, without `data.tags`. The method, MiT-B1 and constants are the paper's for VOC (docs/method.md, Training
-constants). Set `model.init_from` to pre-trained weights if you can: from random weights, thousands of photographs are
-few.
+constants). Set `model.init_from` to pre-trained weights if you can; a few thousand images are not enough to train
+from random weights.
 
 `:small` is a short run for a CPU: the smallest published network (b0) on 160-pixel crops, 400 steps from random
 weights.

@@ -1,10 +1,10 @@
-"""Pre-training of a backbone on a folder of photographs with one sub-folder a class, in a checkout of the repository:
+"""Pre-training of a backbone on a folder of images with one sub-folder per class, in a checkout of the repository:
 
     python -m experiments.pretrain --config=pretrain --config.data.root=PHOTOS --save_to=pretrained.safetensors
 
-Pass the file to another run as `model.init_from`. It does not replace the ImageNet-1k weights that the paper starts
-from. Sized for the 100,000 photographs of Tiny ImageNet at 32 pixels, enlarged to 64, and 2 cores: MiT-b0,
-6.5 epochs, about an hour (experiments/results/pretrain.json).
+Pass the file to another run as `model.init_from`. It is no substitute for the ImageNet-1k weights that the paper
+starts from. Sized for the 100,000 images of Tiny ImageNet at 32 pixels, enlarged to 64, and 2 cores: MiT-b0, 6.5
+epochs, about an hour (experiments/results/pretrain.json).
 """
 
 from rml_jax.config import default_config
@@ -18,7 +18,7 @@ def get_config():
     config.data.source = "folder"
     config.data.val_fraction = 0.02
 
-    # Photographs of 32 pixels become 64 to 90, of which the crop shows 64.
+    # Images of 32 pixels are enlarged to 64 to 90, of which the crop has 64.
     config.augment.scale = (2.0, 2.8)
 
     config.model.variant = "b0"

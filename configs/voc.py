@@ -4,9 +4,10 @@
 
 The folder is VOC2012 from VOC's archive (JPEGImages) with the folder SegmentationClassAug (VOC's and SBD's masks,
 12,031) and ImageSets/Segmentation/train_aug.txt (10,582 ids) added, or the output of `rml-jax prepare voc`. Training
-reads only which classes occur from the masks, unless `data.tags` names a tag file. The paper's constants
+takes only the classes that occur from the masks, unless `data.tags` names a tag file. The constants are the paper's
 (docs/method.md, Training constants): MiT-B1 from ImageNet-1k weights, crop 320, batch 4, 18,000 steps, about 3 hours
-on one RTX 3090 with the authors' code. Not yet run, for want of the published weights.
+on one RTX 3090 with the authors' code. The score is the paper's; it was not reproduced, since the published weights
+were not available.
 """
 
 from rml_jax.config import default_config

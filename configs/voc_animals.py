@@ -2,10 +2,10 @@
 
     python train.py --config=configs/voc_animals.py --config.data.root=.../VOC2012 --workdir=runs/voc_animals
 
-The folder holds JPEGImages, SegmentationClassAug and ImageSets/Segmentation with the lists train_aug.txt and val.txt.
-Training reads only which classes occur from the masks. From random weights, with the smallest published network (b0)
-and a 160-pixel crop: a check of the whole path on real photographs, in about 6 minutes on 2 cores
-(experiments/results/voc_animals.json), not a row of the paper.
+The folder contains JPEGImages, SegmentationClassAug and ImageSets/Segmentation with the lists train_aug.txt and
+val.txt. Training takes only the classes that occur from the masks. It starts from random weights, with the smallest
+published network (b0) and a 160-pixel crop: a test of the whole pipeline on real photographs in about 6 minutes on 2
+cores (experiments/results/voc_animals.json), not an experiment of the paper.
 """
 
 from rml_jax.config import default_config, size_for_cpu

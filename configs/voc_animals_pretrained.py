@@ -3,9 +3,9 @@
     python -m experiments.ablation --config=configs/voc_animals_pretrained.py --config.data.root=.../VOC2012 \
         --config.model.init_from=pretrained.safetensors --workdir=runs/ablation-animals --variants=baseline,full
 
-MiT-b0 on 128-pixel crops, batches of 8, 1,000 steps of classification alone and 400 with all terms. Not a row of the
-paper. Each variant has its background scores chosen on the first 48 training images: the default scores are for VOC
-and a stronger network, and one fixed score would favour the variant that it happens to suit.
+MiT-b0 on 128-pixel crops, batches of 8, 1,000 steps of classification alone and 400 with all terms. Not an experiment
+of the paper. The background scores are chosen for each variant on the first 48 training images: the default scores
+are for VOC and a stronger network, and a fixed score would favour some variants.
 """
 
 import runpy
@@ -16,9 +16,9 @@ from rml_jax.variants import with_variant
 
 def get_config(variant="full"):
     """Returns the configuration of a variant (`rml_jax.variants`)."""
-    # By path, as an installed package keeps the configurations elsewhere.
+    # By path, since an installed package has the configurations in another folder.
     config = runpy.run_path(Path(__file__).with_name("voc_animals.py"))["get_config"]()
-    # A crop shows most of a photograph of 320 pixels, so that its tags are mostly true of the crop.
+    # A crop covers most of an image of 320 pixels, so that most of its tags are valid for the crop.
     config.augment.scale = (0.5, 1.0)
     # At their own size, objects already appear larger than in training.
     config.cam.scales = (0.5, 1.0)

@@ -3,11 +3,11 @@
     python -m experiments.ablation --config=FILE --workdir=DIR [--variants=full,no_mi,loss.ciml=0.3] [--seeds=0,1,2]
         [--config.key=value ...]
 
-A variant is a name of `rml_jax.variants` or one KEY=VALUE over the full configuration. Every run has its own folder
-DIR/VARIANT-seedN, as train.py and eval.py leave it, and is finished when it has a result.json. Finished runs are not
-repeated and a stopped one resumes from its last checkpoint, so the same command can be given again after a crash or,
-with a copy of DIR, on another machine. All variants of one seed run before the next seed. After every run
-DIR/ablation.json and DIR/ablation.md are written again, from all finished runs in DIR.
+A variant is a name in `rml_jax.variants` or one KEY=VALUE changed in the full configuration. Every run has a work
+directory DIR/VARIANT-seedN and is finished when it has a result.json. Finished runs are not repeated and an
+interrupted run resumes from its last checkpoint, so the same command can be repeated after a crash or, with a copy of
+DIR, on another machine. All variants of one seed run before the next seed. After every run, DIR/ablation.json and
+DIR/ablation.md are rewritten from all finished runs in DIR.
 
 Variants with the same settings for classification share its steps: the baseline, if it is among the variants, is
 trained first, and the others of that seed start from its checkpoint at the end of the warm-up.
@@ -68,17 +68,17 @@ def variant_config(config, name, seed):
 
     Args:
       config: ConfigDict of full RML.
-      name: a name of `rml_jax.variants`, or KEY=VALUE with VALUE as Python writes it.
+      name: a name in `rml_jax.variants`, or KEY=VALUE with VALUE a Python literal.
       seed: of the run.
 
     Returns:
       ConfigDict, a copy.
 
     Raises:
-      UserError: for an unknown name or key, or a value that the key can't take.
+      UserError: for an unknown name or key, or an invalid value.
     """
     config = config.copy_and_resolve_references()
-    # Other runs start from the baseline's checkpoint at the end of the warm-up: it must be kept.
+    # Other runs start from the baseline's checkpoint at the end of the warm-up, which must be kept.
     config.checkpoint.every = max(config.loss.start_step, 1)
     config.checkpoint.keep = config.train.steps // config.checkpoint.every + 1
     key, equals, value = name.partition("=")
@@ -105,7 +105,7 @@ def run(config, folder, baseline):
       baseline: pathlib.Path of the baseline's run with the same seed, whether it exists or not.
 
     Raises:
-      UserError: if the folder holds a run of another configuration, or as training and evaluation do.
+      UserError: if the folder has a run of another configuration, or from training and evaluation.
     """
     result = folder / "result.json"
     if result.exists():
@@ -115,7 +115,7 @@ def run(config, folder, baseline):
                 f"{folder} was made with another {', '.join(changed)}: expected another --workdir"
             )
         return
-    # A run that was stopped before has a configuration; its training has no single wall time.
+    # An interrupted run has a config.json; its training time is unknown.
     resumed = (folder / "config.json").exists()
     shared = share_warm_up(config, folder, baseline)
     start = time.monotonic()
@@ -127,13 +127,13 @@ def run(config, folder, baseline):
 
 
 def share_warm_up(config, folder, baseline):
-    """Starts a run from the baseline's checkpoint at the end of the warm-up, if their training is the same so far.
+    """Copies the baseline's checkpoint at the end of the warm-up into a run, if their training is the same up to it.
 
     Args:
       config, folder, baseline: see `run`.
 
     Returns:
-      Whether the run starts there.
+      Whether the checkpoint was copied.
     """
     checkpoint = baseline / "checkpoints" / str(config.loss.start_step)
     target = folder / "checkpoints"
@@ -203,7 +203,7 @@ def table(variants):
       variants: dict from name to `summarize`'s result, at least one.
 
     Returns:
-      str. The spread is the sample standard deviation, left out where there is one seed.
+      str. The spread is the sample standard deviation, left out for a single seed.
     """
     columns = _columns(variants)
     rows = []
@@ -214,16 +214,16 @@ def table(variants):
 
 
 def differences(variants):
-    """Renders as Markdown how far each variant lies from `full`, seed by seed, in points.
+    """Renders as Markdown the differences of each variant from `full` within each seed, in points.
 
     Seeds differ more from each other than variants do, mostly by their steps of classification alone, which the
-    variants of a seed share: the spread of the differences tells an effect from chance.
+    variants of a seed share. The spread of the differences separates an effect from chance.
 
     Args:
       variants: dict from name to `summarize`'s result, with "full" and at least one more.
 
     Returns:
-      str, columns as in `table`. Only seeds that both have are used; variants without any are left out.
+      str, columns as in `table`. Only seeds that both have are used; variants without common seeds are left out.
     """
     full = variants["full"]
     columns = _columns(variants)

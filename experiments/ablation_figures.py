@@ -1,10 +1,10 @@
-"""Draws an ablation: CAMs of the same validation images by every variant, and curves over training.
+"""Draws the figures of an ablation: CAMs of the same validation images by every variant, and training curves.
 
     python -m experiments.ablation_figures --workdir=DIR --out=FOLDER [--variants=baseline,ciml,...] [--seed=0]
 
 DIR is that of `experiments.ablation`. Writes FOLDER/ablation-cams.png, like the paper's Figure 3, and
-FOLDER/ablation-curves.png from every run's TensorBoard files. Also prints how well CAMs and pseudo labels cover the
-objects (`rml_jax.evaluation.localization`). Needs the checkpoints.
+FOLDER/ablation-curves.png from every run's TensorBoard files. Also prints the localisation of CAMs and pseudo labels
+(`rml_jax.evaluation.localization`). Needs the checkpoints.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from rml_jax.data.sources import make_source
 from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.evaluation.localization import SHARES, localization
 from rml_jax.models import build
-from rml_jax.report.training import read_events, tag_of
+from rml_jax.report.training import read_events
+from rml_jax.training.runlog import tag_of
 from rml_jax.utils.compilation_cache import use_compilation_cache
 from rml_jax.utils.files import atomic_write
 from rml_jax.variants import LADDER
@@ -76,7 +77,7 @@ def localization_table(variants):
 
 
 def cams_figure(samples):
-    """Draws one row per image: the image, its annotation, and the given classes' strongest CAM by each variant.
+    """Draws one row per image: the image, its annotation, and the tagged classes' strongest CAM by each variant.
 
     Args:
       samples: dict from a variant's name to Samples of the same images; the first ones are shown.
@@ -118,7 +119,7 @@ def curves_figure(runs):
     panels = figure.subplots(rows, 4).ravel()
     for panel, metric in zip(panels, metrics, strict=False):
         for name, scalars in logs.items():
-            # A variant without the term keeps its colour, by an empty line.
+            # A variant without the term is drawn as an empty line, so that colours stay the same.
             known = scalars.get(tag_of(metric), {})
             panel.plot(list(known.keys()), list(known.values()), label=name, linewidth=1)
         panel.set_title(metric, fontsize=9)

@@ -1,9 +1,9 @@
-"""Measures the loss terms at a run's checkpoint: their gradients on the backbone beside L_cls's, and R_c's rank.
+"""Measures the loss terms at a run's checkpoint: their gradients on the backbone against L_cls's, and R_c's rank.
 
     python -m experiments.gradients --workdir=DIR [--checkpoint=newest|STEP] [--batches=4]
 
-DIR is a folder of train.py. Norms are means over training batches, of unweighted terms. The last columns are the
-term's share of L_cls's norm with the run's weight, and the cosine between the two gradients.
+DIR is a run's work directory. Norms are of unweighted terms, averaged over training batches. The last columns are the
+weighted norm as a fraction of L_cls's, and the cosine between the two gradients.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main():
 
 
 def make_products(config, graphdef):
-    """Builds the function of parameters and a batch that measures gradients and the context.
+    """Builds the function that measures gradients and the context.
 
     Args:
       config: ConfigDict of the run.
@@ -90,7 +90,7 @@ def make_products(config, graphdef):
 
 
 def table(config, products):
-    """Renders as Markdown each part's norm, weight, weighted share of L_cls's norm, cosine with L_cls's gradient."""
+    """Renders as Markdown each part's norm, weight, weighted fraction of L_cls's norm and cosine with L_cls."""
     norms = np.sqrt(np.diag(products))
     lines = [
         "| part | gradient norm | weight | weighted, share of L_cls | cosine with L_cls |",
@@ -107,7 +107,7 @@ def table(config, products):
 def _batches(config, count):
     source = make_source(config.data, config.data.train_split, with_masks=False)
     config = config.copy_and_resolve_references()
-    config.train.seed += 1  # other batches than the run's
+    config.train.seed += 1  # batches other than the run's
     config.data.workers = 0
     with contextlib.closing(train_batches(config, source)) as batches:
         yield from (next(batches) for _ in range(count))

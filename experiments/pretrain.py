@@ -1,11 +1,11 @@
-"""Pre-trains a backbone by classification, where published ImageNet weights cannot be used.
+"""Pre-trains a backbone by classification, for use without published ImageNet weights.
 
     python -m experiments.pretrain --config=configs/pretrain.py --config.data.root=PHOTOS --save_to=FILE.safetensors
         [--json=FILE] [--config.key=value ...]
 
-PHOTOS has one sub-folder per class. The loss is softmax cross-entropy, as in the Mix Transformer's own pre-training:
-with L_cls, made for several tags, the network predicts each class's share for every image and stays there (200
-classes, MiT-b0, 500 steps). FILE is for `model.init_from`; it is written every `checkpoint.every` steps.
+PHOTOS has one sub-folder per class. The loss is softmax cross-entropy, as in the Mix Transformer's pre-training. With
+L_cls, the loss for multiple tags, the network only learned the frequency of each class (200 classes, MiT-b0, 500
+steps). FILE is for `model.init_from`; it is written every `checkpoint.every` steps.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from rml_jax.training.sharding import init_model, initial_state, make_mesh, shar
 from rml_jax.utils.progress import Progress
 from rml_jax.validate import check_config
 
-# Without clipping, a single batch can undo the progress of a network that starts from random weights.
+# Without clipping, a single batch can undo the progress of a network trained from random weights.
 _LARGEST_GRADIENT = 1.0
 
 
@@ -113,10 +113,10 @@ def make_step(graphdef, optimizer):
 
 
 def accuracy(config, graphdef, params):
-    """Computes the share of validation images, resized to the crop, whose strongest class is the right one.
+    """Computes the top-1 accuracy on the validation images, resized to the crop.
 
     Returns:
-      Dict with their number and `top1` in 0..1.
+      Dict with the number of `images` and `top1` in 0..1.
     """
     source = make_source(config.data, config.data.val_split, with_masks=False)
     side = (config.train.crop_size,) * 2

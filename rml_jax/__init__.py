@@ -15,7 +15,7 @@ __all__ = ["load"]
 
 
 def __getattr__(name):
-    # On first use: `import rml_jax.ops` and the like need not import all that a predictor does.
+    # Imported on first use, so that `import rml_jax.ops` does not import what only a predictor needs.
     if name == "load":
         from rml_jax.inference.predictor import load
 

@@ -1,4 +1,4 @@
-"""All commands under one name: rml-jax COMMAND ARGUMENTS, or python -m rml_jax COMMAND ARGUMENTS."""
+"""Entry point of all commands: rml-jax COMMAND ARGUMENTS, or python -m rml_jax COMMAND ARGUMENTS."""
 
 import importlib
 import sys
@@ -13,17 +13,17 @@ COMMANDS = {
     "inspect": ("rml_jax.commands.inspect", "show augmented training pairs and time the input pipeline"),
     "convert": ("rml_jax.commands.convert", "convert weights from and to other layouts"),
 }
-"""Maps a command's name to the module whose `main(arguments)` runs it, and to what it does."""
+"""Name of a command -> (module whose `main(arguments)` runs it, description)."""
 
 
 def main():
-    """Runs the command that the first argument names; only its module is imported."""
+    """Runs the command named by the first argument and imports its module only."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(_usage())
         return
     if name not in COMMANDS:
-        print(f"error: {name!r} is no command, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"error: {name!r} is not a command, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     importlib.import_module(COMMANDS[name][0]).main(arguments)
 

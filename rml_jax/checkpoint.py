@@ -1,16 +1,18 @@
 """Checkpoints of a run, by orbax: `DIR/checkpoints/STEP`, where STEP is the number of batches trained on.
 
-Each has three items: `state` (parameters, optimizer, random key, step), `data` (where the data iterator stands) and
-`run` (configuration, class names, versions, metrics, ..., and checksums of the state).
+Each has three items: `state` (parameters, optimizer, random key, step), `data` (state of the data iterator) and
+`run` (configuration, class names, versions, metrics, ..., and checksums of all three items).
 """
 
 import contextlib
 import errno
+import json
 import logging
 import math
 import os
 import shutil
 import sys
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -27,12 +29,12 @@ ITEMS = ("state", "data", "run")
 
 
 class Restored(NamedTuple):
-    """A checkpoint as it was saved.
+    """A restored checkpoint.
 
     Attributes:
       state: TrainState.
       data: state of the data iterator.
-      run: what `Checkpoints.save` was given.
+      run: the `run` given to `Checkpoints.save`.
     """
 
     state: Any
@@ -43,15 +45,16 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one work directory.
 
-    Saving runs in the background; `check` tells what became of it, `wait` and `close` wait for it. A checkpoint gets
-    its name when it is complete, so whatever interrupts the saving, those before it stay. One that can't be read
-    later, or whose numbers are not those that were saved, is passed over for the one before it, with a message.
+    Saving runs in the background; `check` raises its errors, `wait` and `close` wait for it. A checkpoint is renamed
+    to its final name when it is complete, so an interruption while saving leaves earlier checkpoints intact. A
+    checkpoint that can't be read, or whose checksums differ from those at saving, is skipped with a message, and the
+    one before it is used.
 
     Args:
       workdir: pathlib.Path of the run.
-      keep: number of newest checkpoints to keep; None to only read, which leaves the folder as it is.
-      keep_best: how many more to keep of those with the lowest `best_metric`.
-      best_metric: name among the metrics that `save` is given.
+      keep: number of newest checkpoints to keep; None opens the folder for reading only.
+      keep_best: number of further checkpoints to keep, those with the lowest `best_metric`.
+      best_metric: name of one of the metrics given to `save`.
     """
 
     def __init__(self, workdir, keep=None, keep_best=0, best_metric=""):
@@ -62,10 +65,11 @@ class Checkpoints:
             value = metrics.get(best_metric, math.inf)
             return -value if math.isfinite(value) else -math.inf
 
+        self._merit = merit
         best = BestN(get_metric_fn=merit, n=keep_best, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             create=self._writes,
-            cleanup_tmp_directories=self._writes,  # what a killed run had half written
+            cleanup_tmp_directories=self._writes,  # incomplete checkpoints of a killed run
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
             best_fn=merit,
         )
@@ -73,22 +77,36 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
             raise UserError(f"{self._directory}: {error.strerror}, expected a folder to write to") from error
+        except ValueError as error:  # json's, of a checkpoint's metrics
+            raise UserError(
+                f"{self._directory}: a file STEP/metrics/metrics is damaged ({error}), expected JSON: remove that "
+                "checkpoint"
+            ) from error
 
     def steps(self):
-        """The steps of the checkpoints that there are, in order."""
+        """Returns the steps of the existing checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def best_step(self):
-        """The step with the lowest best metric, None where there is no checkpoint."""
-        return self._manager.best_step()
+        """Returns the step with the lowest best metric, of those whose `run` is sound; None where there is none."""
+        merits = []
+        for step in self.steps():
+            try:
+                merits.append((self._merit(self._read_run(step)["metrics"]), step))
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                print(
+                    f"{self._directory}: damaged step {step} ({_reason(error)}) is passed over",
+                    file=sys.stderr,
+                )
+        return max(merits)[1] if merits else None
 
     def save(self, state, data, run, metrics):
-        """Saves a train state under its own step, unless that is already saved.
+        """Saves a train state under its step, unless that step is already saved.
 
         Args:
           state: TrainState.
           data: JSON-like state of the data iterator.
-          run: JSON-like dict of whatever else belongs to the run.
+          run: JSON-like dict of further data of the run.
           metrics: dict of floats.
 
         Raises:
@@ -97,51 +115,53 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        tree = _to_tree(state)
+        tree, run = _to_tree(state), {**run, "metrics": metrics}
+        checksums = {**_checksums(tree), "data": _json_sum(data), "run": _json_sum(run)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(tree),
             data=ocp.args.JsonSave(data),
-            run=ocp.args.JsonSave({**run, "metrics": metrics, "checksums": _checksums(tree)}),
+            run=ocp.args.JsonSave({**run, "checksums": checksums}),
         )
         with self._reporting():
             self._manager.save(step, args=items, metrics=metrics)
 
     def check(self):
-        """Raises UserError if a checkpoint could not be written in the background."""
+        """Raises a UserError if a checkpoint could not be written in the background."""
         with self._reporting():
             self._manager.check_for_errors()
 
     def wait(self):
-        """Waits until everything is saved; UserError if it could not be."""
+        """Waits until everything is saved. Raises a UserError if saving failed."""
         with self._reporting():
             self._manager.wait_until_finished()
 
     def restore(self, state):
-        """The newest checkpoint that is sound. Newer ones become `damaged-STEP`, to make room for their steps.
+        """Restores the newest intact checkpoint.
+
+        Newer, damaged ones are renamed to `damaged-STEP`, so that their steps can be saved again.
 
         Args:
-          state: TrainState with the shapes, types and shardings wanted, arrays or jax.ShapeDtypeStruct. They need not
-            be those of the devices that saved it.
+          state: TrainState with the wanted shapes, types and shardings, arrays or jax.ShapeDtypeStruct. The shardings
+            may differ from those at saving.
 
         Returns:
-          Restored, or None where there is no checkpoint.
+          Restored, or None if there is no checkpoint.
 
         Raises:
-          UserError: if there are checkpoints, but none is sound.
+          UserError: if there are checkpoints, but none is intact.
         """
         if not self.steps():
             return None
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_tree(state))
 
         def read(step):
-            items = ocp.args.Composite(
-                state=ocp.args.StandardRestore(wanted),
-                data=ocp.args.JsonRestore(),
-                run=ocp.args.JsonRestore(),
-            )
-            found = self._manager.restore(step, args=items)
-            _check_sums(found.state, found.run["checksums"])
-            return Restored(_from_tree(found.state, state), found.data, found.run)
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore())
+            found, run = self._manager.restore(step, args=items), self._read_run(step)
+            _compare_sums({**_checksums(found.state), "data": _json_sum(found.data)}, run["checksums"])
+            # By its own copy, orbax chooses which checkpoints to keep.
+            if _json_sum(self._manager.metrics(step) or {}) != _json_sum(run["metrics"]):
+                raise ValueError("metrics differ from those that were saved")
+            return Restored(_from_tree(found.state, state), found.data, run)
 
         step, restored = self._newest_sound(read, self.steps())
         if self._writes:
@@ -149,11 +169,11 @@ class Checkpoints:
         return restored
 
     def restore_params(self, params, which="newest"):
-        """One checkpoint's parameters alone.
+        """Restores the parameters of one checkpoint.
 
         Args:
-          params: nnx.State with the shapes and types wanted.
-          which: "newest", the newest sound one; "best", that of `best_step`; or a step in digits.
+          params: nnx.State with the wanted shapes and types.
+          which: "newest", the newest intact checkpoint; "best", that of `best_step`; or a step in digits.
 
         Returns:
           step (int) and the parameters.
@@ -177,7 +197,7 @@ class Checkpoints:
         def read(step):
             folder = self._directory / str(step) / "state"
             handler = ocp.PyTreeCheckpointHandler()
-            # orbax itself would hand out whatever shapes it finds.
+            # orbax does not check the shapes.
             _check_shapes(folder, handler.metadata(folder).tree["params"], wanted["params"])
             restored = ocp.Checkpointer(handler).restore(
                 folder,
@@ -187,20 +207,27 @@ class Checkpoints:
                     partial_restore=True,
                 ),
             )
-            run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
-            _check_sums(restored, run["checksums"])
+            _compare_sums(_checksums(restored), self._read_run(step)["checksums"])
             return restored["params"]
 
         step, leaves = self._newest_sound(read, steps)
         return step, with_leaves(params, leaves)
 
     def close(self):
-        """Waits until everything is saved. Whether it could be is for `wait` to tell."""
+        """Waits until everything is saved. Errors are ignored; call `wait` first to raise them."""
         with contextlib.suppress(Exception):
             self._manager.close()
 
+    def _read_run(self, step):
+        """Returns the item `run` of a checkpoint. Raises ValueError if it is not what was saved."""
+        # By json alone: orbax would wait for the other processes.
+        run = json.loads((self._directory / str(step) / "run" / "metadata").read_text(encoding="utf-8"))
+        others = {key: value for key, value in run.items() if key != "checksums"}
+        _compare_sums({"run": _json_sum(others)}, run["checksums"])
+        return run
+
     def _newest_sound(self, read, steps):
-        """The newest of some steps whose `read(step)` succeeds, and what it gave."""
+        """Returns the newest step for which `read(step)` succeeds, and its result."""
         reasons = {}
         for step in reversed(steps):
             try:
@@ -232,10 +259,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reporting(self):
-        """Turns any failure to save into a UserError that names the checkpoint that is left."""
+        """Converts any failure to save into a UserError that names the last good checkpoint."""
         try:
             yield
-        except Exception as error:  # orbax passes on whatever its threads met.
+        except Exception as error:  # orbax re-raises any exception of its threads.
             steps = self.steps()
             left = (
                 f"the last good checkpoint is that of step {steps[-1]}"
@@ -244,12 +271,12 @@ class Checkpoints:
             )
             raise UserError(
                 f"{self._directory}: a checkpoint can't be saved ({_reason(error)}); {left}; "
-                "once that is mended, the same command goes on from there"
+                "once this is fixed, the same command continues from there"
             ) from error
 
 
 def read_params(workdir, params, which="newest", best_metric=""):
-    """The parameters of one checkpoint of a run, which is left as it is.
+    """Reads the parameters of one checkpoint of a run, without changing its folder.
 
     Args:
       workdir: pathlib.Path of the run.
@@ -267,13 +294,13 @@ def read_params(workdir, params, which="newest", best_metric=""):
 
 
 def _reason(error):
-    """One short line for an error of any library: the operating system's own word for it, if that is its cause."""
+    """Returns one short line for any exception: the operating system's message, if an OSError caused it."""
     cause = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return f"{cause.strerror}{f', {cause.filename}' if cause.filename else ''}"
         cause = cause.__cause__ or cause.__context__
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # tensorstore has it somewhere in a long text
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # part of a long message of tensorstore
         if os.strerror(number) in str(error):
             return os.strerror(number)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
@@ -281,7 +308,7 @@ def _reason(error):
 
 @contextlib.contextmanager
 def _quiet_orbax():
-    """Keeps a stack trace per array of a damaged checkpoint off the terminal: orbax leaves one in each coroutine."""
+    """Suppresses the stack traces that orbax's coroutines print for each array of a damaged checkpoint."""
     before, asyncio_log = sys.unraisablehook, logging.getLogger("asyncio")
     level = asyncio_log.level
     sys.unraisablehook = lambda _: None
@@ -299,7 +326,7 @@ def _sums(tree):
         unsigned = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
         return jnp.sum(unsigned, dtype=jnp.uint32)
 
-    # A sum modulo 2^32 of the bits does not depend on how the arrays are spread over devices.
+    # A sum of the bits modulo 2^32 does not depend on the sharding.
     return {name: sum(map(bits, jax.tree.leaves(part)), jnp.uint32(0)) for name, part in tree.items()}
 
 
@@ -307,8 +334,12 @@ def _checksums(tree):
     return {name: int(value) for name, value in _sums(tree).items()}
 
 
-def _check_sums(tree, expected):
-    for name, value in _checksums(tree).items():
+def _json_sum(value):
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def _compare_sums(found, expected):
+    for name, value in found.items():
         if value != expected[name]:
             raise ValueError(f"{name} has the checksum {value}, {expected[name]} when it was saved")
 
@@ -331,7 +362,7 @@ def _check_shapes(folder, stored, wanted):
 
 
 def _to_tree(state):
-    # Plain dicts of arrays by name, readable without this code and its libraries.
+    # Plain dicts of arrays by name, readable without this package and flax.
     return {
         "step": state.step,
         "params": named_leaves(state.params),

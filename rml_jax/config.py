@@ -1,7 +1,7 @@
-"""The configuration of a run: every key with its default, read and written.
+"""The configuration of a run: all keys and their defaults, loading and saving.
 
-The defaults are those of the paper for PASCAL VOC (docs/method.md, Training constants); a file in `configs/` changes
-what its data set needs.
+The defaults are those of the paper for PASCAL VOC (docs/method.md, Training constants). A file in `configs/` changes
+the keys that its data set needs.
 """
 
 import json
@@ -30,20 +30,23 @@ def default_config():
     data.root = ""
     # Tag file (docs/data.md); "": classes in the masks (voc) or names of sub-folders (folder).
     data.tags = ""
-    data.masks = ""  # folder of masks, for scoring; folder only
-    data.class_names = ()  # C foreground classes; folder: () takes them from the tags
+    # Folder of masks: for scoring (folder), or instead of SegmentationClassAug (voc, a name or a path).
+    data.masks = ""
+    data.class_names = ()  # C foreground classes; folder, coco: () takes them from the data
+    data.category_ids = ()  # id of each class in the annotation file, for predictions; coco: () takes them from it
     data.mask_values = ()  # value of each class in the mask files; folder: () means 1..C
     data.mask_ignore = 255  # value of pixels that are not annotated in the mask files; -1: there are none
     data.allow_absent = False  # whether a class may occur in none of a split's masks
+    data.allow_changes = False  # whether a run may resume after its images or tags have changed
     data.val_list = ""  # text file with the names of the validation images; folder only
-    # Fraction of the images drawn for validation where there is no val_list, 0 to 1; folder only.
+    # Fraction of the images drawn for validation if there is no val_list, 0 to 1; folder, and coco in one file.
     data.val_fraction = 0.1
-    data.skip_bad = False  # training leaves out, and counts, files that can't be read, rather than stop
+    data.skip_bad = False  # whether training skips and counts files that can't be read, rather than stop
     data.train_split = "train"  # split that is trained on
     data.val_split = "val"  # split that is scored by default, and whose images are logged
     data.num_train = 0  # training scenes, at least 1; digits only
     data.num_val = 0  # validation scenes, at least 1; digits only
-    data.seed = 0  # seed of digits' scenes and of the draw of a folder's validation images, at least 0
+    data.seed = 0  # seed of digits' scenes and of the draw of validation images, at least 0
     data.scene = scene = ConfigDict()  # digits only, see DigitScenes
     scene.size = 64  # side of a scene, in pixels
     scene.digits = (1, 2)  # (least, greatest) number of digits in a scene
@@ -67,7 +70,7 @@ def default_config():
     model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
     model.init_from = ""  # file of weights to start from (docs/weights.md); "" = random
 
-    config.affine = affine = ConfigDict()  # what the transform A between the views is drawn from
+    config.affine = affine = ConfigDict()  # ranges of the random transform A between the views
     affine.scale = (0.5, 1.0)  # (low, high) size of the content, 1 = unchanged
     affine.rotation = 15.0  # greatest angle either way, in degrees
     affine.translation = 0.1  # greatest shift either way, as a fraction of the side
@@ -75,16 +78,16 @@ def default_config():
 
     config.cam = cam = ConfigDict()  # the multi-scale CAM of pseudo labels and of evaluation
     cam.scales = (0.5, 1.0, 1.5)  # scales of the image, each above 0
-    cam.flip = True  # whether mirror images take part
+    cam.flip = True  # whether to include mirrored images
 
     config.pseudo_label = pseudo = ConfigDict()
-    pseudo.high = 0.55  # background score that sure foreground exceeds, 0 to 1
-    pseudo.low = 0.35  # background score that sure background does not reach, 0 to high
+    pseudo.high = 0.55  # background score that foreground must exceed, 0 to 1
+    pseudo.low = 0.35  # background score that background must stay below, 0 to high
     pseudo.slots = 8  # classes of an image that are refined, at least 1; raised if an image has more tags
     pseudo.dilations = (1, 2, 4, 8, 12, 24)  # of PAR, in pixels of the image at half size
     pseudo.iterations = 10  # of PAR, at least 0
 
-    # Weights, at least 0 each. An addition to `rml_jax.losses.TERMS` brings its own key.
+    # Weights, at least 0 each. `rml_jax.losses.register_term` adds the key of a new term.
     config.loss = loss = ConfigDict()
     loss.ciml = 0.1  # of L_CIML (lambda_1, Eq. 16)
     loss.mfml = 0.1  # of L_MFML (lambda_2)
@@ -95,7 +98,7 @@ def default_config():
     loss.beta2 = 1.0  # of L_mi in L_APML, which is in nats (Eq. 14)
     loss.self_training = 0.0  # of L_self, not in the paper (docs/method.md, Beyond the paper)
     loss.radius = 8  # largest distance of an affinity pair, in cells of the last grid
-    loss.start_step = 2000  # first steps, which train classification alone
+    loss.start_step = 2000  # number of first steps, which train classification alone
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.backbone_lr = 6e-5  # base learning rate of the backbone, at least 0
@@ -108,7 +111,7 @@ def default_config():
     config.train = train = ConfigDict()
     train.steps = 18000  # batches to train on
     train.batch_size = 4  # images of one update, over all devices
-    # Parts a batch is computed in, one after the other; losses are means over the parts.
+    # Number of parts a batch is split into, computed one after the other; losses are means over the parts.
     train.grad_accum_steps = 1
     train.shard_optimizer = False  # shard the optimizer's state over the devices rather than replicate it
     train.max_skipped = 20  # steps in a row whose loss or gradient is not finite before training stops
@@ -147,7 +150,7 @@ def default_config():
 
 
 def size_for_cpu(config):
-    """Changes a configuration, in place, to a small run for a CPU: MiT-b0 from scratch, 160-pixel crops, 400 steps.
+    """Changes a configuration in place to a small run for a CPU: MiT-b0 from scratch, 160-pixel crops, 400 steps.
 
     Args:
       config: ConfigDict of `default_config`'s keys.

@@ -1,4 +1,4 @@
-"""Checks a configuration where types are not enough: names and ranges."""
+"""Checks of a configuration's names and ranges."""
 
 import math
 
@@ -13,7 +13,7 @@ from rml_jax.stages.registry import STAGES, background_key, parse_stage
 from rml_jax.stages.runner import PROTOCOLS
 from rml_jax.utils.errors import UserError
 
-# Keys of one of several values.
+# Keys that take one of several values.
 _CHOICES = {
     "data.source": SOURCES,
     "model.variant": BACKBONES,
@@ -23,7 +23,7 @@ _CHOICES = {
     "eval.crf": SETTINGS,
 }
 
-# Keys of at least 1, and of at least 0.
+# Keys whose values are at least 1, and at least 0.
 _POSITIVE = (
     "train.steps",
     "train.batch_size",
@@ -88,7 +88,7 @@ _AT_LEAST_0 = (lambda value: value >= 0), "at least 0"
 _INT_RANGE = _is_int_range, "(least, greatest) with 1 <= least <= greatest"
 _RANGE = _is_range, "(low, high) with 0 < low <= high"
 
-# Key -> whether a value is right, and what is expected.
+# Key -> (function that checks a value, what is expected).
 _RULES = {
     **dict.fromkeys(_POSITIVE, (lambda value: value >= 1, "at least 1")),
     **dict.fromkeys(_NOT_NEGATIVE, _AT_LEAST_0),
@@ -130,17 +130,16 @@ _RULES = {
 
 
 def check_config(config, reads_data=True):
-    """Checks names and ranges, which types don't.
+    """Checks the names and ranges in a configuration; ConfigDict checks the types.
 
     Args:
       config: ConfigDict of `default_config`'s keys.
-      reads_data: whether `data.source` must be known, so that the data set can be opened. Prediction and export don't
-        open it.
+      reads_data: whether to check `data.source`. Prediction and export do not open the data set.
 
     Raises:
-      UserError: naming the first key that is wrong, its value and what is expected.
+      UserError: naming the first wrong key, its value and what is expected.
     """
-    # Terms may have been registered since this module was imported.
+    # Terms may be registered after this module was imported.
     best_metric = {"checkpoint.best_metric": loss_names()}
     for key, choices in (_CHOICES | best_metric).items():
         if key == "data.source" and not reads_data:

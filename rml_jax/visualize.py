@@ -1,6 +1,6 @@
-"""Masks and class activation maps as pictures: for TensorBoard, evaluation and the report alike.
+"""Rendering of masks and class activation maps, for TensorBoard, evaluation and the report.
 
-Every function takes and returns NumPy arrays; pictures are uint8 [H, W, 3], RGB.
+All functions take and return NumPy arrays; images are uint8 [H, W, 3], RGB.
 """
 
 import functools
@@ -15,20 +15,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rml_jax.labels import IGNORE
 
-# Five points of matplotlib's inferno: its lightness rises evenly, so hotter always looks brighter.
+# Five points of matplotlib's inferno, whose lightness rises evenly.
 _HEAT_COLORS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in lightness (ITU-R BT.601)
-_MIN_SIDE = 128  # `grid` enlarges smaller pictures
-_GAP = 4  # white pixels between the pictures of a `grid`
+_MIN_SIDE = 128  # `grid` enlarges smaller images
+_GAP = 4  # white pixels between the images of a `grid`
 _FONT_SIZE = 13  # of captions and legends, pixels
 _LINE = 18  # height of a line of text, pixels
 _MARGIN = 4  # white pixels around text
 
 _VOC_CLASSES = 20  # labels up to here have VOC's own colours
-_DARKEST = 0.35  # lightness that other labels' colours exceed: dark ones pass for the background's black
-# Linear red, green and blue to OKLab, where distances are about as large as the eye finds them (B. Ottosson, 2020):
-# to the responses of the eye's cones, whose cube roots then go to lightness and two axes of hue.
+_DARKEST = 0.35  # lightness that other labels' colours exceed, to be distinct from the background's black
+# Linear RGB to OKLab, a perceptually uniform colour space (B. Ottosson, 2020): first to cone responses, then from
+# their cube roots to lightness and two axes of hue.
 _CONES = np.array(
     [
         (0.4122214708, 0.5363325363, 0.0514459929),
@@ -47,11 +47,11 @@ _OKLAB = np.array(
 
 @functools.cache
 def palette() -> np.ndarray:
-    """A colour for each label, told apart however many classes there are.
+    """Returns a colour for each label; all are easy to distinguish.
 
     Background, the first 20 classes and 255, "ignore", have the colours of PASCAL VOC's masks (`VOClabelcolormap` of
-    the VOC development kit). VOC's colours of further labels differ by little (its label 65 from its label 1 by 32 of
-    255 in green); here each is the colour farthest from all before it, to the eye.
+    the VOC development kit). VOC's colours of further labels are too similar (label 65 differs from label 1 by 32 of
+    255 in green). Here each further label has the colour with the greatest perceptual distance from all before it.
 
     Returns:
       uint8 [256, 3], the RGB colour of each label; shared and read-only.
@@ -73,7 +73,7 @@ def palette() -> np.ndarray:
 
 def _voc_colors() -> np.ndarray:
     # The bits of the label go in turn to red, green and blue, from each channel's highest bit downwards: the 8 bits
-    # and a zero as ninth make three groups of (red, green, blue), the most significant bit first.
+    # and a ninth zero form three groups of (red, green, blue), the most significant bit first.
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
     groups = np.pad(bits, ((0, 0), (0, 1))).reshape(256, 3, 3)
     return np.packbits(groups, axis=1).reshape(256, 3)
@@ -98,7 +98,7 @@ def colorize(mask: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, alpha: float = 0.6) -> np.ndarray:
-    """Paints the labelled pixels of a picture over its lightness; background pixels stay exactly as they are.
+    """Blends the colours of labelled pixels with the image in grey; background pixels are unchanged.
 
     Args:
       image: uint8 [H, W, 3].
@@ -109,14 +109,14 @@ def overlay(image: np.ndarray, mask: np.ndarray, alpha: float = 0.6) -> np.ndarr
       uint8 [H, W, 3].
 
     Raises:
-      ValueError: mask and picture differ in size.
+      ValueError: if mask and image differ in size.
     """
     _check_size(image, mask)
     return np.where(mask[..., None] == 0, image, _blend(image, colorize(mask), alpha))
 
 
 def heat_map(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Paints scores over a picture's lightness, from black (0) through violet, red and orange to yellow (1).
+    """Blends scores with the image in grey, from black (0) through violet, red and orange to yellow (1).
 
     Args:
       image: uint8 [H, W, 3].
@@ -126,7 +126,7 @@ def heat_map(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
       uint8 [H, W, 3].
 
     Raises:
-      ValueError: scores and picture differ in size.
+      ValueError: if scores and image differ in size.
     """
     _check_size(image, scores)
     anchors = np.linspace(0, 1, len(_HEAT_COLORS))
@@ -135,13 +135,13 @@ def heat_map(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def affinity_map(image: np.ndarray, affinity: np.ndarray, pixel: tuple[int, int]) -> np.ndarray:
-    """Paints how strongly each place belongs together with one pixel, which gets a ring.
+    """Paints the affinity of all pixels to one pixel, which is marked by a ring.
 
     Args:
       image: uint8 [H, W, 3].
-      affinity: float [h, w] in 0..1, the pixel's row of the affinity matrix as a grid over the picture, of any
-        resolution; `R_a[cell].reshape(h, w)` of METHOD.md section 1.
-      pixel: the pixel's row and column in the picture.
+      affinity: float [h, w] in 0..1, the pixel's row of the affinity R_a as a grid over the image, of any resolution
+        (docs/method.md, Network).
+      pixel: row and column of the pixel in the image.
 
     Returns:
       uint8 [H, W, 3].
@@ -150,29 +150,29 @@ def affinity_map(image: np.ndarray, affinity: np.ndarray, pixel: tuple[int, int]
     if affinity.shape != (height, width):
         grid_image = Image.fromarray(np.asarray(affinity, np.float32))
         affinity = np.asarray(grid_image.resize((width, height), Image.Resampling.BILINEAR))
-    picture = Image.fromarray(heat_map(image, affinity))
+    painted = Image.fromarray(heat_map(image, affinity))
     row, column = pixel
-    draw, radius = ImageDraw.Draw(picture), max(2, min(height, width) // 24)
-    for grown, color in ((1, "black"), (0, "white")):  # seen on dark and on bright ground
+    draw, radius = ImageDraw.Draw(painted), max(2, min(height, width) // 24)
+    for grown, color in ((1, "black"), (0, "white")):  # visible on dark and on bright ground
         reach = radius + grown
         box = (column - reach, row - reach, column + reach, row + reach)
         draw.ellipse(box, outline=color, width=1 + grown)
-    return np.asarray(picture)
+    return np.asarray(painted)
 
 
 def legend(names: Sequence[str], colors: np.ndarray, width: int = 240) -> np.ndarray:
     """Draws class names beside their colours, in as many columns as fit.
 
     Args:
-      names: what each colour means, at least one; names longer than the picture is wide are cut.
-      colors: uint8 [n, 3], one for each name, such as `palette()[labels]`.
-      width: pixels; to go below another picture, that picture's: `grid([[picture], [legend(...)]], min_side=1)`.
+      names: one name per colour, at least one; names wider than the legend are cut.
+      colors: uint8 [n, 3], such as `palette()[labels]`.
+      width: in pixels.
 
     Returns:
       uint8 [h, width, 3], dark text on white.
 
     Raises:
-      ValueError: there are not as many colours as names.
+      ValueError: if there are no names, or another number of colours.
     """
     if len(names) != len(colors) or not len(names):
         raise ValueError(f"found {len(names)} names and {len(colors)} colours: expected one name per colour")
@@ -180,8 +180,8 @@ def legend(names: Sequence[str], colors: np.ndarray, width: int = 240) -> np.nda
     entry = swatch + math.ceil(max(map(_font().getlength, names))) + 2 * _MARGIN
     columns = min(max(1, (width - _MARGIN) // entry), len(names))
     rows = math.ceil(len(names) / columns)
-    picture = Image.new("RGB", (width, rows * _LINE + 2 * _MARGIN), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, rows * _LINE + 2 * _MARGIN), "white")
+    draw = ImageDraw.Draw(image)
     for number, (name, color) in enumerate(zip(names, colors, strict=True)):
         left = _MARGIN + number // rows * entry
         top = _MARGIN + number % rows * _LINE
@@ -189,7 +189,7 @@ def legend(names: Sequence[str], colors: np.ndarray, width: int = 240) -> np.nda
             (left, top + 2, left + _FONT_SIZE, top + _FONT_SIZE), fill=tuple(map(int, color)), outline="black"
         )
         draw.text((left + swatch, top), name, fill="black", font=_font())
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def grid(
@@ -197,27 +197,27 @@ def grid(
     captions: Sequence[Sequence[str]] | None = None,
     min_side: int = _MIN_SIDE,
 ) -> np.ndarray:
-    """Sets pictures side by side, row below row, with white gaps between them.
+    """Arranges images in a grid, with white gaps between them.
 
-    Pictures may differ in size: a row is as high as its highest picture, a column as wide as its widest. Tiny
-    ones are first enlarged by a whole factor, each pixel to a square.
+    Images may differ in size: a row is as high as its highest image, a column as wide as its widest. Small images are
+    first enlarged by an integer factor, nearest neighbour.
 
     Args:
-      rows: at least one row of at least one picture, uint8 [h, w, 3]; all rows have the same length.
-      captions: what to write above each picture, wrapped to its column's width; a row whose captions are all "" gets
-        no room for them. None for a grid without text.
-      min_side: length in pixels that a picture's shorter side is enlarged to at least; 1 leaves sizes as they are.
+      rows: at least one row of at least one image, uint8 [h, w, 3]; all rows have the same length.
+      captions: text above each image, wrapped to its column's width; a row whose captions are all "" gets no space
+        for them. None for a grid without text.
+      min_side: images whose shorter side has fewer pixels are enlarged; 1 keeps all sizes.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      ValueError: there is no picture, rows differ in length, or captions have another arrangement than pictures.
+      ValueError: if there is no image, rows differ in length, or captions and images differ in arrangement.
     """
     rows = [[_enlarge(image, min_side) for image in row] for row in rows]
     columns = list(zip(*rows, strict=True))
     if not columns:
-        raise ValueError("a grid needs at least one picture")
+        raise ValueError("a grid needs at least one image")
     widths = [max(image.shape[1] for image in column) for column in columns]
     if captions:
         rows = [_with_captions(*row, widths) for row in zip(rows, captions, strict=True)]
@@ -233,7 +233,7 @@ def grid(
 def _with_captions(
     images: Sequence[np.ndarray], captions: Sequence[str], widths: Sequence[int]
 ) -> list[np.ndarray]:
-    """A row's pictures below their captions, all starting at the same height."""
+    """Puts captions above a row's images, which all start at the same height."""
     lines = [_wrap(caption, width) for caption, width in zip(captions, widths, strict=True)]
     most = max(map(len, lines))
     if not most:
@@ -241,11 +241,11 @@ def _with_captions(
     height = most * _LINE + _MARGIN
     below = []
     for image, text, width in zip(images, lines, widths, strict=True):
-        picture = Image.new("RGB", (width, height + image.shape[0]), "white")
+        captioned = Image.new("RGB", (width, height + image.shape[0]), "white")
         for number, line in enumerate(text, start=most - len(text)):
-            ImageDraw.Draw(picture).text((0, number * _LINE), line, fill="black", font=_font())
-        picture.paste(Image.fromarray(image), (0, height))
-        below.append(np.asarray(picture))
+            ImageDraw.Draw(captioned).text((0, number * _LINE), line, fill="black", font=_font())
+        captioned.paste(Image.fromarray(image), (0, height))
+        below.append(np.asarray(captioned))
     return below
 
 
@@ -256,7 +256,7 @@ def _wrap(text: str, width: int) -> list[str]:
 
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont:
-    # Pillow's own font has no letter with an accent.
+    # Pillow's default font has no accented letters.
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _FONT_SIZE)
 
 
@@ -270,11 +270,11 @@ def _starts(sizes: Sequence[int]) -> list[int]:
 
 
 def _blend(image: np.ndarray, colors: np.ndarray, alpha: float) -> np.ndarray:
-    # Over the picture in grey: its own colours would shift those that carry the meaning.
+    # On the image in grey, since its colours would shift those of the labels.
     grey = image @ _LUMA
     return np.rint((1 - alpha) * grey[..., None] + alpha * colors).astype(np.uint8)
 
 
 def _check_size(image: np.ndarray, labels: np.ndarray) -> None:
     if image.shape[:2] != labels.shape:
-        raise ValueError(f"the picture has shape {image.shape}, what is laid over it {labels.shape}")
+        raise ValueError(f"the image has shape {image.shape}, found a mask or scores of shape {labels.shape}")

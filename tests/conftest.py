@@ -17,7 +17,7 @@ from rml_jax.inference.export.checksums import write_sums
 from rml_jax.models import build as build_module
 from tests.references.networks import random_network
 
-# No deadlines: the first example often compiles, and a busy machine is no mistake.
+# No deadlines: the first example often compiles, and the machine may be busy.
 settings.register_profile("rml_jax", deadline=None)
 settings.load_profile("rml_jax")
 
@@ -44,7 +44,7 @@ class VocFiles:
         Image.fromarray(pixels).save(self.image_path(image_id), quality=95)
 
     def write_mask(self, image_id, numbers):
-        """Writes uint8 [H, W], class numbers as they are stored, as a palette PNG."""
+        """Writes stored class numbers, uint8 [H, W], as a palette PNG."""
         image = Image.frombytes("P", numbers.shape[::-1], np.ascontiguousarray(numbers).tobytes())
         image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
         image.save(self.mask_path(image_id))
@@ -58,18 +58,18 @@ class VocFiles:
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Programs that several tests need are compiled once per session, also where processes share the tests out."""
+    """Compiles programs that several tests need once per session, also if the tests run in several processes."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    # A folder that the user chose outlives the session.
+    # A folder chosen by the user is kept after the session.
     folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(shared / "compiled"))
-    jax.config.update("jax_compilation_cache_dir", folder)  # The commands that tests start find the variable.
+    jax.config.update("jax_compilation_cache_dir", folder)  # Commands that tests start read the variable.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 @pytest.fixture
 def make_voc_folder(tmp_path):
-    """Function (train=5, val=3) -> VocFiles, with images train_000.jpg, ... of several sizes.
+    """Returns a function (train=5, val=3) -> VocFiles, with images train_000.jpg, ... of several sizes.
 
     Image i has a cat, a dog or both, by i modulo 3.
     """
@@ -97,15 +97,16 @@ def make_voc_folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def build():
-    """Function (make, seed=0) -> the network of `make()` with random parameters of every kind."""
+    """Returns a function (make, seed=0) -> the network of `make()` with random parameters of every kind."""
     return random_network
 
 
 @pytest.fixture(scope="session")
 def original_layout():
-    """Function (backbone, seed=0) -> random weights of that MiTConfig in the names and shapes of `mit_b*.pth`.
+    """Returns a function (backbone, seed=0) -> random weights of that MiTConfig in the layout of `mit_b*.pth`.
 
-    Written out from the SegFormer authors' model, independent of `rml_jax.models.layouts`. Without prefix and heads.
+    Names and shapes are those of the SegFormer authors' model, without prefix and heads, independent of
+    `rml_jax.models.layouts`.
     """
 
     def draw(backbone, seed=0):
@@ -147,7 +148,7 @@ INSECTS = ("ant", "bee", "cow")
 
 
 def make_config():
-    """The configuration of `network`: a small network for three insects."""
+    """Returns the configuration of `network`, a small network for three classes."""
     config = default_config()
     config.data.name = "insects"
     config.data.source = "folder"
@@ -165,7 +166,7 @@ def make_config():
 
 @pytest.fixture(scope="session")
 def network(build):
-    """Configuration and parameters whose logits lie on both sides of 0."""
+    """Returns a configuration and parameters with positive and negative logits."""
     config = make_config()
     _, params = nnx.split(build(lambda: build_module.build_model(config, seed=0)))
     return config, params
@@ -173,7 +174,7 @@ def network(build):
 
 @pytest.fixture(scope="session")
 def model_folder(network, tmp_path_factory):
-    """The network as an exported folder."""
+    """Returns the folder of the exported network."""
     folder = tmp_path_factory.mktemp("model")
     weights.write_model(folder, *network, step=7)
     write_sums(folder, weights.FILES)
@@ -182,7 +183,7 @@ def model_folder(network, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def noise():
-    """Function (height, width, seed=0) -> uint8 [height, width, 3]."""
+    """Returns a function (height, width, seed=0) -> uint8 [height, width, 3]."""
     return lambda height, width, seed=0: (
         np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
     )

@@ -213,6 +213,86 @@ def test_damaged_checkpoint_is_passed_over_and_its_step_can_be_saved_anew(
     assert int(read(tmp_path, "restore", state).state.step) == 10
 
 
+def change_a_byte(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def replace_in(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def two_steps(state, other_state, tmp_path_factory):
+    """A folder with the checkpoints 9 and 10, of which 10 is the better one."""
+    workdir = tmp_path_factory.mktemp("sound")
+    save(workdir, at_step(state, 9), at_step(other_state, 10), losses=(0.5, 0.3), best_metric="loss")
+    return workdir
+
+
+def damage(two_steps, tmp_path, name, place):
+    workdir = tmp_path / "damaged"
+    shutil.copytree(two_steps, workdir)
+    change_a_byte(workdir / "checkpoints" / "10" / name, place)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("data/metadata", b"17"),
+        ("run/metadata", b"cat"),
+        ("run/metadata", b"0.3"),
+        ("metrics/metrics", b"0.3"),
+    ],
+)
+def test_a_changed_byte_that_leaves_sound_json_is_noticed_on_resuming(
+    two_steps, tmp_path, state, capsys, name, word
+):
+    """orbax returns the other number."""
+    place = (two_steps / "checkpoints" / "10" / name).read_bytes().index(word) + len(word) - 1
+    workdir = damage(two_steps, tmp_path, name, place)
+    assert int(read(workdir, "restore", state).state.step) == 9
+    assert "damaged step 10 (" in capsys.readouterr().err
+
+
+def test_a_changed_byte_in_the_metrics_does_not_change_what_is_best(two_steps, tmp_path, state, capsys):
+    """orbax reads the best checkpoint from `metrics`: 0.3 becomes 2.3."""
+    shutil.copytree(two_steps, tmp_path / "damaged")
+    folder = tmp_path / "damaged" / "checkpoints" / "10"
+    replace_in(folder / "metrics" / "metrics", b"0.3", b"2.3")
+    assert read(tmp_path / "damaged", "restore_params", state.params, "best")[0] == 10
+    replace_in(folder / "run" / "metadata", b"0.3", b"0.2")
+    assert read(tmp_path / "damaged", "restore_params", state.params, "best")[0] == 9
+    assert "damaged step 10 (ValueError: run has the checksum" in capsys.readouterr().err
+
+
+def test_metrics_that_are_no_json_are_a_users_error(two_steps, tmp_path, state):
+    workdir = damage(two_steps, tmp_path, "metrics/metrics", 0)
+    with pytest.raises(UserError, match="metrics is damaged"):
+        read(workdir, "restore", state)
+
+
+@pytest.mark.slow
+def test_a_changed_byte_in_any_file_is_noticed_or_harmless(two_steps, tmp_path, state, other_state):
+    """Whatever byte changes, a restore gives what was saved in that step, or the step before."""
+    folder = two_steps / "checkpoints" / "10"
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    expected = {9: state, 10: other_state}
+    for number, name in enumerate(names):
+        for share in (0.3, 0.9):
+            place = int((folder / name).stat().st_size * share)
+            workdir = damage(two_steps, tmp_path / f"{number}-{share}", name, place)
+            step, params = read(workdir, "restore_params", state.params)
+            assert_equal(params, expected[step].params)
+            restored, data, run = read(workdir, "restore", state)
+            assert_equal(restored.params, expected[int(restored.step)].params)
+            assert_equal(restored.optimizer, expected[int(restored.step)].optimizer)
+            assert data == ITERATOR_STATE
+            assert run["metrics"] == {"loss": {9: 0.5, 10: 0.3}[int(restored.step)]}
+
+
 def test_evaluation_passes_over_damage_and_leaves_it_as_it_is(tmp_path, state, other_state, capsys):
     save(tmp_path, at_step(state, 9), at_step(other_state, 10))
     (tmp_path / "checkpoints" / "10" / "state" / "manifest.ocdbt").unlink()

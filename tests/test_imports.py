@@ -30,8 +30,6 @@ ORDER = (
     ("__main__",),
 )
 LAYERS = {name: layer for layer, names in enumerate(ORDER) for name in names}
-# Still imported by models.weights at module level.
-TEMPORARY = {"safetensors"}
 # The package itself gives its version to everyone and, when asked for it, `load`.
 ROOT = "__init__"
 
@@ -122,7 +120,7 @@ ARRAYS = [name for name in MODULES if name.partition(".")[0] in ("ops", "losses"
 
 def test_modules_of_arrays_load_jax_flax_and_numpy_only():
     added = loaded_by(*(f"rml_jax.{name}" for name in ARRAYS), after=("jax", "flax.nnx", "numpy"))
-    assert added - ALLOWED <= TEMPORARY
+    assert added - ALLOWED == set()
 
 
 @pytest.mark.parametrize("module", ARRAYS)
@@ -134,7 +132,7 @@ def test_modules_of_arrays_name_jax_flax_and_numpy_only(module):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module.partition(".")[0])
-    assert found - ALLOWED <= TEMPORARY
+    assert found - ALLOWED == set()
 
 
 def test_the_configuration_needs_no_library_of_arrays_or_images():

@@ -141,7 +141,7 @@ def test_commands_are_listed_and_others_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("error: 'fly' is no command, expected one of train, eval,")
+    assert capsys.readouterr().err.startswith("error: 'fly' is not a command, expected one of train, eval,")
 
 
 def test_command_gets_its_own_arguments(monkeypatch, capsys, tmp_path):

@@ -185,5 +185,5 @@ def test_grid_leaves_sizes_as_they_are_on_request():
 
 @pytest.mark.parametrize("rows", [[], [[]], [[IMAGE], [IMAGE, IMAGE]]])
 def test_grid_refuses_nothing_and_ragged_rows(rows):
-    with pytest.raises(ValueError, match=r"at least one picture|zip\(\) argument"):
+    with pytest.raises(ValueError, match=r"at least one image|zip\(\) argument"):
         visualize.grid(rows)

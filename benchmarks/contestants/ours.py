@@ -1,4 +1,4 @@
-"""Our network, training step and its parts, ready to be timed."""
+"""Our network, training step and its parts, for timing."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ def build(variant, dtype):
     """Returns the nnx.GraphDef and the parameters of a network with activations of a dtype, such as "float32"."""
     config = settings.network_config(variant)
     make = lambda: nnx.split(RML(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))  # noqa: E731
-    # Optimising the program that draws the parameters would take longer than it saves.
+    # Compiling the random draws with optimisation takes longer than it saves.
     return jax.jit(make, compiler_options={"xla_backend_optimization_level": 0})()
 
 
 class Contestant:
-    """One network, batch and optimizer. All methods return when the device is done.
+    """One network, batch and optimizer. All methods return when the device has finished.
 
     Args:
       variant: of the backbone.
@@ -60,7 +60,7 @@ class Contestant:
         images = normalize(batch["image"], batch["box"])
         pairs = jnp.stack([images, warp(images, theta)], axis=1)
 
-        # Everything is an argument: XLA would work on constants while it compiles.
+        # All arrays are arguments, since XLA would fold constants at compile time.
         def forward(params, pairs):
             return jax.vmap(nnx.merge(graph, params), out_axes=1)(pairs, keys)
 
@@ -95,7 +95,7 @@ class Contestant:
         }
 
     def peak_memory(self):
-        """Returns the device's peak in bytes where it is known, else the process's largest resident size."""
+        """Returns the device's peak memory in bytes if it is known, else the process's peak resident size."""
         statistics = jax.devices()[0].memory_stats() or {}
         return statistics.get("peak_bytes_in_use") or measure.peak_resident_bytes()
 

@@ -1,4 +1,4 @@
-"""The PyTorch peer's network, training step and its parts, ready to be timed."""
+"""The PyTorch peer's network, training step and its parts, for timing."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from tests.references.torch_model import Outputs, from_flax
 
 
 def build(variant, dtype):
-    """Returns the network, with the parameters of ours, on the GPU if there is one.
+    """Returns the network with our parameters, on the GPU if there is one.
 
     Args:
       variant: of the backbone.
@@ -27,7 +27,7 @@ def build(variant, dtype):
 
 
 class Contestant:
-    """One network, batch and optimizer. All methods return when the device is done.
+    """One network, batch and optimizer. All methods return when the device has finished.
 
     Args:
       variant: of the backbone.
@@ -91,7 +91,7 @@ class Contestant:
         return {name: self._waiting(part) for name, part in parts.items()}
 
     def peak_memory(self):
-        """Returns the device's peak in bytes, on a CPU the process's largest resident size."""
+        """Returns the GPU's peak memory in bytes; on a CPU, the process's peak resident size."""
         on_gpu = self._device.type == "cuda"
         return torch.cuda.max_memory_allocated() if on_gpu else measure.peak_resident_bytes()
 

@@ -1,4 +1,4 @@
-"""The work that the contestants share: the paper's settings for VOC, and a batch."""
+"""Settings that the contestants share: the paper's for VOC, and a batch."""
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def step_config():
 
 
 def optimizer_config():
-    """Returns the OptimizerConfig of the paper's settings for VOC, from a pre-trained start."""
+    """Returns the OptimizerConfig of the paper's settings for VOC with pre-trained weights."""
     return OptimizerConfig(
         backbone_lr=6e-5,
         head_lr=6e-4,

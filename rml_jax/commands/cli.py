@@ -1,4 +1,4 @@
-"""What all commands share: how flags and configurations are read, and how errors are shown."""
+"""Parsing of flags and configurations, and handling of errors, for all commands."""
 
 import argparse
 import collections
@@ -18,17 +18,17 @@ from rml_jax.utils.compilation_cache import use_compilation_cache
 from rml_jax.utils.errors import Interrupted, UserError
 
 _PACKAGE = Path(__file__).parents[1]
-# An installed package holds the configurations (setup.py); in a checkout they are beside it.
+# An installed package contains the configurations (setup.py); in a checkout they are next to the package.
 _FOLDER = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 CONFIGS = {path.stem: path for path in sorted(_FOLDER.glob("*.py"))}
-"""Maps the names of the project's own configurations to their files."""
+"""Name of a configuration in `configs/` -> its file."""
 
 
 class Parser(argparse.ArgumentParser):
     """Parses the flags of one command.
 
-    Wrong usage raises a UserError of one line instead of printing the usage; for an unknown flag it names the
-    nearest ones. Flags cannot be abbreviated.
+    Wrong usage raises a UserError of one line instead of printing the usage; for an unknown flag it suggests similar
+    ones. Flags cannot be abbreviated.
 
     Args:
       prog: the command, such as "rml-jax train".
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         """Adds `--config=FILE[:VARIANT]` and `--config.KEY=VALUE`, which `parse_config` reads.
 
         Args:
-          without: what is used without `--config`, for the help text.
+          without: the default without `--config`, for the help text.
         """
         self.add_argument(
             "--config",
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_known_args(self, args=None, namespace=None):
-        # Unknown flags are looked for first: argparse would report what is missing instead of what was mistyped.
+        # Checks for unknown flags first; argparse would report a missing flag instead of the mistyped one.
         args = sys.argv[1:] if args is None else list(args)
         names = [arg.partition("=")[0] for arg in args[: args.index("--") if "--" in args else None]]
         for name in [] if self._has_subcommands else names:
@@ -83,8 +83,8 @@ class Parser(argparse.ArgumentParser):
         """Parses flags and configuration.
 
         Args:
-          args: the command line's arguments; those of this process if None.
-          default: name in `CONFIGS` of the configuration to use without `--config`; None for the one saved in
+          args: command-line arguments; None uses those of this process.
+          default: name in `CONFIGS` of the configuration to use without `--config`; None uses the one saved in
             `--workdir`.
 
         Returns:
@@ -104,19 +104,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(main):
-    """Decorates the main function of a command: errors of the user are one line on standard error, with status 2.
+    """Decorates the main function of a command: a UserError is printed to standard error and exits with status 2.
 
-    An interruption exits with the status that shells give it, 128 and the signal's number.
+    An interruption exits with the status that shells use for a signal, 128 plus its number.
 
     Args:
-      main: function of the command line's arguments, or of None for those of this process.
+      main: function of the command-line arguments, or of None for those of this process.
     """
 
     @functools.wraps(main)
     def call(arguments=None):
-        # XLA's messages about itself would hide the progress line.
+        # XLA's log messages would hide the progress line.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        flags.FLAGS.mark_as_parsed()  # Libraries read absl's flags; the commands have none of these.
+        flags.FLAGS.mark_as_parsed()  # Libraries read absl's flags, which the commands do not parse.
         logging.use_absl_handler()
         logging.set_verbosity(logging.WARNING)
         try:
@@ -135,7 +135,7 @@ def command(main):
 
 
 def start_jax(config):
-    """Sets up the compilation cache and, where the configuration says so, joins the other processes."""
+    """Sets up the compilation cache and, if `config.distributed` is set, joins the other processes."""
     use_compilation_cache()
     if config.distributed:
         distributed.join_processes()
@@ -146,7 +146,7 @@ def _nearest(name, names):
 
 
 def _split_overrides(args):
-    """The arguments that set keys, as `--config.KEY=VALUE`, and the others."""
+    """Splits arguments into those that set keys, as `--config.KEY=VALUE`, and the others."""
     known = flatten(default_config().to_dict())
     overrides, others, args = [], [], collections.deque(args)
     while args:
@@ -167,7 +167,7 @@ def _split_overrides(args):
 
 
 def _with_overrides(file, saved, overrides):
-    """The configuration of a file or, where that is None, a saved one, with keys set."""
+    """Returns the configuration of a file or, if that is None, the saved one, with overrides applied."""
     values = flags.FlagValues()
     name, colon, variant = (file or "").partition(":")
     argv = ["", *([f"--config={CONFIGS.get(name, name)}{colon}{variant}"] if file else []), *overrides]
@@ -188,7 +188,7 @@ def _with_overrides(file, saved, overrides):
 
 
 def _reason(error):
-    """One line for a flag's error; of an error inside a config file, its last line, which names the cause."""
+    """Returns one line for a flag's error: the last line, with the cause, for an error inside a config file."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return (
         lines[-1].removeprefix("rml_jax.utils.errors.UserError: ") if "Traceback" in str(error) else lines[0]

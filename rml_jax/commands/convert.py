@@ -1,7 +1,7 @@
-"""Converts weights in any known layout: rml-jax convert IN OUT [--to=transformers]
+"""Convert weights from any supported layout: rml-jax convert IN OUT [--to=transformers]
 
 IN is a safetensors or PyTorch file, or a Hugging Face model folder. OUT is a safetensors file or, with
---to=transformers, a folder that transformers reads as a SegFormer encoder.
+--to=transformers, a folder that transformers loads as a SegFormer encoder.
 """
 
 from pathlib import Path
@@ -13,10 +13,10 @@ from rml_jax.models.weights import convert
 
 @cli.command
 def main(arguments=None):
-    """Converts a file, prints what was loaded and left out.
+    """Converts a file and prints which tensors were loaded and left out.
 
     Args:
-      arguments: the command line's arguments; those of this process if None.
+      arguments: command-line arguments; None uses those of this process.
     """
     parser = cli.Parser("rml-jax convert", description=__doc__)
     parser.add_argument(

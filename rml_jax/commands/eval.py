@@ -1,4 +1,4 @@
-"""Score a run's checkpoint, weights from elsewhere or a folder of masks; the results go to WORKDIR/eval.
+"""Score a run's checkpoint, a file of weights or a folder of masks. Results are written to WORKDIR/eval.
 
 rml-jax eval --workdir=DIR
 rml-jax eval --weights=PATH --config=FILE[:VARIANT] --workdir=DIR
@@ -15,7 +15,7 @@ from rml_jax.utils.errors import UserError
 
 @cli.command
 def main(arguments=None):
-    """Scores what the command line says."""
+    """Runs the command."""
     parser = cli.Parser("rml-jax eval", description=__doc__)
     parser.add_argument("--workdir", required=True, help="folder of the run, or for the results")
     parser.add_config(without="WORKDIR/config.json")

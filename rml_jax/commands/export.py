@@ -1,6 +1,6 @@
-"""Write a trained network to a new folder, as files for other programs.
+"""Export a trained network to a new folder, as files for other programs.
 
-What was written is read back and compared with the live model; if it differs, or anything fails, nothing is left.
+The export is read back and compared with the live model. If it differs, or anything fails, the folder is removed.
 """
 
 import functools
@@ -33,7 +33,7 @@ _CONTENT = {
 
 @cli.command
 def main(arguments=None):
-    """Exports what the command line says."""
+    """Runs the command."""
     parser = cli.Parser("rml-jax export", description=__doc__)
     parser.add_argument("--workdir", required=True, help="folder of a run, or an exported model")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
@@ -71,7 +71,7 @@ def export(workdir, out, form, checkpoint=None):
     metrics = read_metrics(Path(workdir))
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        # Beside `out`, so that it can be renamed.
+        # In the same folder as `out`, so that it can be renamed.
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
     except OSError as error:
         raise UserError(f"--out={out}: {error.strerror}, expected a folder to write to") from error
@@ -82,7 +82,7 @@ def export(workdir, out, form, checkpoint=None):
         (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
         if form == "safetensors" and metrics:
             (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        folder.chmod(0o755)  # mkdtemp and safetensors give no one else access.
+        folder.chmod(0o755)  # mkdtemp and safetensors restrict access to the owner.
         for path in folder.iterdir():
             path.chmod(0o644)
         folder.rename(out)
@@ -97,7 +97,7 @@ def _write(form, folder, config, params, step, canvases):
     """Writes the files of a format with their checksums.
 
     Returns:
-      Function that was read back from them, and the sizes of the images to compare on, for `verify`.
+      The function read back from them, and the sizes of the images to compare on, for `verify`.
     """
     largest = max(canvases, key=lambda canvas: canvas[0] * canvas[1])
     if form == "safetensors":
@@ -118,7 +118,7 @@ def _write(form, folder, config, params, step, canvases):
 
 
 def _predict_all(predictor, images):
-    """Returns the outputs of another Predictor that `verify` compares."""
+    """Returns the outputs of a Predictor that `verify` compares."""
     everything = [predictor(image, tags=predictor.classes) for image in images]
     return {
         "scores": [result.scores for result in everything],

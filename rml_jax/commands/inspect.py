@@ -1,7 +1,7 @@
-"""Write a picture of augmented training pairs and measure the input pipeline, before training.
+"""Write an image of augmented training pairs and measure the input pipeline, before training.
 
-One row per training example, below its tags: the augmented view with the box of its real pixels, its warped view,
-and the part of that which is compared with the first (the rest is white).
+The image has one row per training example: the augmented view with the box of its real pixels, captioned with its
+tags; the warped view; and the part of the warped view that the losses compare with the first (the rest is white).
 """
 
 import argparse
@@ -32,7 +32,7 @@ _BOX_COLOUR = (255, 0, 255)
 
 @cli.command
 def main(arguments=None):
-    """Shows what the command line says."""
+    """Runs the command."""
     parser = cli.Parser("rml-jax inspect", description=__doc__)
     parser.add_config(without="digits")
     parser.add_argument(
@@ -47,7 +47,7 @@ def main(arguments=None):
 
 
 def inspect(config, path, pairs, seconds=_SECONDS):
-    """Writes the picture of the first training examples and measures the pipeline.
+    """Writes an image of the first training examples and measures the pipeline.
 
     Args:
       config: ConfigDict of a run.

@@ -4,12 +4,23 @@ A file that can't be read is reported and left out; the exit status is then 1.
 """
 
 import argparse
+import collections
 import sys
 from pathlib import Path
 
 from rml_jax.commands import cli
+from rml_jax.data.sources.coco_files import find_annotations
 from rml_jax.data.sources.folder import count_left_out, describe_left_out, list_images
+from rml_jax.data.sources.prepared import is_prepared
 from rml_jax.data.tags import TAG_FILE_SUFFIXES, image_id, read_tags, split_names
+from rml_jax.inference.datasets import (
+    FORMATS,
+    CocoDataset,
+    CocoReference,
+    CocoResults,
+    VocDataset,
+    class_categories,
+)
 from rml_jax.inference.outputs import OutputFolder
 from rml_jax.inference.predictor import LARGE, allowed_classes, as_image, load
 from rml_jax.stages.runner import TAG_THRESHOLD
@@ -53,7 +64,19 @@ def main(arguments=None):
         "--large", choices=LARGE, default=LARGE[0], help="how to predict images that fit on no canvas"
     )
     parser.add_argument("--save_cams", action="store_true", help="write heat maps of the tags' CAMs")
-    parser.add_argument("--save_rle", action="store_true", help="write coco.json, run-length encoded masks")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="write a data set as well: coco, annotations/instances_default.json; voc, SegmentationClass with "
+        "labelmap.txt",
+    )
+    parser.add_argument("--save_rle", action="store_true", help="write coco.json, COCO's format of results")
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="take the ids of images and categories from this COCO file; a COCO run's own by default",
+    )
     chosen = parser.parse_args(arguments)
     use_compilation_cache()
     failed = predict(chosen)
@@ -83,15 +106,16 @@ def predict(chosen):
         tag_threshold=chosen.tag_threshold,
         large=chosen.large,
     )
-    files = named_files(chosen.inputs)
+    files = named_files(chosen.inputs, chosen.out)
     given = _given_tags(chosen.tags, predictor.classes)
+    datasets = _make_datasets(chosen, predictor, files)
     _make_empty(chosen.out)
     output = OutputFolder(
         chosen.out,
         predictor.classes,
         tuple(predictor.config.data.mask_values),
         with_cams=chosen.save_cams,
-        with_rle=chosen.save_rle,
+        datasets=datasets,
     )
     progress, failed, images = Progress("predict", len(files), "images"), [], {}
 
@@ -125,11 +149,12 @@ def predict(chosen):
     return len(failed)
 
 
-def named_files(inputs):
+def named_files(inputs, out=""):
     """Finds the image files and gives each a name for its outputs.
 
     Args:
       inputs: paths of files and folders.
+      out: folder to leave out of the search, as are folders of earlier predictions; "" for none.
 
     Returns:
       Dict from a name to the file's pathlib.Path and its path as given or below its folder, str. The name is the
@@ -141,7 +166,8 @@ def named_files(inputs):
     found = []
     for given in map(Path, inputs):
         if given.is_dir():
-            below, others = list_images(given), count_left_out(given)
+            skip = [out, *(file.parent for file in given.glob("*/**/predictions.json"))]
+            below, others = list_images(given, *skip), count_left_out(given, *skip)
             if not below:
                 found = describe_left_out(others) or "no files"
                 raise UserError(f"{given}: found no images but {found}, expected some .jpg, .png or the like")
@@ -161,6 +187,69 @@ def named_files(inputs):
         taken.add(name.casefold())
         files[name] = path, relative
     return files
+
+
+def _make_datasets(chosen, predictor, files):
+    """Returns the data sets to write, for `OutputFolder`."""
+    config, classes, out, datasets = predictor.config, predictor.classes, chosen.out, []
+    if chosen.format == "voc":
+        datasets.append(VocDataset(out, classes, tuple(config.data.mask_values)))
+    if chosen.format != "coco" and not chosen.save_rle:
+        if chosen.annotations:
+            raise UserError(
+                "--annotations: found no --format=coco and no --save_rle, expected one that has ids"
+            )
+        return datasets
+    paths = {name: Path(relative).as_posix() for name, (_, relative) in files.items()}
+    if chosen.annotations:
+        reference = CocoReference(Path(chosen.annotations))
+        categories, ids = reference.categories(classes), _given_ids(reference, chosen.annotations, paths)
+    else:
+        categories, ids = class_categories(config, classes), _ids_of_run(config.data, paths)
+    if chosen.save_rle:
+        datasets.append(CocoResults(out, categories, {name: ids.get(name, name) for name in paths}))
+    if chosen.format == "coco":
+        numbers = {number for number in ids.values() if isinstance(number, int)}
+        if len(numbers) < len(paths):  # Some images have none, a text or that of another one.
+            ids = {name: number for number, name in enumerate(paths, 1)}
+        datasets.append(CocoDataset(out, categories, ids, _distinct(paths, files)))
+    return datasets
+
+
+def _given_ids(reference, file, paths):
+    """Returns a dict from the names of images to their ids in --annotations, which must have all of them."""
+    ids = {name: reference.image_id(path) for name, path in paths.items()}
+    unknown = [paths[name] for name, number in ids.items() if number is None]
+    if unknown:
+        raise UserError(
+            f"--annotations={file}: found no image {unknown[0]} (or several; so for {len(unknown)} of {len(ids)} "
+            "images), expected each image once"
+        )
+    return ids
+
+
+def _ids_of_run(data, paths):
+    """Returns a dict from the names of images to their ids in the annotation files of a COCO run, where they are."""
+    ids = {}
+    if data.source != "coco" or not Path(data.root).is_dir() or is_prepared(data.root):
+        return ids
+    for split in (data.val_split, data.train_split):
+        if len(ids) == len(paths):
+            break
+        try:
+            file, _ = find_annotations(data.root, split)
+        except UserError:
+            continue  # The data need not be there any more.
+        reference = CocoReference(file)
+        found = {name: reference.image_id(path) for name, path in paths.items() if name not in ids}
+        ids |= {name: number for name, number in found.items() if number is not None}
+    return ids
+
+
+def _distinct(paths, files):
+    """Returns a dict from names to paths below the folders that were given; to whole paths where two are equal."""
+    counts = collections.Counter(paths.values())
+    return {name: path if counts[path] == 1 else str(files[name][0]) for name, path in paths.items()}
 
 
 def _numbers(text):

@@ -1,11 +1,11 @@
-"""Verifies a data set, packed or unpacked, and writes array_record files for training:
+"""Verify a data set, packed or unpacked, and write array_record files for training:
 
     rml-jax prepare folder --root=PHOTOS --tags=tags.csv --out=DIR
     rml-jax prepare voc --manual_dir=FOLDER --out=DIR
     rml-jax prepare coco --manual_dir=FOLDER --out=DIR
 
-Every image and mask is decoded. A bad one is left out and reported; too many are an error, raised at the end.
-Stopped and started again, it goes on after the last whole shard of 512 images. It ends with a report.
+Every image and mask is decoded. Bad ones are left out and reported; too many are an error at the end. If the command
+is interrupted and run again, it continues after the last complete shard of 512 images. It ends with a report.
 """
 
 import argparse
@@ -26,17 +26,17 @@ from rml_jax.utils.errors import Interrupted, UserError
 _VOC = """\
 PASCAL VOC 2012 with SBD's masks: train_aug (10,582 images) and val (1,449).
 
-FOLDER holds, packed or unpacked, at any depth:
+FOLDER contains, packed or unpacked, at any depth:
   VOCtrainval_11-May-2012.tar  or VOCdevkit/VOC2012
 and one of
   benchmark.tgz                SBD as its authors publish it, or benchmark_RELEASE
   SegmentationClassAug.zip     or SegmentationClassAug: masks already converted
 
-Masks stay as they are: VOC's have borders of 255 around objects, SBD's have none."""
+Masks are not changed: VOC's have borders of 255 around objects, SBD's have none."""
 _COCO = """\
 COCO 2014: train2014 (82,081 images with any of the 80 classes) and val2014 (40,137).
 
-FOLDER holds, packed or unpacked:
+FOLDER contains, packed or unpacked:
   train2014.zip, val2014.zip
   annotations_trainval2014.zip, or instances_train2014.json and instances_val2014.json"""
 _FOLDER = """\
@@ -46,7 +46,7 @@ The formats are described in docs/data.md."""
 
 
 def prepare(builder):
-    """Prepares a data set unless it is there already.
+    """Prepares a data set unless it already exists.
 
     Args:
       builder: `rml_jax.data.preparation.base.PreparedBuilder`.
@@ -55,17 +55,17 @@ def prepare(builder):
       The folder (pathlib.Path), for `config.data.root`, and the report as lines of text.
 
     Raises:
-      UserError: for missing or malformed sources, too many bad images, a full disk, or finished data that was made
-        from other files or settings.
+      UserError: for missing or malformed sources, too many bad images, a full disk, or existing data that was
+        prepared from other files or settings.
     """
     folder = Path(builder.data_dir)
     if folder.exists() and builder.report()["settings"] != builder.settings():
         raise UserError(
             f"{folder} was prepared from other files or settings: expected another --out, or delete it"
         )
-    lines = [f"{folder} is there already; delete it to make it anew"] if folder.exists() else []
+    lines = [f"{folder} already exists; delete it to prepare it again"] if folder.exists() else []
     try:
-        # Google's bucket of prepared data doesn't hold these data sets.
+        # These data sets are not in Google's bucket of prepared data.
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     except OSError as error:
         raise UserError(
@@ -177,7 +177,7 @@ def _numbers(text):
 
 @cli.command
 def main(arguments=None):
-    """Prepares what the command line says."""
+    """Runs the command."""
     chosen = _make_parser().parse_args(arguments)
     try:
         folder, lines = prepare(_make_builder(chosen))

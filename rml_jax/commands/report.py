@@ -1,7 +1,8 @@
 """Write one self-contained HTML page about a run.
 
 It shows the configuration, the training curves, the CAMs over training, and the scores and images of the last
-evaluation. It needs no data set and no accelerator, only what training and evaluation left in the work directory.
+evaluation. It needs neither the data set nor an accelerator, only the files of training and evaluation in the work
+directory.
 """
 
 import io
@@ -27,7 +28,7 @@ from rml_jax.report.training import curves, read_events
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
 
-_STRIPS = 6  # number of steps whose CAMs are shown, at most
+_STRIPS = 6  # greatest number of steps whose CAMs are shown
 _STRIP_WIDTH = 1000  # largest width of a row of CAMs, pixels
 
 
@@ -47,7 +48,7 @@ def write_run_report(workdir, path):
     """Writes the page of a run.
 
     Args:
-      workdir: pathlib.Path of the run. config.json must be there; what else is missing is left out.
+      workdir: pathlib.Path of the run. It must contain config.json; sections for other missing files are left out.
       path: pathlib.Path of the page.
 
     Raises:
@@ -55,12 +56,12 @@ def write_run_report(workdir, path):
     """
     config = load_config(workdir / "config.json")
     evaluation = _load_evaluation(workdir / "eval" / "report.json")
-    scalars, pictures = read_events(workdir)
+    scalars, logged = read_events(workdir)
     facts, sections = _facts(config), []
     if evaluation:
         facts = {"scores on": scored_set(evaluation["metrics"]), **evaluation["facts"], **facts}
     scores, *images = evaluation_sections(evaluation) if evaluation else [_not_evaluated(workdir)]
-    sections = [scores, *_training(config, scalars, pictures), *images]
+    sections = [scores, *_training(config, scalars, logged), *images]
     sections.append(config_section(flatten(config.to_dict()), flatten(default_config().to_dict())))
     try:
         atomic_write(path, page(f"RML on {config.data.name}", facts, sections))
@@ -90,16 +91,16 @@ def _facts(config):
     }
 
 
-def _training(config, scalars, pictures):
-    """Returns the sections about what the training loop logged."""
+def _training(config, scalars, logged):
+    """Returns the sections about the logs of training."""
     sections = []
     if scalars:
         begin, end = config.loss.start_step, config.train.steps
         sections.append(training_section(curves(scalars, begin if begin < end else None)))
     else:
         sections.append(note_section("Training", "There are no TensorBoard files of this run."))
-    if cams := pictures.get("cams"):
-        images = next(iter(pictures.get("images", {}).values()), None)
+    if cams := logged.get("cams"):
+        images = next(iter(logged.get("images", {}).values()), None)
         chosen = [
             list(cams)[i] for i in np.unique(np.linspace(0, len(cams) - 1, _STRIPS).round().astype(int))
         ]

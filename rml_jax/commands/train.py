@@ -1,4 +1,4 @@
-"""Train, or resume the run in a work directory. The configuration of a resumed run must be the same."""
+"""Train, or resume the run in a work directory. A resumed run must have the same configuration."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from rml_jax.training.loop import train
 
 @cli.command
 def main(arguments=None):
-    """Trains as the command line says."""
+    """Runs the command."""
     parser = cli.Parser("rml-jax train", description=__doc__)
     parser.add_config(without="digits")
     parser.add_argument("--workdir", required=True, help="folder of the run: config, checkpoints, logs")

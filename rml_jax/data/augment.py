@@ -1,7 +1,7 @@
 """Training augmentation on the host: random rescale, flip and padded crop.
 
-Pure functions of an image and a `numpy.random.Generator`. The device normalises: it gets the crop as bytes, a quarter
-of float32's traffic, and the box of the real pixels, outside of which it fills in the mean colour.
+Pure functions of an image and a `numpy.random.Generator`. Normalisation runs on the device, which gets the crop as
+uint8, a quarter of float32's traffic, and the box of the real pixels; it fills the rest with the mean colour.
 """
 
 import math
@@ -13,27 +13,27 @@ from PIL import Image
 def augment(image, rng, *, crop_size, scale, flip):
     """Draws a random view of an image.
 
-    The view is the image rescaled, then mirrored, then cropped or padded; only the part of the rescaled image
-    that the crop shows is computed. The random draws, in this order: the scale factor, uniform in [low, high];
-    where `flip` is set, a number in [0, 1) that mirrors if it is below 0.5; the place of the crop on the rows;
-    its place on the columns (both `random_overlap`).
+    The image is rescaled, then mirrored, then cropped or padded; only the part of the rescaled image inside the crop
+    is computed. The random draws are, in this order: the scale factor, uniform in [low, high]; if `flip` is set, a
+    number in [0, 1), which mirrors if it is below 0.5; the position of the crop along the rows; its position along
+    the columns (both by `random_overlap`).
 
     Args:
       image: uint8 [H, W, 3].
       rng: numpy.random.Generator; the result is a function of the image and the generator's state.
       crop_size: S, the side of the result.
-      scale: (low, high), the range of the uniform random scale. (1.0, 1.0) leaves every pixel value as it is.
+      scale: (low, high), the range of the uniform random scale. (1.0, 1.0) keeps pixel values unchanged.
       flip: whether to mirror the image left to right with probability 0.5.
 
     Returns:
-      Dict with `image` (uint8 [S, S, 3], 0 where there is no image) and `box` (int32 [4], top, left, bottom,
-      right of the real pixels in the crop, half-open).
+      Dict with `image` (uint8 [S, S, 3], 0 in the padding) and `box` (int32 [4], top, left, bottom, right of the
+      real pixels in the crop, half-open).
     """
     height, width = rescaled_size(image.shape[:2], rng.uniform(*scale))
     mirror = flip and rng.random() < 0.5
     rows_from, rows_to = random_overlap(height, crop_size, rng)
     columns_from, columns_to = random_overlap(width, crop_size, rng)
-    if mirror:  # The window lies on the mirrored image: the pixels are those of its mirror image.
+    if mirror:  # The window is on the mirrored image; find its pixels in the original.
         columns_from = slice(width - columns_from.stop, width - columns_from.start)
     window = resize_window(image, (height, width), rows_from, columns_from)
     crop = np.zeros((crop_size, crop_size, 3), np.uint8)
@@ -50,8 +50,8 @@ def rescaled_size(size, factor):
 def resize_window(image, size, rows, columns):
     """Resizes a window of an image (bilinear, antialiased), without computing the rest.
 
-    The result equals the window cut from the resized image, up to rounding: pillow takes the window's place as
-    float32 and rounds to bytes after each axis, so that a few values in 100 differ, by at most 2 of 255.
+    The result equals the window cut from the resized image up to rounding: pillow takes the window's position as
+    float32 and rounds to uint8 after each axis, so that a few values in 100 differ, by at most 2 of 255.
 
     Args:
       image: uint8 [H, W, 3].
@@ -73,10 +73,10 @@ def resize_window(image, size, rows, columns):
 
 
 def random_overlap(length, crop_size, rng):
-    """Draws the placement of an image axis over a crop axis, so that the longer one covers the shorter one.
+    """Draws the position of an image axis relative to a crop axis, so that the longer one covers the shorter one.
 
-    Where the image is longer than the crop, the crop is a random window of it; where it is shorter, the whole
-    image lands at a random place in the crop. One draw: the offset, uniform over all places.
+    If the image is longer than the crop, the crop is a random window of it; if it is shorter, the whole image is at a
+    random position in the crop. There is one draw, the offset, uniform over all positions.
 
     Args:
       length: pixels of the image along the axis.
@@ -84,8 +84,7 @@ def random_overlap(length, crop_size, rng):
       rng: numpy.random.Generator.
 
     Returns:
-      Two slices of length min(length, crop_size): the part of the image that is used, and where it lands in
-      the crop.
+      Two slices of length min(length, crop_size): the part of the image that is used, and its position in the crop.
     """
     covered = min(length, crop_size)
     offset = int(rng.integers(abs(length - crop_size) + 1))
@@ -94,14 +93,14 @@ def random_overlap(length, crop_size, rng):
 
 
 def _needed(window, length, resized_length):
-    """Finds the pixels of an axis that a window of the resized axis depends on, and where the window lies on them.
+    """Finds the pixels of an axis that a window of the resized axis depends on, and the window's position in them.
 
     Args:
       window: slice of the resized axis.
       length, resized_length: pixels of the axis before and after.
 
     Returns:
-      The slice of the axis with room for the triangle filter on both sides, and the window's start and stop
+      The slice of the axis with a margin for the triangle filter on both sides, and the window's start and stop
       relative to that slice, in pixels of the axis.
     """
     ratio = length / resized_length

@@ -1,9 +1,9 @@
-"""Reads photographs from files and bytes.
+"""Reading of images from files and bytes.
 
-The content decides what a file is, not its name: JPEG, PNG, WebP, AVIF, GIF, TIFF and every other raster format that
-pillow reads, HEIC and JPEG XL where their pillow plugin is installed. Grey, palette and CMYK become RGB, transparent
-pixels lie on white, and values of more than 8 bits are brought to 0..255 (`to_uint8`). Broken files, files of several
-frames, sides under 8 pixels and decompression bombs are refused.
+The format is detected by the content, not by the file's name: JPEG, PNG, WebP, AVIF, GIF, TIFF and every other raster
+format that pillow reads, and HEIC and JPEG XL if their pillow plugin is installed. Grey, palette and CMYK images are
+converted to RGB, transparent pixels are composited onto white, and values of more than 8 bits are scaled to 0..255
+(`to_uint8`). Broken files, files of several frames, sides under 8 pixels and decompression bombs are refused.
 """
 
 import functools
@@ -21,16 +21,16 @@ from PIL import ExifTags, Image, ImageOps
 from rml_jax.utils.errors import UserError
 
 MIN_SIDE = 8
-# 600 MB decoded. Pillow's own limit, which it applies at twice the value that it warns at.
+# 600 MB decoded. This is pillow's own limit, twice the value at which it warns.
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 _EXPECTED = "expected a whole JPEG or PNG image"
-# Several images in one file, of which the first or primary one is what every viewer shows: phones' photographs with
+# Formats with several images in one file, of which viewers show the first or primary one: phones' photographs with
 # depth maps and previews (MPO, HEIF), and the layers of a PSD.
 _STILL_FORMATS = ("MPO", "HEIF", "PSD")
-# Registered by pillow, but no raster images: vector graphics, which need an external program or Windows, and formats
-# that pillow only recognises and can't decode.
+# Formats registered by pillow that are not raster images: vector graphics, which need an external program or Windows,
+# and formats that pillow only recognises and can't decode.
 _EXCLUDED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
-# Packages that add a format to pillow: HEIC and JPEG XL. `pillow_heif` has to be asked to.
+# Packages that add a format to pillow, HEIC and JPEG XL, and the function that registers it, if it must be called.
 _PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
 PLUGIN_PACKAGES = {
     ".heic": "pillow-heif",
@@ -38,8 +38,8 @@ PLUGIN_PACKAGES = {
     ".hif": "pillow-heif",
     ".jxl": "pillow-jxl-plugin",
 }
-"""The package that reads files of a suffix that pillow alone doesn't."""
-# How files begin that only a plugin reads, from which byte, and the package to install.
+"""Suffix that pillow alone doesn't read -> package that reads it."""
+# The first bytes of files that only a plugin reads, their format, and the package to install.
 _PLUGIN_FILES = (
     (re.compile(rb".{4}ftyp(heic|heix|hevc|hevx|heim|heis|mif1|msf1)", re.DOTALL), "HEIC", "pillow-heif"),
     (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL", "pillow-jxl-plugin"),
@@ -53,7 +53,7 @@ _DEEP_COLOURS = re.compile("(RGB|RGBX|RGBA);16([BLN])")
 
 @functools.cache
 def readable_formats():
-    """Returns the raster formats that pillow can open here, as a tuple of its names for them ("JPEG", ...)."""
+    """Returns pillow's names of the raster formats that it can open here, ("JPEG", ...)."""
     Image.init()
     for package, register in _PLUGINS.items():
         try:
@@ -67,16 +67,16 @@ def readable_formats():
 
 @functools.cache
 def image_suffixes():
-    """Returns the suffixes of the files that are read, in lower case with the dot, as a sorted tuple of str.
+    """Returns the suffixes of readable files, in lower case with the dot, as a sorted tuple of str.
 
-    All that pillow registers for a format of `readable_formats`.
+    These are all suffixes that pillow registers for a format of `readable_formats`.
     """
     formats = readable_formats()
     return tuple(sorted(s for s, name in Image.registered_extensions().items() if name in formats))
 
 
 def read_image(path, upright=False, min_side=MIN_SIDE):
-    """Returns `decode_image` of a file.
+    """Reads and decodes an image file; see `decode_image`.
 
     Raises:
       UserError: also if the file can't be read.
@@ -85,27 +85,27 @@ def read_image(path, upright=False, min_side=MIN_SIDE):
 
 
 def decode_image(data, name, upright=False, min_side=MIN_SIDE):
-    """Decodes a photograph.
+    """Decodes an image.
 
     Args:
       data: the file's bytes.
-      name: what errors call it, a path.
+      name: the path, for error messages.
       upright: whether to apply the EXIF orientation, as viewers do. VOC's masks and COCO's polygons were drawn on the
-        pixels as stored. Pillow turns a TIFF upright in any case.
-      min_side: least height and width, in pixels.
+        pixels as stored. Pillow always applies the orientation of a TIFF.
+      min_side: smallest height and width, in pixels.
 
     Returns:
-      uint8 [H, W, 3], RGB in 0..255, a function of the bytes.
+      uint8 [H, W, 3], RGB in 0..255.
 
     Raises:
-      UserError: if it is truncated or no image, has several frames, is smaller than min_side on a side or has more
-        than MAX_PIXELS.
+      UserError: if it is truncated or not an image, has several frames, has a side below min_side or has more than
+        MAX_PIXELS.
     """
     pixels = None
-    if data.startswith(b"\xff\xd8") and not (
-        upright and _orientation(open_image(data, name, load=False)) != 1
-    ):
-        pixels = _decode_plain_jpeg(data)
+    if data.startswith(b"\xff\xd8"):
+        header = open_image(data, name, load=False)  # The fast decoder reads some files that pillow refuses.
+        if not upright or _orientation(header) == 1:
+            pixels = _decode_plain_jpeg(data)
     if pixels is None:
         pixels = to_rgb(open_image(data, name), name, upright=upright, data=data)
     if min(pixels.shape[:2]) < min_side:
@@ -127,24 +127,24 @@ def open_image(data, name, load=True):
 
     Args:
       data: the file's bytes.
-      name: what errors call it.
-      load: whether to decode it here rather than on first use, so that a truncated file fails with its name.
+      name: the path, for error messages.
+      load: whether to decode it here rather than on first use, so that the error for a truncated file has its name.
 
     Returns:
       The pillow image.
 
     Raises:
-      UserError: if it is no image that is read, is broken or has several frames.
+      UserError: if it is not a readable image, is broken or has several frames.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=readable_formats())
         frames = getattr(image, "n_frames", 1)
         if load:
             image.load()
-    # Pillow's "cannot identify" names the buffer.
+    # Pillow's message "cannot identify" has the buffer's name only.
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{name}: found {_describe(data)}, {_EXPECTED}") from error
-    # It has no common exception: broken headers give anything from SyntaxError to NotImplementedError.
+    # Pillow has no common exception class: broken headers raise anything from SyntaxError to NotImplementedError.
     except Exception as error:
         raise UserError(f"{name}: {error}, {_EXPECTED}") from error
     _check_still(image, frames, name)
@@ -156,10 +156,10 @@ def to_rgb(image, name, *, upright=False, data=b""):
 
     Args:
       image: pillow image.
-      name: what errors call it.
+      name: the path, for error messages.
       upright: whether to apply the EXIF orientation.
-      data: bytes of the file that it was opened from, which may tell the range of its values and hold the lower half
-        of 16-bit colours, which pillow drops; b"" if there is no file.
+      data: bytes of the file that it was opened from, for the declared range of its values and the lower half of
+        16-bit colours, which pillow drops; b"" if there is no file.
 
     Returns:
       uint8 [H, W, 3].
@@ -183,23 +183,23 @@ def to_rgb(image, name, *, upright=False, data=b""):
         rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb)
     rgb = rgb.convert("RGB")
     if orientation != 1:
-        rgb.info.clear()  # What else the EXIF data holds may be broken.
+        rgb.info.clear()  # The rest of the EXIF data may be broken.
         rgb.getexif()[ExifTags.Base.Orientation] = orientation
         ImageOps.exif_transpose(rgb, in_place=True)
     return np.array(rgb)
 
 
 def to_uint8(values, name, declared=None):
-    """Brings integers of any width to 0..255.
+    """Scales integers of any width to 0..255.
 
-    The range that is stretched to 0..255 is 0 to `declared` where that is known and no value lies outside; else
-    0..255 where all values fit; else the least to the greatest value of the image, which is reported once per process
-    on standard error.
+    The range that is mapped to 0..255 is 0 to `declared` if that is known and no value lies outside; else 0..255 if
+    all values fit; else the least to the greatest value of the image, which is reported once per process on standard
+    error.
 
     Args:
       values: integers [H, W] or [H, W, 3].
-      name: what messages call the image.
-      declared: the greatest value that the file allows for; None if it doesn't say.
+      name: the path, for messages.
+      declared: the greatest possible value by the file's metadata; None if unknown.
 
     Returns:
       uint8, of the shape of `values`, rounded down.
@@ -239,7 +239,7 @@ def _check_still(image, frames, name):
 
 
 def _describe(data):
-    """What a file is that pillow can't identify."""
+    """Describes a file that pillow can't identify."""
     if not data:
         return "an empty file"
     for start, kind, package in _PLUGIN_FILES:
@@ -249,18 +249,18 @@ def _describe(data):
 
 
 def _decode_plain_jpeg(data):
-    """RGB of a sound colour JPEG, bit by bit what pillow makes of it in half the time, or None for all else."""
+    """Decodes a valid colour JPEG in half of pillow's time, with bit-identical pixels; None for all other files."""
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
         if colour != "YCbCr" or height * width > MAX_PIXELS:
             return None
         return simplejpeg.decode_jpeg(data)
     except ValueError:
-        return None  # Pillow says what is wrong, or that a warning was harmless.
+        return None  # Pillow raises the error, or ignores a harmless warning.
 
 
 def _orientation(image):
-    """The EXIF orientation of a pillow image, 1..8; 1 where there is none or the EXIF data is broken."""
+    """Returns the EXIF orientation of a pillow image, 1..8; 1 if there is none or the EXIF data is broken."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     # Pillow raises many kinds of exceptions for broken EXIF data, which viewers ignore.
@@ -270,7 +270,7 @@ def _orientation(image):
 
 
 def wide_values(image, data):
-    """Returns the values in the file of an image if they are others than the 8 bits per channel that pillow gives.
+    """Returns the values stored in an image's file if they differ from the 8 bits per channel that pillow returns.
 
     Args:
       image, data: see `to_rgb`.
@@ -280,7 +280,7 @@ def wide_values(image, data):
     """
     tags = getattr(image, "tag_v2", {})
     is_signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
-    if image.mode == "I":  # Pillow's only mode of 32 bits.
+    if image.mode == "I":  # pillow's only 32-bit integer mode
         values = np.asarray(image)
         is_unsigned = bits_per_sample(image, data) == 32 and not is_signed
         return values.view(np.uint32) if is_unsigned else values
@@ -296,7 +296,7 @@ def wide_values(image, data):
 
 
 def bits_per_sample(image, data):
-    """Returns how many bits a value has in a PNG or TIFF; 8 for other formats.
+    """Returns the number of bits per value in a PNG or TIFF; 8 for other formats.
 
     Args:
       image, data: see `to_rgb`.
@@ -307,10 +307,10 @@ def bits_per_sample(image, data):
 
 
 def _lower_bytes(data, image):
-    """The lower 8 bits of the colours of a 16-bit PNG or TIFF, [H, W, 3], or None for an unusual layout.
+    """Returns the lower 8 bits of the colours of a 16-bit PNG or TIFF, [H, W, 3], or None for an unusual layout.
 
-    Pillow keeps the upper 8 bits, the first byte of big-endian values. Read as if they were little-endian, the lower
-    ones take that place.
+    Pillow keeps the upper 8 bits, the first byte of big-endian values. Decoding with the other byte order keeps the
+    lower 8 bits instead.
     """
     second = Image.open(io.BytesIO(data), formats=(image.format,))
     tiles = []
@@ -322,12 +322,12 @@ def _lower_bytes(data, image):
         tiles.append(tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *rest)))
     second.tile = tiles
     pixels = np.asarray(second)
-    # Grey and alpha, both bytes of each.
+    # Both bytes of grey, then both of alpha.
     return pixels[..., [1, 1, 1]] if swapped == "RGBA" else pixels[..., :3]
 
 
 def _swap_bytes(rawmode):
-    """Pillow's name for a layout of 16-bit colours with the other order of bytes; None for another layout."""
+    """Returns pillow's name for a layout of 16-bit colours with the byte order swapped; None for other layouts."""
     match = _DEEP_COLOURS.fullmatch(rawmode)
     if not match:
         return None
@@ -336,14 +336,14 @@ def _swap_bytes(rawmode):
 
 
 def _declared_greatest(image, data, values):
-    """The greatest value that a file of wide values says it has, or None.
+    """Returns the greatest possible value of a file of wide values by its metadata, or None.
 
-    16 bits are the usual container of 10- to 14-bit cameras, so that the number of bits says something only below.
+    16-bit files often hold 10- to 14-bit camera values, so the number of bits gives the range only if it is below 16.
     """
     if image.format == "PPM":
         return 65535  # Pillow has scaled the values by the file's own maximum.
     if image.format == "PNG" and (bits := _significant_bits(data)):
-        # By the standard the values are stretched to 16 bits, but some programs leave them as they are.
+        # By the standard, values are scaled to 16 bits, but some programs store them unscaled.
         return 2**bits - 1 if values.max() < 2**bits else 65535
     tags = getattr(image, "tag_v2", {})
     for tag in (_MAX_SAMPLE_VALUE, _S_MAX_SAMPLE_VALUE):
@@ -354,7 +354,7 @@ def _declared_greatest(image, data, values):
 
 
 def _significant_bits(data):
-    """The number of significant bits in a PNG's sBIT chunk, the greatest of its channels; 0 if it has none."""
+    """Returns the number of significant bits in a PNG's sBIT chunk, the maximum over channels; 0 if it has none."""
     place = 8
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)

@@ -1,7 +1,7 @@
-"""Reads masks, whose pixels are class numbers, from files and bytes.
+"""Reading of masks, whose pixels are class numbers, from files and bytes.
 
-A mask is a palette image or a grey one of 1, 8 or 16 bits, or has equal red, green and blue. Colours are read where a
-label map says which class each stands for (`read_label_map`).
+A mask is a palette image, a grey image of 1, 8 or 16 bits, or has equal red, green and blue. Colours are read if a
+label map gives the class of each (`read_label_map`).
 """
 
 from pathlib import Path
@@ -16,18 +16,18 @@ from rml_jax.utils.progress import Progress
 
 LABEL_MAP_FILE = "labelmap.txt"
 NO_IGNORE = -1
-"""As `data.mask_ignore`: every pixel of the masks is annotated."""
+"""Value of `data.mask_ignore` for masks in which every pixel is annotated."""
 
-# Formats whose numbers pillow gives as they are stored: not JPEG, WebP or AVIF, which blur them, nor PGM, which it
-# stretches.
+# Formats whose numbers pillow returns as stored: not JPEG, WebP or AVIF, whose compression is lossy, nor PGM, whose
+# values pillow scales.
 _FORMATS = ("PNG", "TIFF", "BMP", "GIF")
-# Labels that mean ignore, and the colour that PASCAL VOC gives them.
+# Labels that mean ignore, and their colour in PASCAL VOC.
 _IGNORE_LABELS = ("ignore", "ignored", "void")
 _VOC_VOID = (224, 224, 192)
 
 
 def read_mask(path, mask_values, ignore=IGNORE, colours=None):
-    """Returns `decode_mask` of a file.
+    """Reads and decodes a mask file; see `decode_mask`.
 
     Raises:
       UserError: also if the file can't be read.
@@ -40,18 +40,18 @@ def decode_mask(data, name, mask_values, ignore=IGNORE, colours=None):
 
     Args:
       data: the file's bytes.
-      name: what errors call it, a path.
-      mask_values: the number of each of the C classes in the file, 1..255.
-      ignore: the number of pixels that aren't annotated; NO_IGNORE if there are none.
-      colours: dict from (red, green, blue) to 0..C or 255, see `read_label_map`; None for no label map. A mask all of
-        whose colours are in it is read by them, any other by its numbers.
+      name: the path, for error messages.
+      mask_values: the value of each of the C classes in the file, 1..255.
+      ignore: the value of pixels that aren't annotated; NO_IGNORE if there are none.
+      colours: dict from (red, green, blue) to 0..C or 255, see `read_label_map`; None for no label map. A mask is
+        read by its colours if all of them are in the dict, else by its numbers.
 
     Returns:
       uint8 [H, W]: 0 background, 1..C in the order of `mask_values`, 255 ignore.
 
     Raises:
-      UserError: if it can't be decoded, is of a format that may change class numbers (JPEG), holds colours without a
-        class, is partly transparent, or has a value that is neither 0 nor `ignore` nor one of `mask_values`.
+      UserError: if it can't be decoded, has a lossy format (JPEG), has colours without a class, is partly
+        transparent, or has a value other than 0, `ignore` and `mask_values`.
     """
     image = open_image(data, name)
     if image.format not in _FORMATS or image.info.get("compression") == "jpeg":
@@ -66,12 +66,12 @@ def decode_mask(data, name, mask_values, ignore=IGNORE, colours=None):
 
 
 def read_label_map(folders, class_names):
-    """Reads which colour stands for which class from the first `labelmap.txt` in some folders.
+    """Reads the colour of each class from the first `labelmap.txt` found in some folders.
 
-    Its lines are CVAT's `label:red,green,blue:parts:actions`; those that begin with # are comments.
+    Its lines are CVAT's `label:red,green,blue:parts:actions`; lines that begin with # are comments.
 
     Args:
-      folders: where to look, in this order.
+      folders: the folders to search, in this order.
       class_names: the C classes. Surrounding whitespace and case are ignored.
 
     Returns:
@@ -115,32 +115,32 @@ def presence(mask, num_classes):
 
 
 def check_same_size(mask, image, name):
-    """Raises UserError, which calls the mask `name`, if mask [H, W] and image [H, W, 3] differ in size."""
+    """Raises a UserError with the mask's name if mask [H, W] and image [H, W, 3] differ in size."""
     if mask.shape != image.shape[:2]:
         found, expected = (f"{width}x{height}" for height, width in (mask.shape, image.shape[:2]))
         raise UserError(f"{name}: found a mask of {found} pixels, expected {expected} like its image")
 
 
 def check_all_classes_occur(read, count, where, class_names, mask_values, ignore=IGNORE, allow_absent=False):
-    """Checks the masks of a split as a whole: wrong numbers show in that a class is in none of them.
+    """Checks that every class occurs in the masks of a split; wrong mask values make classes absent.
 
-    Masks are decoded in random order until every class has occurred, which for sound data takes a few.
+    Masks are decoded in random order until every class has occurred, which usually takes only a few.
 
     Args:
-      read: function of an index that returns the mask, as `decode_mask`. Masks for which it raises UserError are
-        passed over, as whoever uses the mask reports them.
+      read: function of an index that returns the mask, as `decode_mask`. Masks for which it raises a UserError are
+        skipped.
       count: the number of masks.
-      where: what the error calls them, a folder.
+      where: their folder, for error messages.
       class_names: C names.
       mask_values, ignore: see `decode_mask`.
-      allow_absent: whether a class may be in no mask, which is then neither learned nor scored.
+      allow_absent: whether a class may occur in no mask; it is then neither learned nor scored.
 
     Raises:
-      UserError: if a class is in no mask and `allow_absent` isn't set, or if there are ignored pixels but no class in
-        all masks. If some masks can't be read, it says why.
+      UserError: if a class occurs in no mask and `allow_absent` isn't set, or if there are ignored pixels but no
+        class in any mask. If some masks could not be read, the first of their errors is raised instead.
     """
     counts, first_error = np.zeros(256, np.int64), None
-    progress = Progress("masks", count, "looked at")
+    progress = Progress("masks", count, "checked")
     for done, index in enumerate(np.random.default_rng(0).permutation(count), 1):
         try:
             counts += np.bincount(read(int(index)).ravel(), minlength=256)
@@ -186,10 +186,10 @@ def _parse_label(line, where):
 
 
 def _stored_numbers(image, data, name):
-    """The numbers in the pixels of a mask, integers [H, W]."""
+    """Returns the numbers stored in a mask, integers [H, W]."""
     values = wide_values(image, data)
     if values is None and image.mode == "L":
-        # Pillow stretches 2 and 4 bits to 8.
+        # Pillow scales 2 and 4 bits to 8.
         return np.asarray(image) // (255 // (2 ** bits_per_sample(image, data) - 1))
     if values is None and image.mode == "PA":
         return np.asarray(image.getchannel("P"))
@@ -213,7 +213,7 @@ def _stored_numbers(image, data, name):
 
 
 def _renumber(stored, name, mask_values, ignore):
-    """uint8 [H, W] with 1..C and 255, from the file's numbers."""
+    """Maps the file's numbers to 0..C and 255: uint8 [H, W]."""
     known = {0, *mask_values} | ({ignore} if ignore != NO_IGNORE else set())
     # Counting is faster than sorting.
     found = np.flatnonzero(np.bincount(stored.ravel())) if stored.dtype == np.uint8 else np.unique(stored)
@@ -228,7 +228,10 @@ def _renumber(stored, name, mask_values, ignore):
 
 
 def _decode_colours(pixels, colours, name, mode):
-    """uint8 [H, W] by a label map, or None for numbers: a mask without colours, or whose palette isn't the map's."""
+    """Maps colours to labels, uint8 [H, W], by a label map.
+
+    Returns None for a mask to be read by its numbers: one without colours, or whose palette differs from the map.
+    """
     packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
     found, places = np.unique(packed, return_inverse=True)
     numbers = []
@@ -245,11 +248,11 @@ def _decode_colours(pixels, colours, name, mode):
 
 
 def check_masks(source, data_config):
-    """Checks the masks of a source as a whole before they are used (`check_all_classes_occur`).
+    """Checks that every class occurs in a source's masks (`check_all_classes_occur`).
 
     Args:
-      source: what `rml_jax.data.sources.make_source` returns. The masks of digits and of COCO's annotations are drawn
-        by class and pass.
+      source: from `rml_jax.data.sources.make_source`. Sources without mask files, digits and COCO's annotations, are
+        not checked.
       data_config: the `data` part of a config.
 
     Raises:
@@ -264,7 +267,7 @@ def check_masks(source, data_config):
         except UserError:
             if not data_config.skip_bad:
                 raise
-            return np.zeros((1, 1), np.uint8)  # Left out of training as well.
+            return np.zeros((1, 1), np.uint8)  # Training skips this image as well.
 
     check_all_classes_occur(
         read,

@@ -6,27 +6,27 @@ import grain
 
 from rml_jax.data.augment import augment
 
-# Elements are whole batches, so grain's defaults (16 threads, 500 elements, made for single examples) would
-# keep gigabytes of crops in memory. A few batches ahead hide the decoding just as well.
+# Elements are whole batches, so grain's defaults for single examples (16 threads, 500 elements) would keep gigabytes
+# of crops in memory. Prefetching a few batches hides the decoding as well.
 _READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
 
 
 def train_batches(config, source, process_index=0, process_count=1):
     """Returns an endless iterator over this process's share of the training batches.
 
-    There is one global stream: each epoch in another order, each example augmented by random numbers that
-    depend on (seed, place in the stream). It is cut into batches, of which process p of n takes every n-th, starting
-    with p. So all processes make the same number of steps, an epoch's examples are shared out without overlap, and
-    the batches of n processes, one after the other, equal the batch of one process with n times their size.
-    Batches run across the ends of epochs: no example is dropped, and a source may be smaller than a batch.
+    There is one global stream, shuffled anew in each epoch, whose examples are augmented by random numbers that
+    depend on the seed and the position in the stream. It is cut into batches, of which process p of n takes every
+    n-th, starting with p. Hence all processes make the same number of steps, an epoch's examples are distributed
+    without overlap, and the concatenated batches of n processes equal the batch of one process with n times their
+    size. Batches cross the ends of epochs: no example is dropped, and a source may be smaller than a batch.
 
     Args:
-      config: ConfigDict of a run, checked by `check_config`. Used are `train.batch_size` (over all processes),
-        `train.crop_size` (S), `train.seed`, `augment` (see `rml_jax.data.augment`) and `data.workers`: extra
-        processes that decode and augment; 0 uses threads of this process. The batches are the same for any number.
-        More than 0 needs parsed absl flags (`absl.app.run`) and a main module that can be imported.
+      config: ConfigDict of a run, checked by `check_config`. Uses `train.batch_size` (over all processes),
+        `train.crop_size` (S), `train.seed`, `augment` (see `rml_jax.data.augment`) and `data.workers`, the number of
+        processes that decode and augment; 0 uses threads of this process. Batches do not depend on it. More than 0
+        needs parsed absl flags (`absl.app.run`) and a main module that can be imported.
       source: `len(source)` and `source[i]`, a dict with `image` (uint8 [H, W, 3]) and `tags` (float32 [C]).
-        Other keys, such as a mask, are dropped. Read by several threads at once.
+        Other keys, such as a mask, are dropped. It must be thread-safe.
       process_index: p.
       process_count: n.
 
@@ -46,11 +46,11 @@ def train_batches(config, source, process_index=0, process_count=1):
         .seed(config.train.seed)
         .shuffle()
         .repeat()
-        # Before the slice: grain seeds each call by the element's index, and after it that index would be the
-        # process's own count, with the same scale, flip and offsets on every process.
+        # Before the slice: grain seeds each call by the element's index. After the slice, that index would count the
+        # process's own elements, and all processes would draw the same scales, flips and offsets.
         .random_map(to_example)
         .batch(config.train.batch_size // process_count, drop_remainder=True)
-        # Batches that belong to other processes are never made.
+        # Batches of other processes are never computed.
         .slice(slice(process_index, None, process_count))
         .to_iter_dataset(_READ_OPTIONS)
     )

@@ -1,11 +1,11 @@
-"""What a data set holds, before the first step: classes, images per class, and what looks wrong.
+"""Summary of a data set before the first step: classes, images per class, and warnings.
 
-A source may tell its tags without decoding images, by a method `tag_counts()` that returns a `TagCounts`, or at least
-`most_tags`, the greatest number of tags of an image. `notes` are lines about what it left out.
+A source can report its tags without decoding images, by a method `item_tags()` (see below) or by `most_tags`, the
+greatest number of tags of an image. Its `notes` are lines about files that it left out.
 """
 
 from rml_jax.data.sources import make_source
-from rml_jax.data.tags import tag_key
+from rml_jax.data.tags import TagCounts, tag_key
 from rml_jax.utils.errors import UserError
 
 # Names that spreadsheets and programs write for an empty cell.
@@ -14,11 +14,11 @@ _MANY_UNTAGGED = 0.2
 
 
 def with_slots(config, source):
-    """Raises `pseudo_label.slots` where an image of the training part has more tags, so that no tag is left out.
+    """Raises `pseudo_label.slots` if an image of the training part has more tags, so that no tag is left out.
 
     Args:
       config: ConfigDict of a run.
-      source: the training source. If it doesn't tell its tags, an image may have all of its classes.
+      source: the training source. If it doesn't report its tags, an image may have all of its classes.
 
     Returns:
       The config itself, or a copy with the next power of two.
@@ -38,7 +38,7 @@ def validation_source(config):
     """Opens the validation part, without masks, for its tags.
 
     Returns:
-      A source, or None if there is no such part: training needs none.
+      A source, or None if there is no such part, which training does not require.
     """
     try:
         return make_source(config.data, config.data.val_split, with_masks=False)
@@ -55,7 +55,7 @@ def data_summary(config, train_source, val_source):
       val_source: the validation source, or None if there is none.
 
     Returns:
-      Lines of text: images per class, images without tags, what the sources left out (`notes`), warnings.
+      Lines of text: images per class, images without tags, files left out (`notes`), warnings.
     """
     names = train_source.class_names
     train, val = _tag_counts(train_source), _tag_counts(val_source)
@@ -92,10 +92,25 @@ def _unwrapped(source):
     return getattr(source, "source", source)
 
 
-def _tag_counts(source):
-    """Returns the TagCounts of a source, or None if only its items tell."""
+def item_tags(source):
+    """Returns the tags of a source's images without decoding these.
+
+    Args:
+      source: a source, or None.
+
+    Returns:
+      List of (id, positions of the tags in the class list, ascending), with None for the tags of an image where they
+      can't be read; None if only the items of the source tell.
+    """
     source = _unwrapped(source)
-    return source.tag_counts() if hasattr(source, "tag_counts") else None
+    return source.item_tags() if hasattr(source, "item_tags") else None
+
+
+def _tag_counts(source):
+    items = item_tags(source)
+    if items is None:
+        return None
+    return TagCounts.of([tags for _, tags in items if tags is not None], len(source.class_names))
 
 
 def _cell(value):
@@ -109,7 +124,7 @@ def _warnings(names, counts):
     if len(names) == 1:
         yield f"there is one class only, {names[0]!r}"
     if set(counts.per_class) <= {0, counts.images}:
-        yield "all training images have the same tags: nothing tells the classes apart, or from their background"
+        yield "all training images have the same tags, so that classes and background can't be distinguished"
     if counts.untagged > _MANY_UNTAGGED * counts.images:
         yield f"{counts.untagged} of {counts.images} training images have no tag"
     empty = [name for name in names if tag_key(name) in _EMPTY]

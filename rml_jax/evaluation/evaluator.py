@@ -1,4 +1,4 @@
-"""Scores a network on a split: images through the devices in batches, masks into one confusion matrix."""
+"""Scoring of a network on a split, in batches on all devices, into one confusion matrix."""
 
 import collections
 
@@ -16,12 +16,12 @@ from rml_jax.stages.sample_maps import make_sample_maps
 
 
 class Evaluator:
-    """Runs one network over a source with masks.
+    """Runs one network over a source.
 
-    Images are padded to the smallest canvas that holds them, so that a data set of mixed sizes compiles a handful of
-    programs; padding does not change a prediction (`rml_jax.stages`). Masks have the annotation's resolution. All
-    devices of this process share the images, `config.eval.batch_size` each, and every image is computed on one device
-    alone, so that their number does not change a result.
+    Images are padded to the smallest canvas that holds them, so that a data set of mixed sizes compiles only a few
+    programs; padding does not change a prediction (`rml_jax.stages`). Masks have the annotation's resolution. A batch
+    is split over all devices of this process, `config.eval.batch_size` images each, and every image is computed on
+    one device, so that the number of devices does not change results.
 
     Args:
       config: ConfigDict of the run.
@@ -29,7 +29,7 @@ class Evaluator:
 
     Attributes:
       programs: the programs used so far, each (name, canvas, class slots).
-      canvases: Counter of the images per canvas, since the last `evaluate` began.
+      canvases: Counter of the images per canvas, since the last call of `evaluate` began.
       resized: names of the images, since then, that were too large for any canvas or too small for the network.
     """
 
@@ -53,10 +53,10 @@ class Evaluator:
 
         Args:
           params: nnx.State of the network.
-          source: random-access source with masks.
+          source: random-access source. Without masks, tags alone are scored.
           backgrounds: dict protocol -> base of a chain -> background score (`fixed_backgrounds`, `sweep`).
           progress: called with the number of images done.
-          save: function of protocol, stage, id and mask (uint8, 0..C) that keeps every predicted mask, or None.
+          save: function of protocol, stage, id and mask (uint8, 0..C), called with every predicted mask; or None.
 
         Returns:
           Scores.
@@ -64,6 +64,8 @@ class Evaluator:
         self.canvases.clear()
         self.resized.clear()
         scores = Scores(("background", *self._classes))
+        if not getattr(source, "with_masks", True) and save is None:
+            backgrounds = {}  # No masks are needed.
         probabilities, tags = [], []
         predictions = self._predictions(params, source, range(len(source)), backgrounds)
         for done, (index, item, prediction) in enumerate(predictions, 1):
@@ -71,7 +73,8 @@ class Evaluator:
             tags.append(item["tags"])
             for protocol, masks in prediction["masks"].items():
                 for stage, mask in masks.items():
-                    scores.add(protocol, stage, index, mask, item["mask"])
+                    if "mask" in item:
+                        scores.add(protocol, stage, index, mask, item["mask"])
                     if save:
                         save(protocol, stage, item["id"], mask)
             progress(done)
@@ -85,7 +88,7 @@ class Evaluator:
         Args:
           params: nnx.State of the network.
           source: random-access source with masks.
-          count: how many of its first images to take.
+          count: number of its first images to use.
           grid: the background scores.
           progress: called with the number of images done.
 
@@ -107,16 +110,16 @@ class Evaluator:
         }
 
     def samples(self, params, source, indices, backgrounds=None):
-        """Computes all that the report shows of some images.
+        """Computes the Samples of some images for the report.
 
         Args:
           params: nnx.State of the network.
           source: random-access source with masks.
-          indices: which images, in the order in which they are wanted.
-          backgrounds: see `evaluate`; those of the configuration if None.
+          indices: of the images.
+          backgrounds: see `evaluate`; None uses those of the configuration.
 
         Returns:
-          List of Sample.
+          List of Sample, in the order of `indices`.
         """
         backgrounds = backgrounds or self.fixed_backgrounds()
         found = {
@@ -128,8 +131,9 @@ class Evaluator:
     def _sample(self, item, prediction):
         predicted = prediction["probabilities"] > TAG_THRESHOLD
         cam = prediction["cam"]
-        if cam.shape != item["mask"].shape:
-            cam = Image.fromarray(cam).resize(item["mask"].shape[::-1], Image.Resampling.BILINEAR)
+        height, width = item["image"].shape[:2]
+        if cam.shape != (height, width):
+            cam = Image.fromarray(cam).resize((width, height), Image.Resampling.BILINEAR)
         return Sample(
             id=item["id"],
             image=item["image"],
@@ -138,7 +142,7 @@ class Evaluator:
             cam=np.clip(np.asarray(cam), 0, 1),
             pseudo_label=prediction["pseudo_label"],
             predictions=next(iter(prediction["masks"].values())),
-            ground_truth=item["mask"],
+            ground_truth=item.get("mask"),
             affinity=prediction["affinity"],
             pixel=tuple(prediction["pixel"].tolist()),
         )
@@ -159,14 +163,12 @@ class Evaluator:
                 yield batch, np.stack([item["tags"] for item in batch.items])
 
     def _predictions(self, params, source, indices, backgrounds, with_maps=False):
-        """Yields (index, item, prediction): its probabilities and its masks by protocol and stage."""
+        """Yields (index, item, prediction): a dict of probabilities and, by protocol of `backgrounds`, masks."""
         runner, params = self._runner, self._runner.replicate(params)
         for batch, tags in self._batches(source, indices):
             maps, probabilities = runner.maps(params, batch)
-            masks = {
-                protocol: runner.refined(batch, maps, slots, backgrounds[protocol])[0]
-                for protocol, slots in self._slots(tags, probabilities).items()
-            }
+            slots = self._slots(tags, probabilities) if backgrounds else {}
+            masks = {p: runner.refined(batch, maps, slots[p], backgrounds[p])[0] for p in slots}
             shown = {}
             if with_maps:
                 arguments = maps["cams"], maps["affinity"], batch.images, batch.sizes, tags
@@ -199,23 +201,24 @@ class Evaluator:
                 yield index, item, [self._in_order(batch, number, masks, soft) for masks in results]
 
     def _in_order(self, batch, number, masks, stages):
-        """One image's masks by protocol and stage as configured: jax sorts the keys of dictionaries."""
+        """Returns one image's masks by protocol and stage in the configured order; jax sorts the keys of dicts."""
         return {
             protocol: {stage: _cut(batch, number, masks[protocol][stage]) for stage in stages}
             for protocol in self._config.eval.protocols
+            if protocol in masks
         }
 
     def _slots(self, tags, probabilities):
-        """Dict protocol -> classes and used (`tagged_slots`), in the same number of slots for all protocols."""
+        """Returns protocol -> (classes, used) of `tagged_slots`, with the same number of slots for all protocols."""
         allowed = {"predicted": probabilities > TAG_THRESHOLD, "given": tags > 0}
         protocols = self._config.eval.protocols
         return dict(zip(protocols, self._runner.slots(*(allowed[p] for p in protocols)), strict=True))
 
 
 def _cut(batch, number, masks):
-    """One image's mask at its annotation's resolution, out of uint8 [B, H, W]."""
+    """Crops one image's mask from uint8 [B, H, W], at the image's own resolution."""
     _, item, size = batch.entries[number]
-    return crop_labels(masks[number], size, item["mask"].shape)
+    return crop_labels(masks[number], size, item["image"].shape[:2])
 
 
 class Scores:
@@ -225,8 +228,8 @@ class Scores:
       names: the class names with "background" first.
 
     Attributes:
-      images: how many were scored.
-      classification: see `metrics.classification_scores`; None where no network took part.
+      images: number of scored images.
+      classification: see `metrics.classification_scores`; None for masks from files.
       matrices: dict (protocol, stage) -> int64 [K, K].
       by_image: dict (protocol, stage) -> dict from the image's index to its `metrics.image_iou`.
     """
@@ -237,7 +240,7 @@ class Scores:
         self.matrices, self.by_image = {}, {}
 
     def add(self, protocol, stage, index, mask, annotation):
-        """Counts one image's mask, uint8 [H, W]."""
+        """Adds one image's mask, uint8 [H, W]."""
         matrix = metrics.confusion_matrix(mask, annotation, len(self.names))
         key = (protocol, stage)
         self.matrices[key] = self.matrices.get(key, 0) + matrix
@@ -252,14 +255,13 @@ class Scores:
         return self._by_protocol(self._named_iou)
 
     def coverage(self):
-        """Returns over how many annotated classes (with background) and pixels mIoU is the mean."""
-        annotated = next(iter(self.matrices.values())).sum(
-            axis=1
-        )  # The ground truth is the same for all stages.
+        """Returns the numbers of annotated classes (with background) and pixels that mIoU covers."""
+        # The ground truth is the same for all stages.
+        annotated = next(iter(self.matrices.values())).sum(axis=1)
         return {"classes_scored": int((annotated > 0).sum()), "pixels_scored": int(annotated.sum())}
 
     def worst_and_best(self, protocol, stage, count):
-        """Returns the indices of at most `count` images each of the least and the greatest IoU, in that order."""
+        """Returns the indices of at most `count` images with the lowest IoU, and of as many with the highest."""
         scored = {index: iou for index, iou in self.by_image[protocol, stage].items() if not np.isnan(iou)}
         order = sorted(scored, key=lambda index: (scored[index], index))
         return order[:count], order[::-1][:count]

@@ -1,11 +1,11 @@
-"""How well CAMs and pseudo labels lie on the objects of validation images."""
+"""Measures of how well CAMs and pseudo labels localise the objects of validation images."""
 
 import numpy as np
 
 from rml_jax.labels import BACKGROUND, IGNORE
 
 SHARES = ("object_covered", "background_touched", "pseudo_label_accuracy", "pseudo_label_ignored")
-"""What `localization` measures."""
+"""Names of the measures that `localization` returns."""
 
 
 def localization(samples, background):
@@ -16,12 +16,12 @@ def localization(samples, background):
       background: score above which a CAM counts as foreground (`config.eval.background.cam`).
 
     Returns:
-      Dict of floats, shares in 0..1:
-        object_covered: of the object pixels, those where the strongest given class's CAM exceeds `background`,
-        background_touched: of the background pixels, those where it does,
-        pseudo_label_accuracy: of the pixels with a pseudo label, those with the right one,
-        pseudo_label_ignored: of all pixels, those without one.
-      Pixels that the annotation ignores don't count. A share of nothing is 0.
+      Dict of floats, fractions in 0..1:
+        object_covered: fraction of the object pixels where the strongest tagged class's CAM exceeds `background`,
+        background_touched: fraction of the background pixels where it does,
+        pseudo_label_accuracy: fraction of the pixels with a pseudo label whose label is correct,
+        pseudo_label_ignored: fraction of all pixels without a pseudo label.
+      Pixels that the annotation ignores are left out. A fraction of no pixels is 0.
     """
     truth, cam, label = (
         np.concatenate([np.ravel(getattr(sample, name)) for sample in samples])

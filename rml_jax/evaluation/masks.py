@@ -1,4 +1,4 @@
-"""Folders of masks: PASCAL VOC's palette PNGs, one per image, named by its id."""
+"""Folders of masks: PASCAL VOC's palette PNGs, one per image, named by its id, which may hold folders."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from rml_jax import visualize
 from rml_jax.data.masks import read_mask
 from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
-from rml_jax.utils.files import atomic_write
+from rml_jax.utils.files import write_file
 
 
 def voc_folder(root, split):
@@ -57,8 +57,7 @@ class MaskWriter:
     def __call__(self, protocol, stage, image_id, mask):
         """Saves one mask, uint8 [H, W], 0 background, 1..C classes."""
         folder = voc_folder(self._root / protocol / stage, self._split)
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / f"{image_id}.png", palette_png(self._numbers[mask]))
+        write_file(folder / f"{image_id}.png", palette_png(self._numbers[mask]))
 
 
 class MaskFolder:

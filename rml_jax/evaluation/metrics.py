@@ -1,7 +1,7 @@
 """Scores of masks and of image tags, in NumPy (docs/method.md, Metrics).
 
-Masks are scored from one confusion matrix over the whole set: add up the matrices of the images, then take
-`mean_iou` once. A mean of per-image scores is another number and is not computed here.
+Masks are scored by one confusion matrix over the whole set: sum the matrices of the images, then call `mean_iou`
+once. A mean of per-image scores differs and is not computed here.
 """
 
 import numpy as np
@@ -14,16 +14,16 @@ def confusion_matrix(prediction: np.ndarray, annotation: np.ndarray, num_classes
     """Counts pixels by annotated and predicted class.
 
     Args:
-      prediction: uint8 [...], the predicted class of each pixel, in 0..K-1 (0 is background). A prediction
-        always names a class: 255 is an error even where the annotation is ignored.
-      annotation: uint8 [...], the true class in 0..K-1, or 255 where the pixel is not scored.
+      prediction: uint8 [...], the predicted class of each pixel, in 0..K-1 (0 is background). 255 is an error even
+        where the annotation is ignored.
+      annotation: uint8 [...], the true class in 0..K-1, or 255 for pixels that are not scored.
       num_classes: K, with the background.
 
     Returns:
-      int64 [K, K], rows the annotated class, columns the predicted one. Matrices of several images add up.
+      int64 [K, K], rows the annotated class, columns the predicted one. Matrices of several images can be summed.
 
     Raises:
-      ValueError: the shapes differ, or a value lies outside the ranges above.
+      ValueError: if the shapes differ, or a value is outside the ranges above.
     """
     if prediction.shape != annotation.shape:
         raise ValueError(f"prediction has shape {prediction.shape}, annotation {annotation.shape}")
@@ -48,8 +48,8 @@ def iou_per_class(matrix: np.ndarray) -> np.ndarray:
       matrix: integers [K, K] from `confusion_matrix`, summed over the set.
 
     Returns:
-      float64 [K], each in 0..1, and NaN for a class that the ground truth does not hold. Pixels wrongly given
-      to such a class still lower the score of the class they belong to.
+      float64 [K], each in 0..1, and NaN for a class that is absent from the ground truth. Pixels wrongly predicted as
+      such a class still lower the score of their true class.
     """
     intersection = np.diagonal(matrix)
     truth = matrix.sum(axis=1)
@@ -67,7 +67,7 @@ def mean_iou(matrix: np.ndarray) -> float:
       The mean, in 0..1.
 
     Raises:
-      UserError: the matrix counts no pixel, so that there is no class to score.
+      UserError: if the matrix counts no pixels, so that there is no class to score.
     """
     if not matrix.any():
         raise UserError("the split holds no annotated pixel to score: expected masks that are not all 255")
@@ -77,12 +77,12 @@ def mean_iou(matrix: np.ndarray) -> float:
 def classification_scores(probabilities: np.ndarray, tags: np.ndarray) -> dict[str, float]:
     """Computes F1 and mean average precision of the predicted image tags.
 
-    F1 is taken per image at probability > 0.5, the threshold of the `predicted` protocol, and averaged over the
+    F1 is computed per image at probability > 0.5, the threshold of the `predicted` protocol, and averaged over the
     images, as in AFA's code (scikit-learn's `average="samples"`). An image without tags for which none is predicted
-    is all correct and counts 1; if only one of the two is empty it counts 0.
+    counts 1; if only one of the two is empty, it counts 0.
 
-    mAP is the mean of scikit-learn's average precision over the classes with at least one positive image: the
-    others have no recall to measure.
+    mAP is the mean of scikit-learn's average precision over the classes with at least one positive image, since
+    recall is undefined for the others.
 
     Args:
       probabilities: float [N, C] in 0..1, the sigmoid of the class logits, without background.
@@ -92,13 +92,13 @@ def classification_scores(probabilities: np.ndarray, tags: np.ndarray) -> dict[s
       {"f1": ..., "map": ...}, both in 0..1.
 
     Raises:
-      ValueError: the shapes differ, or a probability is not finite.
-      UserError: no image carries a tag, which leaves mAP undefined.
+      ValueError: if the shapes differ, or a probability is not finite.
+      UserError: if no image has a tag, so that mAP is undefined.
     """
     if probabilities.shape != tags.shape:
         raise ValueError(f"probabilities have shape {probabilities.shape}, tags {tags.shape}")
     tags = tags.astype(bool)
-    # Here, as the import takes seconds, and training needs none of it.
+    # Imported here, since it takes seconds and training does not use it.
     from sklearn.metrics import average_precision_score
 
     present = tags.any(axis=0)
@@ -109,20 +109,20 @@ def classification_scores(probabilities: np.ndarray, tags: np.ndarray) -> dict[s
 
 
 def _samples_f1(predicted: np.ndarray, tags: np.ndarray) -> float:
-    # Written out because scikit-learn refuses average="samples" for a data set of one class.
+    # Implemented here because scikit-learn rejects average="samples" for a data set of one class.
     hits = (predicted & tags).sum(axis=1)
     total = predicted.sum(axis=1) + tags.sum(axis=1)
     return float(np.where(total > 0, 2 * hits / np.maximum(total, 1), 1.0).mean())
 
 
 def image_iou(matrix: np.ndarray) -> float:
-    """Computes how well one image is segmented, for ranking images only: a mean of these is not mIoU.
+    """Computes the IoU of one image, for ranking images only; the mean over images is not the data set's mIoU.
 
     Args:
       matrix: integers [K, K] from `confusion_matrix` of that image.
 
     Returns:
-      Mean IoU over the classes that its annotation or its prediction holds, in 0..1; NaN if nothing is scored.
+      Mean IoU over the classes in its annotation or its prediction, in 0..1; NaN if no pixel is scored.
     """
     union = matrix.sum(axis=1) + matrix.sum(axis=0) - np.diagonal(matrix)
     found = union > 0

@@ -1,12 +1,11 @@
-"""Figures of an evaluation, by matplotlib, as the bytes of PNG files."""
+"""Figures of an evaluation as PNG files, by matplotlib."""
 
 import io
 
 import numpy as np
 from matplotlib.figure import Figure
 
-# Sizes are in inches at this many pixels each.
-_DPI = 100
+_DPI = 100  # pixels per inch; figure sizes are in inches
 
 
 def confusion_figure(matrix, names, title):
@@ -18,7 +17,7 @@ def confusion_figure(matrix, names, title):
       title: of the figure.
 
     Returns:
-      bytes of a PNG. The cells hold numbers for up to 25 classes.
+      bytes of a PNG. Cells are labelled with their values for up to 25 classes.
     """
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = 2.5 + 0.42 * min(len(names), 40)
@@ -39,7 +38,7 @@ def confusion_figure(matrix, names, title):
 
 
 def sweep_figure(sweep):
-    """Draws mIoU over the background score.
+    """Draws mIoU as a function of the background score.
 
     Args:
       sweep: dict with `split`, `images`, `grid` and `miou`, protocol -> stage -> list of mIoU.

@@ -1,4 +1,4 @@
-"""Scores a run's checkpoint, a file of weights or a folder of masks."""
+"""Scoring of a run's checkpoint, a file of weights or a folder of masks."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rml_jax.checkpoint import read_params
 from rml_jax.data.masks import check_masks
-from rml_jax.data.sources import make_source, with_class_names
+from rml_jax.data.sources import SkipBad, has_masks, make_source, with_class_names
 from rml_jax.evaluation.evaluator import Evaluator, Scores
 from rml_jax.evaluation.masks import MaskFolder
 from rml_jax.evaluation.samples import Sample
@@ -31,10 +31,10 @@ class Candidate:
 
     Attributes:
       config: ConfigDict with its class names.
-      split, source: name of the split, and its images with masks.
+      split, source: name of the split, and its images, with masks if there are any.
       swept: source of the images on which the background scores are chosen, or None.
       graphdef, params: the network.
-      origin: where the parameters are from, {"step": ...} or {"weights": ...}.
+      origin: origin of the parameters, {"step": ...} or {"weights": ...}.
     """
 
     config: ConfigDict
@@ -48,13 +48,13 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """Results of an evaluation.
 
     Attributes:
       config: ConfigDict with its class names.
       metrics: content of metrics.json (docs/evaluation.md).
       scores: the accumulated scores.
-      samples: function of images' indices, which returns a Sample of each.
+      samples: function from the indices of images to their Samples.
       sweep: content of sweep.json, or None.
     """
 
@@ -66,10 +66,10 @@ class Evaluation:
 
 
 def load_candidate(config, workdir, split, weights=""):
-    """Reads the data and the parameters; writes nothing.
+    """Opens the data and loads the parameters, without writing.
 
     Args:
-      config: ConfigDict of the run, perhaps with overrides.
+      config: ConfigDict of the run, possibly with overrides.
       workdir: pathlib.Path of the run.
       split: name of the split to score.
       weights: file to score instead of the checkpoint that `eval.checkpoint` names; "" for none.
@@ -82,8 +82,7 @@ def load_candidate(config, workdir, split, weights=""):
     """
     config = with_class_names(config)
     check_config(config)
-    source = make_source(config.data, split, with_masks=True)
-    check_masks(source, config.data)
+    source = _open_split(config.data, split)
     swept = None
     if config.eval.sweep.split:
         swept = make_source(config.data, config.eval.sweep.split, with_masks=True)
@@ -96,12 +95,24 @@ def load_candidate(config, workdir, split, weights=""):
     return Candidate(config, split, source, swept, graphdef, params, origin)
 
 
+def _open_split(data_config, split):
+    """Opens a split with its masks, which are checked, or without if there are none: tags alone are scored then."""
+    if has_masks(data_config, split):
+        source = make_source(data_config, split, with_masks=True)
+        check_masks(source, data_config)
+        return source
+    source = make_source(data_config, split, with_masks=False)
+    return (
+        source.source if isinstance(source, SkipBad) else source
+    )  # An image in place of a bad one counts twice.
+
+
 def score_candidate(candidate, save=None):
     """Predicts and scores all images of a split.
 
     Args:
       candidate: Candidate.
-      save: function that gets every predicted mask (`rml_jax.evaluation.masks.MaskWriter`), or None.
+      save: function called with every predicted mask (`rml_jax.evaluation.masks.MaskWriter`), or None.
 
     Returns:
       Evaluation.
@@ -218,6 +229,8 @@ def _sweep(config, evaluator, params, source):
 
 def _scores(scores):
     classification = {"classification": scores.classification} if scores.classification else {}
+    if not scores.matrices:
+        return {"images": scores.images, **classification}
     return {
         "images": scores.images,
         **scores.coverage(),
@@ -228,7 +241,7 @@ def _scores(scores):
 
 
 def _origin(config):
-    """Returns what gave the scores: settings, seeds, code, libraries and devices."""
+    """Returns the provenance of the scores: settings, seeds, code, libraries and devices."""
     return {
         "seeds": {"train": config.train.seed, "data": config.data.seed},
         "commit": provenance.commit(),
@@ -239,7 +252,7 @@ def _origin(config):
 
 
 def _load_for_scoring(config, abstract, path):
-    """Reads parameters from a file, which must hold every head that the stages use."""
+    """Loads parameters from a file, which must have every head that the stages use."""
     params, report = load_weights(abstract, path)
     print(report)
     walks = any("affinity" in stage_needs(stage) for stage in config.eval.stages)

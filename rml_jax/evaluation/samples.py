@@ -1,4 +1,4 @@
-"""What the logs and the reports show of a single image."""
+"""Samples: single images with their maps and masks, for logs and reports."""
 
 from dataclasses import dataclass
 
@@ -9,21 +9,19 @@ from rml_jax import visualize
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with everything the report shows of it.
+    """One image with the maps and masks that the report shows.
 
     Attributes:
       id: name of the image.
       image: uint8 [H, W, 3].
       tags: ground-truth image tags, class names.
-      predicted_tags: tags the model predicts.
-      cam: float [H, W] in 0..1, the normalised class activation map of the strongest present class; None for masks
-        from a folder.
-      pseudo_label: uint8 [H, W]; 0 background, 1 + class index, 255 undecided; None likewise.
-      predictions: stage (`cam`, `affinity`, `par`, ...) to its mask by the first of the protocols, uint8 [H, W].
-      ground_truth: uint8 [H, W] with 255 where not annotated, or None where there is no annotation.
-      affinity: float [h, w] in 0..1, how strongly the cells of the network's grid belong together with the one below
-        `pixel`; None where not known.
-      pixel: row and column in the image, where `cam` is greatest; None likewise.
+      predicted_tags: tags that the model predicts.
+      cam: float [H, W] in 0..1, the maximum of the tagged classes' normalised CAMs; None for masks from a folder.
+      pseudo_label: uint8 [H, W]; 0 background, 1..C classes, 255 undecided; None for masks from a folder.
+      predictions: stage (`cam`, `affinity`, `par`, ...) -> its mask by the first of the protocols, uint8 [H, W].
+      ground_truth: uint8 [H, W], 255 for pixels that are not annotated; None if there is no annotation.
+      affinity: float [h, w] in 0..1, affinity of the cells of the network's grid to the cell at `pixel`, or None.
+      pixel: row and column of the maximum of `cam`, or None.
     """
 
     id: str
@@ -39,17 +37,17 @@ class Sample:
 
 
 def sample_images(sample: Sample) -> dict[str, np.ndarray]:
-    """Draws the images of one sample, from left to right; also the row that TensorBoard shows.
+    """Renders the images of one sample for the report and TensorBoard, from left to right.
 
     Args:
       sample: all its arrays have the same H and W.
 
     Returns:
-      Caption to image, uint8 [H, W, 3]: the image, its CAM, the affinity of the CAM's strongest pixel, the pseudo
+      Caption -> image, uint8 [H, W, 3]: the image, its CAM, the affinity to the CAM's strongest pixel, the pseudo
       label, each stage's prediction and, if there is one, the ground truth.
 
     Raises:
-      ValueError: the sample's arrays differ in size.
+      ValueError: if the sample's arrays differ in size.
     """
     masks = {} if sample.pseudo_label is None else {"pseudo label": sample.pseudo_label}
     masks |= {f"prediction: {stage}": mask for stage, mask in sample.predictions.items()}

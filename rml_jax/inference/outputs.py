@@ -1,4 +1,4 @@
-"""What `rml_jax.commands.predict` writes for a picture."""
+"""What `rml_jax.commands.predict` writes for an image."""
 
 import io
 import json
@@ -6,11 +6,10 @@ import re
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from rml_jax import visualize
 from rml_jax.evaluation.masks import file_numbers, palette_png
-from rml_jax.utils.files import atomic_write
+from rml_jax.utils.files import write_file
 
 _QUALITY = 90  # of JPEG
 _STRIP = 512  # rows that are coloured at a time, since colours are blended in 64-bit numbers
@@ -22,49 +21,48 @@ class OutputFolder:
     """Saves predictions below a folder.
 
     masks/NAME.png         palette PNG, numbered as the data set's own masks
-    overlays/NAME.jpg      the mask over the picture, with a legend
+    overlays/NAME.jpg      the mask over the image, with a legend
     cams/NAME/N_CLASS.jpg  heat map of each tag's CAM, on request
     predictions.json       tags, scores and areas, and what could not be read (`finish`)
-    coco.json              on request: COCO's format of results, a run-length code per class and picture
 
     Args:
       root: pathlib.Path, an existing folder.
       class_names: the C names.
       mask_values: the number of each class in mask files; () numbers them 1..C.
       with_cams: whether heat maps are wanted.
-      with_rle: whether coco.json is wanted.
+      datasets: data sets to write as well (`rml_jax.inference.datasets`).
     """
 
-    def __init__(self, root, class_names, mask_values, *, with_cams, with_rle):
-        self._root, self._with_cams, self._with_rle = root, with_cams, with_rle
+    def __init__(self, root, class_names, mask_values, *, with_cams, datasets=()):
+        self._root, self._with_cams, self._datasets = root, with_cams, datasets
         self._numbers = file_numbers(mask_values)
         self._number_of = {name: int(self._numbers[c]) for c, name in enumerate(class_names, 1)}
         self._names = {number: name for name, number in self._number_of.items()}
-        self._pictures, self._failed, self._codes = [], [], []
+        self._images, self._failed = [], []
 
     def save(self, name, path, image, prediction):
         """Saves one prediction.
 
         Args:
           name: of its files, which may hold folders.
-          path: of the picture, for the record.
+          path: of the image, for the record.
           image: uint8 [H, W, 3].
           prediction: `rml_jax.inference.predictor.Prediction`.
         """
         mask = self._numbers[prediction.mask]
-        _write(self._root / "masks" / f"{name}.png", palette_png(mask))
+        write_file(self._root / "masks" / f"{name}.png", palette_png(mask))
         counts = np.bincount(mask.ravel(), minlength=256)
         found = [int(number) for number in np.flatnonzero(counts) if number]
         overlay = _in_strips(visualize.overlay, image, mask)
-        _write(self._root / "overlays" / f"{name}.jpg", _jpeg(self._with_legend(overlay, found)))
+        write_file(self._root / "overlays" / f"{name}.jpg", _jpeg(self._with_legend(overlay, found)))
         if self._with_cams:
             for tag, cam in zip(prediction.tags, np.moveaxis(prediction.cams, -1, 0), strict=True):
                 file = f"{self._number_of[tag]}_{re.sub(_UNUSUAL, '_', tag)}.jpg"
                 heat = _in_strips(visualize.heat_map, image, cam)
-                _write(self._root / "cams" / name / file, _jpeg(heat))
-        if self._with_rle:
-            self._codes += [self._code(name, mask, number, prediction) for number in found]
-        self._pictures.append(
+                write_file(self._root / "cams" / name / file, _jpeg(heat))
+        for dataset in self._datasets:
+            dataset.add(name, prediction)
+        self._images.append(
             {
                 "name": name,
                 "file": str(path),
@@ -81,43 +79,34 @@ class OutputFolder:
         )
 
     def fail(self, path, reason):
-        """Records a picture that could not be read."""
+        """Records an image that could not be read."""
         self._failed.append({"file": str(path), "reason": reason})
 
     def finish(self, settings):
-        """Writes predictions.json, headed by a dict of settings, and coco.json."""
+        """Writes predictions.json, headed by a dict of settings, and the data sets."""
         record = {
             **settings,
             "numbers": {"background": 0, **self._number_of},
-            "pictures": self._pictures,
+            "pictures": self._images,
             "failed": self._failed,
         }
-        _write(self._root / "predictions.json", (json.dumps(record, indent=1) + "\n").encode())
-        if self._with_rle:
-            _write(self._root / "coco.json", (json.dumps(self._codes) + "\n").encode())
+        write_file(self._root / "predictions.json", json.dumps(record, indent=1) + "\n")
+        for dataset in self._datasets:
+            dataset.write()
 
-    def _with_legend(self, picture, numbers):
+    def _with_legend(self, overlay, numbers):
         if not numbers:
-            return picture
-        width = max(_LEGEND_WIDTH, picture.shape[1])
-        # Large pictures are looked at from afar.
+            return overlay
+        width = max(_LEGEND_WIDTH, overlay.shape[1])
+        # Large images are looked at from afar.
         factor = max(1, round(width / _LEGEND_WIDTH / 4))
         names, colours = [self._names[number] for number in numbers], visualize.palette()[numbers]
         legend = (
             visualize.legend(names, colours, width // factor).repeat(factor, axis=0).repeat(factor, axis=1)
         )
         legend = np.pad(legend, ((0, 0), (0, width - legend.shape[1]), (0, 0)), constant_values=255)
-        beside = ((0, 0), (0, width - picture.shape[1]), (0, 0))
-        return np.concatenate([np.pad(picture, beside, constant_values=255), legend])
-
-    def _code(self, name, mask, number, prediction):
-        code = coco_mask.encode(np.asfortranarray(mask == number, dtype=np.uint8))
-        return {
-            "image_id": name,
-            "category_id": number,
-            "score": prediction.tags[self._names[number]],
-            "segmentation": {"size": code["size"], "counts": code["counts"].decode("ascii")},
-        }
+        beside = ((0, 0), (0, width - overlay.shape[1]), (0, 0))
+        return np.concatenate([np.pad(overlay, beside, constant_values=255), legend])
 
 
 def _in_strips(paint, image, labels):
@@ -133,8 +122,3 @@ def _jpeg(pixels):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
-
-
-def _write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, content)

@@ -25,26 +25,27 @@ from rml_jax.utils.errors import UserError
 from rml_jax.validate import check_config
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
 
-    from jaxtyping import Float, UInt8
+    from flax import nnx
+    from jaxtyping import Bool, Float, Integer, UInt8
+    from ml_collections import ConfigDict
 
 LARGE = ("tiles", "reduce")
-"""What to do with an image that fits on no canvas: overlapping tiles, or reduce it to fit, as evaluation does."""
+"""How to predict an image that fits on no canvas: in overlapping tiles, or reduced to fit, as in evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network finds in one image; H x W are the image's.
+    """The prediction for one image of H x W pixels.
 
     Attributes:
       mask: uint8 [H, W], 0 background, c for `classes[c - 1]`.
       classes: the C names of all classes.
-      scores: float32 [C], the sigmoid of every class's logit. Of tiles: the greatest.
-      tags: dict from the K classes that the mask may hold to their scores: the given ones, or those above the
-        threshold.
-      probabilities: float32 [H, W, 1 + K], of the background and of `tags` in their order; None where not wanted.
-      cams: float32 [H, W, K] in [0, 1], class activation maps of `tags`; None where not wanted.
+      scores: float32 [C], the sigmoid of every class's logit; the maximum over tiles.
+      tags: dict from the K classes allowed in the mask to their scores: the given ones, or those above the threshold.
+      probabilities: float32 [H, W, 1 + K], of the background and of `tags` in their order; None if not requested.
+      cams: float32 [H, W, K] in [0, 1], class activation maps of `tags`; None if not requested.
       tiles: number of tiles; 1 for an image that fits on a canvas.
     """
 
@@ -67,23 +68,23 @@ def load(
     tag_threshold: float = TAG_THRESHOLD,
     large: str = "tiles",
 ) -> Predictor:
-    """Loads a trained network, ready to predict.
+    """Loads a trained network for prediction.
 
     Args:
       path: work directory of a run; or an exported folder or its model.safetensors (`rml_jax.inference.export`).
-      checkpoint: which of the run's, "newest", "best" or a step in digits; None takes its eval.checkpoint.
-      stage: what makes the mask (`rml_jax.stages`), such as "cam" or "par+crf"; None takes the last of
-        the run's eval.stages.
-      scales: factors on the image's size for the multi-scale CAM; None takes the run's.
-      background: score of the background in that stage; None takes the run's eval.background.
-      tag_threshold: a class is predicted to be in the image above this score, in 0..1.
+      checkpoint: of the run, "newest", "best" or a step in digits; None uses its eval.checkpoint.
+      stage: the stage or chain of stages that computes the mask (`rml_jax.stages`), such as "cam" or "par+crf"; None
+        uses the last of the run's eval.stages.
+      scales: factors on the image's size for the multi-scale CAM; None uses the run's.
+      background: score of the background in that stage; None uses the run's eval.background.
+      tag_threshold: score above which a class is predicted to be in the image, in 0..1.
       large: "tiles" or "reduce", see LARGE.
 
     Returns:
       Predictor.
 
     Raises:
-      UserError: if there is no model, it is damaged, or an option is not as expected.
+      UserError: if there is no model, it is damaged, or an option is invalid.
     """
     config, params, _ = load_model(path, checkpoint)
     return predictor_of(
@@ -98,15 +99,22 @@ def load(
 
 
 def predictor_of(
-    config, params, *, stage=None, scales=None, background=None, tag_threshold=TAG_THRESHOLD, large="tiles"
-):
-    """Makes the Predictor of what `load_model` gives; options as for `load`. `config` is left as it is."""
+    config: ConfigDict,
+    params: nnx.State,
+    *,
+    stage: str | None = None,
+    scales: Sequence[float] | None = None,
+    background: float | None = None,
+    tag_threshold: float = TAG_THRESHOLD,
+    large: str = "tiles",
+) -> Predictor:
+    """Returns the Predictor of a loaded model (`load_model`); options as in `load`. `config` is not changed."""
     config = config.copy_and_resolve_references()
     chosen = stage or config.eval.stages[-1]
     config.eval.stages = (chosen,)
     if scales is not None:
         config.cam.scales = tuple(scales)
-    # Prediction does not depend on the crops of training, for which the scales may be too small.
+    # Prediction does not use the crops of training, which may be too small for the scales.
     config.train.crop_size = max(map(max, config.eval.canvases))
     check_config(config, reads_data=False)
     if not 0 <= tag_threshold <= 1:
@@ -120,17 +128,17 @@ def predictor_of(
     return Predictor(config, params, background, tag_threshold, large)
 
 
-def load_model(path, checkpoint=None):
+def load_model(path: str | os.PathLike, checkpoint: str | None = None) -> tuple[ConfigDict, nnx.State, int]:
     """Loads the configuration and the parameters of a run or of an exported model.
 
     Args:
       path, checkpoint: see `load`.
 
     Returns:
-      ConfigDict, nnx.State of `RML`, and the step (int) that they were trained to.
+      ConfigDict, nnx.State of `RML`, and the training step (int) of the parameters.
 
     Raises:
-      UserError: if there is none, or it is damaged.
+      UserError: if there is no model, or it is damaged.
     """
     path = Path(path)
     if path.name == "model.safetensors" or (path / "model.safetensors").exists():
@@ -144,7 +152,7 @@ def load_model(path, checkpoint=None):
             f"{path}: found no model, expected the work directory of a run (config.json, checkpoints) or an "
             "exported folder (config.json, model.safetensors)"
         )
-    # Here, as an exported model is read without orbax.
+    # Imported here, since an exported model is read without orbax.
     from rml_jax.checkpoint import read_params
 
     config = load_config(path / "config.json")
@@ -181,7 +189,7 @@ class Predictor:
         self._gather = runner.shard_map(gather_classes, 0, 2)
         self._backgrounds = dict.fromkeys(runner.stages.bases, background)
         self._tag_threshold, self._large = tag_threshold, large
-        # Tiles have the largest canvas; of equal ones, the first.
+        # Tiles have the size of the largest canvas, the first of equal ones.
         self._tile = max(runner.canvases, key=lambda canvas: canvas[0] * canvas[1])
 
     def __call__(
@@ -198,24 +206,30 @@ class Predictor:
 
         Args:
           image: path of an image file; or a pillow image; or an array, uint8 [H, W, 3], [H, W] or [H, W, 4].
-          tags: names of the classes in it; None has the network predict them.
+          tags: names of the classes in it; if None, the network predicts them.
 
         Returns:
           Prediction.
 
         Raises:
-          UserError: for a file that can't be read, another kind of array, or an unknown tag.
+          UserError: for a file that can't be read, an unsupported array, or an unknown tag.
         """
         ((_, result),) = self.stream([(None, as_image(image), tags)], batch_size=self._runner.devices)
         return result
 
-    def stream(self, images, *, with_maps=True, batch_size=None):
+    def stream(
+        self,
+        images: Iterable[tuple[Hashable, UInt8[np.ndarray, "h w 3"], Sequence[str] | None]],
+        *,
+        with_maps: bool = True,
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[Hashable, Prediction]]:
         """Predicts images of mixed sizes in batches.
 
         Args:
           images: iterable of (key, image, tags), image uint8 [h, w, 3] (`as_image`), tags as in `__call__`.
-          with_maps: whether `probabilities` and `cams` are wanted, which take 4 (1 + 2 K) bytes a pixel.
-          batch_size: images in a batch; None takes eval.batch_size for each device.
+          with_maps: whether to return `probabilities` and `cams`, which take 4 (1 + 2 K) bytes per pixel.
+          batch_size: images in a batch; None uses eval.batch_size times the number of devices.
 
         Yields:
           (key, Prediction), grouped by canvas, each as soon as its batch is full.
@@ -236,7 +250,7 @@ class Predictor:
             yield from self._batch(batch, with_maps)
 
     def settings(self):
-        """Returns what decides a mask beside the image and the network, as a dict for JSON."""
+        """Returns the settings that determine a mask besides the image and the network, as a JSON-like dict."""
         (background,) = set(self._backgrounds.values())
         return {
             "stage": self.stage,
@@ -253,7 +267,7 @@ class Predictor:
         return self._large == "tiles" and not fits
 
     def _allowed(self, items, scores):
-        """bool [B, C]: the given tags of each image, or those predicted from its scores."""
+        """Returns the given tags of each image, or those predicted from its scores: bool [B, C]."""
         given = [item["given"] for item in items]
         predicted = scores > self._tag_threshold
         return np.stack([p if g is None else g for g, p in zip(given, predicted, strict=True)])
@@ -275,7 +289,7 @@ class Predictor:
             yield key, self._prediction(mask, scores[number], allowed[number], *parts)
 
     def _refine(self, batch, maps, allowed, with_maps):
-        """The stage's masks; probabilities and CAMs in slots, allowed classes first, or None if not wanted."""
+        """Computes the stage's masks, and probabilities and CAMs in slots, allowed classes first, or two None."""
         (slots,) = self._runner.slots(allowed)
         masks, probabilities = self._runner.refined(batch, maps, slots, self._backgrounds)
         if not with_maps:
@@ -307,7 +321,7 @@ class Predictor:
         return self._prediction(crop_labels(mask, size, wanted), scores, allowed, *parts, tiles=tiles.count)
 
     def _survey(self, tiles):
-        """First pass: what is in the image, and how strong its CAMs are.
+        """Computes, in a first pass over the tiles, the class scores and the range of the CAMs.
 
         Returns:
           float32 [C] each: the greatest scores of any tile, the least and the greatest values of the CAMs.
@@ -317,17 +331,17 @@ class Predictor:
         least, greatest = np.full(classes, np.inf, np.float32), np.full(classes, -np.inf, np.float32)
         for _, batch in tiles.batches(range(len(tiles.tops))):
             maps = self._tile_maps(batch, *unscaled)
-            # A batch may be filled up with its first tile, which changes no extreme.
+            # A batch may be filled with copies of its first tile, which change no extreme.
             scores = np.maximum(scores, np.max(maps["probabilities"], axis=0))
             least = np.minimum(least, np.min(maps["least"], axis=0))
             greatest = np.maximum(greatest, np.max(maps["greatest"], axis=0))
         return scores, least, greatest
 
     def _join(self, tiles, allowed, least, greatest, with_maps):
-        """Second pass: the stage on every tile, joined.
+        """Runs the stage on every tile, in a second pass, and blends the results.
 
         Returns:
-          mask, uint8 [H, W], and if wanted the probabilities and the CAMs, float32 [H, W, 1 + 2 K], else None.
+          mask, uint8 [H, W], and the probabilities and CAMs, float32 [H, W, 1 + 2 K], or None if not `with_maps`.
         """
         count = allowed.sum()
         channels = 1 + 2 * count if with_maps else 1 + count
@@ -365,7 +379,7 @@ class _Tiles:
 
     Args:
       image: uint8 [H, W, 3].
-      canvas: (height, width) that the network takes; a tile is smaller where the image is.
+      canvas: (height, width) of the network's input; a tile is smaller if the image is.
       batch_size: tiles in a batch.
 
     Attributes:
@@ -383,7 +397,7 @@ class _Tiles:
         self.count = len(self.tops) * len(self._lefts)
 
     def batches(self, rows):
-        """Yields the (top, left) of tiles in some rows of tiles, and their Batch."""
+        """Yields lists of (top, left) of the tiles in some rows of tiles, and their Batch."""
         places = [(self.tops[row], left) for row in rows for left in self._lefts]
         for start in range(0, len(places), self._batch_size):
             part = places[start : start + self._batch_size]
@@ -394,18 +408,25 @@ class _Tiles:
         return self._image[top : top + self.tile[0], left : left + self.tile[1]]
 
 
-def as_image(image):
-    """Reads or converts an image as the network takes it.
+def as_image(
+    image: str
+    | os.PathLike
+    | Image.Image
+    | Integer[np.ndarray, "h w 3"]
+    | UInt8[np.ndarray, "h w 4"]
+    | Integer[np.ndarray, "h w"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads or converts an image to the network's input.
 
     Args:
-      image: path of an image file, turned upright as its EXIF data says; or a pillow image; or an array, uint8
-        [H, W, 4] or integers of any width [H, W, 3] or [H, W] (`rml_jax.data.images.to_uint8`).
+      image: path of an image file, whose EXIF orientation is applied; or a pillow image; or an array, uint8 [H, W, 4]
+        or integers of any width [H, W, 3] or [H, W] (`rml_jax.data.images.to_uint8`).
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      UserError: for a file that can't be read, and for another kind of array.
+      UserError: for a file that can't be read, and for an unsupported array.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(image, upright=True, min_side=1)
@@ -424,11 +445,11 @@ def as_image(image):
     return to_rgb(Image.fromarray(image), "the image")
 
 
-def allowed_classes(tags, classes):
-    """Computes which classes are among some tags, bool [C]. Surrounding whitespace and case are ignored.
+def allowed_classes(tags: Sequence[str], classes: Sequence[str]) -> Bool[np.ndarray, " c"]:
+    """Returns which classes are among some tags, bool [C]. Surrounding whitespace and case are ignored.
 
     Raises:
-      UserError: for a tag that is no class.
+      UserError: for a tag that is not a class.
     """
     positions = {tag_key(name): number for number, name in enumerate(classes)}
     allowed = np.zeros(len(classes), bool)
@@ -440,12 +461,12 @@ def allowed_classes(tags, classes):
 
 
 def _normalized(probabilities):
-    """Summing to 1: PAR lets them grow."""
+    """Scales probabilities to sum to 1; after PAR they sum to more."""
     return probabilities / probabilities.sum(axis=-1, keepdims=True)
 
 
 def _resize_maps(maps, wanted):
-    """The maps [H, W, K] of an image at its own size, bilinear; as they are if that is theirs."""
+    """Resizes maps [H, W, K] to the image's size, bilinear."""
     if maps.shape[:2] == tuple(wanted):
         return maps
     resized = [

@@ -1,20 +1,20 @@
-"""Overlapping tiles of an image that is larger than any canvas, and how their results are joined."""
+"""Overlapping tiles of an image that is larger than any canvas, and blending of their results."""
 
 import numpy as np
 
 OVERLAP = 0.25
-"""Least overlap of neighbouring tiles, as a share of a tile's side."""
+"""Smallest overlap of neighbouring tiles, as a fraction of a tile's side."""
 
 
 def tile_starts(length, tile):
-    """Computes where tiles begin along one axis: the first at 0, the last flush with the end, evenly spaced.
+    """Computes the starts of tiles along one axis: evenly spaced, the first at 0, the last ending with the image.
 
     Args:
       length: of the image, in pixels.
-      tile: of a tile.
+      tile: length of a tile, in pixels.
 
     Returns:
-      List of ints, ascending; [0] where one tile is enough.
+      List of ints, ascending; [0] if one tile is enough.
     """
     if length <= tile:
         return [0]
@@ -24,16 +24,16 @@ def tile_starts(length, tile):
 
 
 def tile_weights(start, size, length, overlap):
-    """Computes the weights of a tile's pixels along one axis, where neighbouring tiles overlap.
+    """Computes the blending weights of a tile's pixels along one axis.
 
-    The weight rises from the tile's edge over the overlap, since the network sees little of the surroundings there.
-    At the image's own edges it does not fall.
+    The weight rises linearly from the tile's edge over the overlap, since the network has little context there. It is
+    not reduced at the image's edges.
 
     Args:
       start: the tile's first pixel.
-      size: its pixels.
-      length: the image's pixels.
-      overlap: pixels over which the weight rises.
+      size: number of pixels of the tile.
+      length: number of pixels of the image.
+      overlap: number of pixels over which the weight rises.
 
     Returns:
       float32 [size], in (0, 1].
@@ -48,9 +48,9 @@ def tile_weights(start, size, length, overlap):
 
 
 class RowBlender:
-    """Computes weighted means of overlapping tiles, which come row by row of tiles from top to bottom.
+    """Computes weighted means of overlapping tiles, which are added row by row from top to bottom.
 
-    Only one row of tiles is in memory, however tall the image.
+    Only one row of tiles is kept in memory.
 
     Args:
       height, width: of the image.
@@ -79,13 +79,13 @@ class RowBlender:
         self._weight[:, across] += weight
 
     def finish_rows(self, next_top):
-        """Returns the rows of pixels that no further tile reaches.
+        """Returns the rows of pixels that no further tile overlaps.
 
         Args:
-          next_top: where the next row of tiles begins; the image's height after the last one.
+          next_top: start of the next row of tiles; the image's height after the last one.
 
         Returns:
-          The first of these rows, and float32 [rows, width, channels].
+          Index of the first of these rows, and float32 [rows, width, channels].
         """
         count, first = next_top - self._top, self._top
         done = self._sum[:count] / self._weight[:count]

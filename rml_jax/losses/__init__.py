@@ -1,6 +1,6 @@
 """The losses of RML: pure functions of arrays, in float32.
 
-Each loss compares two views of an image: the original, and the one that the transform A has warped (`Pair`).
+Losses compare two views of an image: the original, and the one warped by the transform A (`Pair`).
 `TERMS` lists the terms of the total loss; `register_term` adds one.
 """
 

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def affinity_loss(affinity: Float[Array, "b n n"], labels: UInt8[Array, "b n n"]) -> Float[Array, ""]:
-    """Computes L_aff: the mean of 1 - R_a over positive pairs and of R_a over negative ones, half each (Eq. 13).
+    """Computes L_aff: half the mean of 1 - R_a over positive pairs plus half that of R_a over negative ones (Eq. 13).
 
     Args:
       affinity: float [B, N, N] in [0, 1].
       labels: [B, N, N], 1 positive, 0 negative, 255 ignored (`rml_jax.ops.affinity_labels`).
 
     Returns:
-      float32 scalar in [0, 1]; a side without pairs counts 0.
+      float32 scalar in [0, 1]; a half without pairs counts 0.
     """
     return 0.5 * (masked_mean(1 - affinity, labels == 1) + masked_mean(affinity, labels == 0))
 

@@ -1,4 +1,4 @@
-"""L_cls, the loss of the image-level tags (Eq. 15)."""
+"""L_cls, the classification loss on image-level tags (Eq. 15)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def multilabel_soft_margin(logits: Float[Array, "b c"], tags: Float[Array, "b c"]) -> Float[Array, ""]:
     """Computes L_cls: the mean binary cross-entropy over images and classes.
 
-    Eq. 15 with the sign that it lacks in print (docs/method.md, Losses).
+    This is Eq. 15 with the sign that is missing in print (docs/method.md, Losses).
 
     Args:
       logits: float [B, C].

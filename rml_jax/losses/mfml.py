@@ -1,4 +1,4 @@
-"""L_MFML: the fused context R_c moves with the image (Eqs. 6 to 8)."""
+"""L_MFML: equivariance of the fused context R_c (Eqs. 6 to 8)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def standardize(context: Float[Array, "b h w k"], valid: Bool[Array, "b h w"]) -> Float[Array, "b h w k"]:
     """Scales the context R_c to mean 0 and deviation 1 over space, per image and channel.
 
-    Without it a constant map would minimise the alignment (docs/method.md, Losses). There are no running statistics.
+    Without it, a constant map would minimise the alignment (docs/method.md, Losses). There are no running statistics.
 
     Args:
       context: float [B, H, W, K].
@@ -37,17 +37,17 @@ def standardize(context: Float[Array, "b h w k"], valid: Bool[Array, "b h w"]) -
 
 
 def effective_rank(context: Float[Array, "b h w k"], valid: Bool[Array, "b h w"]) -> Float[Array, ""]:
-    """Computes how many independent channels a context amounts to.
+    """Computes the effective number of independent channels of a context.
 
-    The participation ratio of the correlation's eigenvalues: the square of their sum over the sum of their squares
-    (docs/method.md, Collapse).
+    This is the participation ratio of the correlation's eigenvalues: the square of their sum over the sum of their
+    squares (docs/method.md, Collapse).
 
     Args:
       context: float [B, H, W, K], standardised.
       valid: bool [B, H, W].
 
     Returns:
-      float32 scalar from 1, where all channels are copies of one, to K; 0 where no pixel is valid.
+      float32 scalar from 1, if all channels are copies of one, to K; 0 if no pixel is valid.
     """
     flat = (context * valid[..., None]).reshape(-1, context.shape[-1])
     correlation = jnp.matmul(flat.T, flat, precision="highest") / jnp.maximum(jnp.sum(valid), 1)
@@ -68,7 +68,7 @@ def mfml(pair: Pair, beta1: float) -> tuple[Float[Array, ""], dict[str, Float[Ar
       `context_rank` of the warped view, which show whether the context collapses.
     """
     valid = pair.valid_context
-    # Both over the same pixels, so that a context that moves exactly with the image has distance 0.
+    # Both are standardised over the same pixels, so that an exactly equivariant context has distance 0.
     moved = standardize(warp(pair.original.context, pair.theta), valid)
     warped = standardize(pair.warped.context, valid)
     distance = masked_mean(jnp.abs(moved - warped), valid[..., None])

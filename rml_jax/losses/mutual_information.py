@@ -19,9 +19,9 @@ def mutual_information(
 ) -> Float[Array, ""]:
     """Computes the mutual information of two discrete variables from a soft joint histogram.
 
-    The plug-in estimate: P_kl is the weighted mean over the samples of p(k|x) q(l|x), and
-    I = sum P log(P / (P_k P_l)). It is 0 for independent variables, the entropy for identical certain ones, and at
-    most the logarithm of the smaller number of values. Eqs. 7 and 9 to 12; docs/method.md, Mutual information.
+    This is the plug-in estimate: P_kl is the weighted mean over the samples of p(k|x) q(l|x), and
+    I = sum P log(P / (P_k P_l)). It is 0 for independent variables, the entropy for identical deterministic ones, and
+    at most the logarithm of the smaller number of values. Eqs. 7 and 9 to 12; docs/method.md, Mutual information.
 
     Args:
       first: float [..., K], p(k|x) of each sample, summing to 1 over K.
@@ -34,7 +34,7 @@ def mutual_information(
     first = first.reshape(-1, first.shape[-1]).astype(jnp.float32)
     second = second.reshape(-1, second.shape[-1]).astype(jnp.float32)
     weight = weight.reshape(-1, 1).astype(jnp.float32)
-    # TF32 or bf16 products would lose the last digits of counts over millions of samples.
+    # TF32 or bf16 products would lose digits of sums over millions of samples.
     joint = jnp.matmul((first * weight).T, second, precision="highest")
     joint /= jnp.maximum(jnp.sum(weight), TINY)
     return _sum_p_log_p(joint) - _sum_p_log_p(joint.sum(axis=1)) - _sum_p_log_p(joint.sum(axis=0))

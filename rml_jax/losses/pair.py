@@ -1,4 +1,4 @@
-"""The two views of each image, and the geometry between them, as the mutual-learning losses take them."""
+"""The two views of each image and the geometry between them, the input of the losses."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Pair(NamedTuple):
     """Both views of a batch. "Warped" is the image after the transform A, or a map of it.
 
-    h x w is the grid of the backbone's last stage, N = h * w its cells, H1 x W1 the grid of the first stage. What A
-    moves out of the image, or in from outside, is excluded from every comparison by `valid` and `valid_context`.
+    h x w is the grid of the backbone's last stage, N = h * w its cells, H1 x W1 the grid of the first stage. `valid`
+    and `valid_context` exclude pixels that A moves into the image from outside.
 
     Attributes:
       original, warped: outputs of the network for the two views.
@@ -55,7 +55,7 @@ def make_pair(
     theta: Float[Array, "b 2 3"],
     radius: int,
 ) -> Pair:
-    """Computes everything that the losses share.
+    """Computes the inputs that the losses share.
 
     Args:
       outputs: RMLOutputs with a leading axis of 2, the original and the warped view.

@@ -1,4 +1,4 @@
-"""L_self: the CAMs learn their own pseudo labels. Not in the paper (docs/method.md, Beyond the paper)."""
+"""L_self: the CAMs learn from their own pseudo labels. Not in the paper (docs/method.md, Beyond the paper)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def self_training(
 ) -> Float[Array, ""]:
     """Computes L_self of one view: cross-entropy of the class scores with the refined pseudo labels, per cell.
 
-    In the paper, pseudo labels train the affinity alone; what PAR corrects in them does not reach the CAMs that the
-    mask is made from. Binary cross-entropy of each cell's class scores, averaged over the image's tagged classes,
-    then over the cells labelled with a class and over those labelled background, half each.
+    In the paper, pseudo labels train the affinity alone, so PAR's corrections do not reach the CAMs. L_self is the
+    binary cross-entropy of each cell's class scores, averaged over the image's tagged classes, then over the cells
+    labelled with a class and over those labelled background, each half weighted.
 
     Args:
       cam_logits: float [B, h, w, C], before ReLU.
@@ -29,7 +29,7 @@ def self_training(
       tags: 0/1 [B, C].
 
     Returns:
-      float32 scalar, in nats; a side without cells counts 0.
+      float32 scalar, in nats; a half without cells counts 0.
     """
     entropy = binary_cross_entropy(cam_logits, jax.nn.one_hot(labels - 1, cam_logits.shape[-1]))
     tagged = tags[:, None, None, :]

@@ -1,4 +1,4 @@
-"""The terms of the total loss (Eq. 16): a registry that training, logging, checks and reports read."""
+"""The registry of the terms of the total loss (Eq. 16), which training, logging, checks and reports read."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Term:
     """One term of the total loss.
 
     Attributes:
-      compute: function of a Pair and of the values of `config.loss` by name; returns the term, a float32 scalar, and
-        a dict of further metrics to log.
+      compute: function of a Pair and the values of `config.loss` by name; returns the term, a float32 scalar, and a
+        dict of further metrics to log.
       weight: name of its weight in `config.loss`; None for a weight of 1.
       panels: title of a panel of the report -> names of the term's metrics that it shows.
     """
@@ -66,13 +66,13 @@ TERMS: dict[str, Term] = {
     ),
     "self_training": Term(_self_training, weight="self_training"),
 }
-"""Name of a term, which is its metric's name, too -> Term, in the order in which they are added up."""
+"""Name of a term and of its metric -> Term, in the order of the sum."""
 
 
 def register_term(name: str, term: Term, default_weight: float = 0.0) -> None:
-    """Adds a term from outside the package; `config.loss` then has its weight.
+    """Adds a term from outside the package, and its weight to `config.loss`.
 
-    Register before the configuration is made.
+    Call it before the configuration is created.
 
     Args:
       name: of the term and of its metric.
@@ -103,7 +103,7 @@ def term_weights(loss: Mapping[str, float]) -> dict[str, float]:
 def total_loss(pair: Pair, loss: Mapping[str, float]) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Computes the total loss, the weighted sum of `TERMS` (Eq. 16).
 
-    A term of weight 0 is measured but costs no gradient.
+    A term of weight 0 is computed and logged, but has no gradient.
 
     Args:
       pair: both views of a batch.

@@ -1,4 +1,4 @@
-"""The network: backbones and the RML heads. Needs nothing but jax, flax and numpy."""
+"""The network: backbones and the RML heads; depends on jax, flax and numpy only."""
 
 from rml_jax.models.backbone import BACKBONES, Backbone, BackboneConfig
 from rml_jax.models.mit import MiTConfig, MixTransformer

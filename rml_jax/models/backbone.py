@@ -1,6 +1,7 @@
-"""What RML needs of a backbone, and the registry of backbones.
+"""The interface of backbones and their registry.
 
-To add one, put a function into `BACKBONES` that returns its `BackboneConfig`; `model.variant` then takes its name.
+To add a backbone, add a function that returns its `BackboneConfig` to `BACKBONES`; `model.variant` then accepts its
+name.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class Backbone(Protocol):
     """An nnx.Module that maps images to features and attention logits.
 
-    Parameters of normalisation layers are recognised by the names of their modules, see `is_norm`.
+    Parameters of normalisation layers are recognised by the names of their modules (`is_norm`).
     """
 
     def __call__(
@@ -32,11 +33,11 @@ class Backbone(Protocol):
           images: float [B, H, W, 3], normalised by ImageNet's mean and standard deviation.
           key: random key of stochastic depth; None at inference.
           sizes: int32 [B, 2], height and width of each image, which lies in the top left corner of the canvas; None
-            if the images fill it. What lies beyond an image must not change its part of the results.
+            if the images fill it. Pixels outside an image must not affect its part of the results.
 
         Returns:
-          features: one array [B, H_i, W_i, D_i] a stage, with D_i of `BackboneConfig.embed_dims`. The last one has
-            H_i = ceil(H / stride) and W_i = ceil(W / stride).
+          features: one array [B, H_i, W_i, D_i] per stage, with D_i from `BackboneConfig.embed_dims`. The last one
+            has H_i = ceil(H / stride) and W_i = ceil(W / stride).
           attention: float32 [B, num_attention_maps, N, N], pre-softmax attention logits over the N cells of the last
             stage's grid, of all heads of the last blocks.
         """
@@ -48,9 +49,9 @@ class BackboneConfig(Protocol):
     Attributes:
       family: name of the architecture for reports, such as "MiT".
       stride: pixels per cell of the last stage's grid.
-      smallest_side: least height and width in pixels that the backbone takes.
+      smallest_side: smallest height and width in pixels that the backbone accepts.
       embed_dims: channels of the features of each stage, first stage first.
-      num_attention_maps: number of attention maps, the heads of the last blocks together.
+      num_attention_maps: number of attention maps, the heads of all last blocks.
     """
 
     family: str
@@ -64,11 +65,11 @@ class BackboneConfig(Protocol):
 
 
 BACKBONES: dict[str, Callable[..., BackboneConfig]] = {}
-"""Name in `model.variant` -> function of `drop_path_rate`, with a default, that returns a BackboneConfig."""
+"""Name in `model.variant` -> function of `drop_path_rate`, which has a default, that returns a BackboneConfig."""
 
 
 def is_norm(name: str) -> bool:
-    """Returns whether a parameter belongs to a normalisation layer: whether a module above it has "norm" in its name.
+    """Returns whether a parameter belongs to a normalisation layer, a module with "norm" in its name.
 
     Args:
       name: path of the parameter, such as "backbone/stages/0/embedding_norm/scale".

@@ -1,4 +1,4 @@
-"""Builds the network of a run's configuration."""
+"""Building the network from a run's configuration."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +16,7 @@ def build_model(config, seed: int) -> RML:
       seed: of the initial parameters.
 
     Returns:
-      RML. Inside `nnx.eval_shape` or `jax.eval_shape` nothing is computed.
+      RML.
 
     Raises:
       UserError: if the backbone is not registered.
@@ -33,7 +33,7 @@ def build_model(config, seed: int) -> RML:
 
 
 def build_graph(config) -> tuple[nnx.GraphDef, nnx.State]:
-    """Builds the network's structure without its numbers.
+    """Builds the network's structure without allocating parameters.
 
     Args:
       config: ConfigDict of a run.

@@ -1,11 +1,11 @@
-"""Translates names and shapes of weights between files of others and ours.
+"""Translation of the names and shapes of weights between other layouts and ours.
 
-Three layouts of Mix Transformers are known, besides our own of any backbone (`rml_jax.utils.trees`):
+Besides our own layout of any backbone (`rml_jax.utils.trees`), three layouts of Mix Transformers are supported:
 
   "original"      the SegFormer authors' `mit_b*.pth`, with keys and values in one matrix `kv`. AFA-style models have
-                  it under `encoder.`, beside RML's `classifier` and `attn_proj`.
+                  it under `encoder.`, next to the heads `classifier` and `attn_proj`.
   "transformers"  files of Hugging Face's transformers, as on its hub.
-  "state_dict"    the names of the same modules in memory, from transformers 5 on.
+  "state_dict"    the names of the same modules in memory, since transformers 5.
 
 A prefix (`module.`, `segformer.`, `backbone.`, ...) may precede a layout's names. All functions are pure and work on
 dicts of arrays.
@@ -85,7 +85,7 @@ class Converted:
 
 
 def from_foreign(tensors: dict[str, np.ndarray]) -> Converted:
-    """Recognises a layout and translates it into ours.
+    """Detects the layout of a file's tensors and translates them into ours.
 
     Args:
       tensors: dict from names to NumPy arrays, as a file holds them.
@@ -147,7 +147,7 @@ _ANCHORS = {layout: dict(_templates(layout))[_STAGE + "embedding"].format(s=0, t
 
 
 def _recognise(tensors):
-    """Returns the layout and the prefix of its names, by the name of the first patch embedding's weight."""
+    """Returns the layout and the prefix of its names, found by the name of the first patch embedding's weight."""
     if any(name.startswith(BACKBONE_PREFIX) for name in tensors):
         return OURS, ""
     found = []
@@ -185,7 +185,7 @@ def _find(patterns, module):
     return None
 
 
-# --- Shapes: in PyTorch outputs precede inputs, and a kernel's spatial axes are last ---
+# --- Shapes: in PyTorch, output channels precede input channels, and a kernel's spatial axes are last ---
 
 
 def _leaf(module, kind):
@@ -222,14 +222,14 @@ def _split_key_and_value(tensors, prefix):
     return result
 
 
-# --- What is not the backbone ---
+# --- Tensors outside the backbone ---
 
 
 def _afa_heads(tensors, prefix):
     """Returns RML's classifier and affinity head in an AFA-style model, whose backbone has the given prefix.
 
-    AFA mixes the products q k^T. Ours are divided by the square root of a head's width, so its weights are multiplied
-    by that factor.
+    AFA mixes the products q k^T. Ours are divided by the square root of a head's width, so AFA's weights are
+    multiplied by it.
 
     Returns:
       Dict from the model's name to ours and the array.

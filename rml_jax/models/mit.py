@@ -1,12 +1,12 @@
 """Mix Transformer (MiT), the backbone of SegFormer (Xie et al. 2021); docs/method.md, Network.
 
-`MixTransformer` is four `Stage`s. A stage is an overlapping patch embedding and `Block`s; a block is
-spatial-reduction attention and a feed-forward layer with a depthwise convolution. Feature maps are [batch, height,
+`MixTransformer` has four `Stage`s. A stage consists of an overlapping patch embedding and `Block`s; a block consists
+of spatial-reduction attention and a feed-forward layer with a depthwise convolution. Feature maps are [batch, height,
 width, channels].
 
 Images of several sizes can share a batch, each in the top left corner of the canvas, if `sizes`, int32 [B, 2], gives
-their heights and widths. Then every convolution sees zeros beyond an image, as it would if the image were alone, and
-no cell attends to a key from there. Results beyond an image have no meaning.
+their heights and widths. Every convolution then sees zeros outside an image, as if the image were alone, and no cell
+attends to a key outside. Results outside an image are undefined.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ EMBEDDING_EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class MiTConfig:
-    """Shape of a Mix Transformer, a `BackboneConfig`.
+    """Architecture of a Mix Transformer, a `BackboneConfig`.
 
     Attributes:
       embed_dims: channels of each of the four stages.
       depths: blocks of each stage.
       num_heads: attention heads of each stage.
-      sr_ratios: factor by which each stage reduces the sides of its keys and values.
+      sr_ratios: spatial reduction of the keys and values of each stage, per side.
       patch_sizes, strides: kernel and stride of each stage's patch embedding.
-      mlp_ratio: width of the feed-forward layers over that of their stage.
-      drop_path_rate: probability in [0, 1) of stochastic depth in the last block; it rises linearly from 0 in the
+      mlp_ratio: ratio of the feed-forward layers' width to that of their stage.
+      drop_path_rate: probability in [0, 1) of stochastic depth in the last block, rising linearly from 0 in the
         first.
 
     Raises:
@@ -76,7 +76,7 @@ class MiTConfig:
 
     @property
     def smallest_side(self) -> int:
-        """Fewest pixels a side that leave each spatial reduction at least one key to attend to."""
+        """Smallest side in pixels that leaves at least one key in each spatial reduction."""
         pixels = (
             math.prod(self.strides[: stage + 1]) * (ratio - 1) + 1
             for stage, ratio in enumerate(self.sr_ratios)
@@ -118,8 +118,8 @@ _register(
 def depthwise_conv3x3(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c"]) -> Float[Array, "b h w c"]:
     """Computes a 3x3 depthwise convolution, stride 1, zero padding 1, as nine shifted multiply-adds.
 
-    XLA's CPU backend takes 20 times as long for the grouped convolution. The gradient is written out, too, because
-    one fused reduction of nine shifted products runs on a single core there.
+    XLA's CPU backend takes 20 times as long for the grouped convolution. The gradient is explicit as well, because
+    XLA would fuse nine shifted products into one reduction, which runs on a single core there.
 
     Args:
       x: [B, H, W, C].
@@ -147,10 +147,10 @@ def _depthwise_backward(residuals, gradient):
 def _depthwise_kernel_gradient(x, gradient):
     """Computes the sums over all pixels of the nine shifted products: [B, H, W, C] each -> float32 [3, 3, C].
 
-    A loop over rows of pixels, which stay in a core's cache for all nine products. Sums over a row and over the batch
-    are left to the end: CPUs add up columns slowly (17 ms on 2 cores, against 30 with the sums inside the loop and 72
-    for nine reductions over whole maps, 4x80x80x256), and a batch split over devices then needs one reduction, not
-    one a row.
+    The loop runs over rows of pixels, which stay in a core's cache for all nine products. The sums over a row and the
+    batch come last: CPUs sum columns slowly (17 ms on 2 cores, 30 with the sums inside the loop and 72 for nine
+    reductions over whole maps, 4x80x80x256), and a batch split over devices then needs one reduction rather than one
+    per row.
     """
     batch, height, width, channels = x.shape
     # In float32: XLA's CPU compiler fails on such a loop in bfloat16 under vmap.
@@ -203,10 +203,11 @@ def _linear(features_in, features_out, *, dtype, rngs):
 
 
 def _conv(features_in, features_out, kernel, stride, padding, *, dtype, rngs):
-    """Makes a convolution with the original's initialisation: normal, deviation sqrt(2 / (k * k * features_out)).
+    """Creates a convolution with the original's initialisation: normal, deviation sqrt(2 / (k * k * features_out)).
 
-    Unlike there, the bias is not 0. A patch outside the image is all 0, and LayerNorm's slope at a vector of zeros is
-    1 / sqrt(epsilon): two such norms in a row made the gradient of these patches 1e5 times too large.
+    Unlike the original's, the bias is not 0. A patch outside the image is all 0, and LayerNorm's slope at a vector of
+    zeros is 1 / sqrt(epsilon): two such norms in a row make the gradient of these patches 1e5 times too large
+    (docs/method.md, The first gradient of a fresh backbone).
     """
     return nnx.Conv(
         features_in,
@@ -222,10 +223,10 @@ def _conv(features_in, features_out, kernel, stride, padding, *, dtype, rngs):
 
 
 def _norm(channels, epsilon, *, dtype, rngs):
-    """Makes a LayerNorm that computes the variance around the mean.
+    """Creates a LayerNorm that computes the variance around the mean.
 
-    The alternative E[x^2] - E[x]^2 cancels where a few channels are far from 0, as in trained networks, and is no
-    faster here.
+    The alternative, E[x^2] - E[x]^2, loses precision if a few channels are far from 0, as in trained networks, and is
+    no faster here.
     """
     return nnx.LayerNorm(channels, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
@@ -262,7 +263,7 @@ class EfficientSelfAttention(nnx.Module):
         """Returns which keys lie inside the images, bool [B, 1, 1, keys]; None if all do."""
         if sizes is None:
             return None
-        # The reducing convolution has no padding: it drops cells that fill no whole window.
+        # The reducing convolution has no padding and drops cells that do not fill a whole window.
         return inside(sizes // self.sr_ratio, source.shape[1:3]).reshape(source.shape[0], 1, 1, -1)
 
     def _split_heads(self, x):
@@ -272,7 +273,7 @@ class EfficientSelfAttention(nnx.Module):
 
 
 class MixFFN(nnx.Module):
-    """Feed-forward layer with a depthwise convolution, which takes the place of a positional embedding."""
+    """Feed-forward layer with a depthwise convolution, which replaces a positional embedding."""
 
     def __init__(self, channels, mlp_ratio, *, dtype, rngs):
         self.expand = _linear(channels, channels * mlp_ratio, dtype=dtype, rngs=rngs)
@@ -282,7 +283,7 @@ class MixFFN(nnx.Module):
     def __call__(self, x, sizes=None):
         """Maps [B, H, W, C] to [B, H, W, C]."""
         hidden = blank_outside(self.expand(x), sizes)
-        # Without the barrier, XLA's CPU backend writes out each of the nine shifted maps for the GELU's two uses.
+        # Without the barrier, XLA's CPU backend materialises each of the nine shifted maps for the GELU's two uses.
         return self.contract(gelu(jax.lax.optimization_barrier(self.depthwise(hidden))))
 
 
@@ -301,7 +302,7 @@ def gelu(x: Float[Array, " ..."]) -> Float[Array, " ..."]:
 
 
 def drop_path(x: Float[Array, "b ..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "b ..."]:
-    """Applies stochastic depth: drops each sample's residual branch with probability `rate`, else scales it up.
+    """Applies stochastic depth: drops each sample's residual branch with probability `rate`, or else scales it up.
 
     Args:
       x: residual branch [B, ...].
@@ -419,7 +420,7 @@ class MixTransformer(nnx.Module):
             two blocks, concatenated.
         """
         total = sum(self.config.depths)
-        # Every block has its own key: with a shared one, blocks would be dropped together.
+        # Every block has its own key; with a shared key, blocks would be dropped together.
         keys = [None] * total if key is None else list(jax.random.split(key, total))
         features, attention, x = [], [], images
         for stage, stride in zip(self.stages, self.config.strides, strict=True):

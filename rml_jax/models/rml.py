@@ -1,4 +1,4 @@
-"""RML's network: a backbone with three heads and no decoder (docs/method.md, Network)."""
+"""RML's network: a backbone with three heads, without a decoder (docs/method.md, Network)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def _max_pool(x, axis, where=None):
 
 
 POOLINGS = {"max": _max_pool, "average": jnp.mean}
-"""Name in `model.pooling` -> function of maps, axes and a mask of what counts, as `jnp.mean`."""
+"""Name in `model.pooling` -> function of maps, `axis` and the mask `where`, as `jnp.mean`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RMLConfig:
-    """Backbone and heads.
+    """Architecture of backbone and heads.
 
     Attributes:
       backbone: description of the backbone, such as `BACKBONES["b1"]()`.
-      num_classes: foreground classes C; the background has no score of its own.
+      num_classes: C, foreground classes; the background has no score.
       pooling: "max" (the released code's default) or "average", over the last stage's grid.
       context_channels: K, channels of the fused multi-scale context (Eq. 5).
-      fused_stages: how many stages, counted from the last, are fused; 1 is the paper's "without fusion module".
+      fused_stages: number of stages, counted from the last, that are fused; 1 is the paper's "without fusion module".
       symmetric_affinity: whether the affinity head takes x + x^T, as in AFA, or x alone, as in the released code.
 
     Raises:
@@ -61,7 +61,7 @@ class RMLOutputs(NamedTuple):
       features: [B, h, w, D], of the last stage.
       cam_logits: [B, h, w, C], the classifier applied to every cell, before ReLU.
       affinity_logits: [B, N, N], symmetric unless the configuration says otherwise; R_a is their sigmoid.
-      context: [B, H1, W1, K], the fused context R_c before its normalisation; None if not asked for.
+      context: [B, H1, W1, K], the fused context R_c before standardisation; None if not requested.
     """
 
     logits: Float[Array, "b c"]
@@ -104,14 +104,14 @@ class RML(nnx.Module):
         sizes: Int[Array, "b 2"] | None = None,
         with_context: bool = True,
     ) -> RMLOutputs:
-        """Computes what the losses need from one view.
+        """Computes the outputs for one view.
 
         Args:
           images: float [B, H, W, 3], normalised by ImageNet's mean and standard deviation.
           key: random key of stochastic depth; None at inference.
           sizes: int32 [B, 2], height and width of each image, which lies in the top left corner of the canvas; None
-            if the images fill it. Beyond an image the maps have no meaning, and `context` has none near its edges.
-          with_context: whether to compute `context`, which only training needs.
+            if the images fill it. Maps are undefined outside an image, and `context` also near its edges.
+          with_context: whether to compute `context`, used only in training.
 
         Returns:
           RMLOutputs.
@@ -150,10 +150,10 @@ class RML(nnx.Module):
         return mixed + self.affinity.bias[...]
 
     def _fuse(self, stages):
-        """Computes Eq. 5: the stages on the first stage's grid, concatenated, 1x1 convolution to K channels.
+        """Computes Eq. 5: the stages resized to the first stage's grid, concatenated and mapped to K channels.
 
-        The convolution commutes with the resize: each stage is projected to K channels on its own grid, and only
-        these are enlarged, for a fraction of the work.
+        The 1x1 convolution commutes with the resize, so each stage is projected to K channels on its own grid before
+        it is enlarged, which is a fraction of the work.
         """
         grid = stages[0].shape[1:3]
         context, first = self.fusion.bias[...], 0

@@ -1,8 +1,8 @@
-"""Weights from and to files.
+"""Loading and saving of weights.
 
-Read are Hugging Face SegFormer files or model folders, the original `mit_b*.pth`, checkpoints of AFA-style PyTorch
-models and our own safetensors, told apart by their content (`rml_jax.models.layouts`). Written are our own
-safetensors, or a folder that transformers reads as a SegFormer encoder. Nothing is unpickled.
+Reads Hugging Face SegFormer files or model folders, the original `mit_b*.pth`, checkpoints of AFA-style PyTorch
+models and our own safetensors, detected by their content (`rml_jax.models.layouts`). Writes our own safetensors, or a
+folder that transformers loads as a SegFormer encoder. Arbitrary Python objects are never unpickled.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _LISTED = 8  # names of each kind in an error or a report
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What was loaded from a file.
+    """Summary of the parameters loaded from a file.
 
     Attributes:
       path: the file or folder.
       layout: "original", "transformers", "state_dict" or "rml_jax" (`rml_jax.models.layouts`).
-      loaded: our names of the parameters from the file.
-      left_out: dict from names in the file that were not used to the reason.
-      fresh: dict from our names of parameters that are not from the file to the reason.
+      loaded: our names of the parameters taken from the file.
+      left_out: dict from the names of unused tensors in the file to the reason.
+      fresh: dict from our names of the parameters not taken from the file to the reason.
     """
 
     path: str
@@ -55,10 +55,10 @@ class LoadReport:
 
 
 def load_weights(params: nnx.State, path: str | Path) -> tuple[nnx.State, LoadReport]:
-    """Loads the weights that a file holds for a network.
+    """Loads a network's weights from a file.
 
-    The backbone must be complete and of the same shape. Heads are loaded if the file has them in the same shape: a
-    classifier for other classes is left out.
+    The backbone must be complete and of the same shape. Heads are loaded if the file has them in the same shape; a
+    classifier for another number of classes is left out.
 
     Args:
       params: nnx.State of `RML`, arrays or jax.ShapeDtypeStruct.
@@ -68,8 +68,8 @@ def load_weights(params: nnx.State, path: str | Path) -> tuple[nnx.State, LoadRe
       nnx.State, in which parameters that are not in the file are unchanged, and a LoadReport.
 
     Raises:
-      UserError: if the file can't be read or recognised, or its backbone is another one; the message lists what
-        is missing, of another shape, or too much.
+      UserError: if the file can't be read or recognised, or its backbone differs; the message lists parameters that
+        are missing, of another shape, or surplus.
     """
     converted = read_weights(path)
     wanted = named_leaves(params)
@@ -92,7 +92,7 @@ def read_weights(path: str | Path) -> layouts.Converted:
     """Reads a file of weights in any known layout and translates it into ours.
 
     Args:
-      path: safetensors or PyTorch file, told apart by their content, or folder of a Hugging Face model.
+      path: safetensors or PyTorch file, detected by its content, or folder of a Hugging Face model.
 
     Returns:
       layouts.Converted.
@@ -160,7 +160,7 @@ def _read_torch(path):
             f"{path} is a PyTorch file, which needs torch to be read: pip install 'rml_jax[torch]'"
         ) from error
     try:
-        # Given a path, torch would decide by the file's name.
+        # Given a path, torch would choose the format by the file's name.
         with path.open("rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
         return {
@@ -213,7 +213,7 @@ def _read_folder(folder):
 
 
 def _check_folder_config(path, shapes):
-    """Raises a UserError if settings in a model folder's config.json that the shapes don't show differ from ours."""
+    """Raises a UserError if config.json differs from ours in settings that the shapes do not show."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -329,14 +329,14 @@ def save_weights(
 def save_transformers(params: nnx.State | dict[str, np.ndarray], backbone: MiTConfig, folder: Path) -> None:
     """Writes a Mix Transformer as a folder that `transformers.SegformerModel.from_pretrained` reads.
 
-    The weights are the same to the bit; features differ by an epsilon: transformers' LayerNorms all have 1e-5, the
-    original weights and ours have 1e-6 in the blocks and at the ends of stages. Strides are those of `backbone`: the
-    last one is 1 here and 2 in SegFormer's models.
+    The weights are bit-identical. Features differ slightly, since all of transformers' LayerNorms have epsilon 1e-5,
+    while the original weights and ours have 1e-6 in the blocks and at the ends of stages. Strides are those of
+    `backbone`: the last one is 1 here and 2 in SegFormer's models.
 
     Args:
       params: nnx.State of `RML`, or a dict from names to arrays; heads are ignored.
       backbone: MiTConfig of the parameters.
-      folder: pathlib.Path, made if it doesn't exist. config.json and model.safetensors in it are replaced.
+      folder: pathlib.Path, created if it doesn't exist. config.json and model.safetensors in it are replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = layouts.to_transformers(named_leaves(params))
@@ -347,7 +347,7 @@ def save_transformers(params: nnx.State | dict[str, np.ndarray], backbone: MiTCo
 def _save_tensors(tensors, path, metadata=None):
     from safetensors.numpy import save
 
-    # safetensors writes the bytes of an array as they are in memory and reads them in C order.
+    # safetensors writes an array's bytes as they are in memory but reads them in C order.
     ordered = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     atomic_write(path, save(ordered, metadata=metadata))
 
@@ -383,7 +383,7 @@ def convert(source: str | Path, target: Path, to: str) -> LoadReport:
       LoadReport.
 
     Raises:
-      UserError: if the source can't be read, its backbone is incomplete or no registered Mix Transformer, or the
+      UserError: if the source can't be read, its backbone is incomplete or not a registered Mix Transformer, or the
         target can't be written.
     """
     converted = read_weights(source)

@@ -1,4 +1,4 @@
-"""Pure array functions, each usable on its own. They need nothing but jax and numpy."""
+"""Pure array functions, each usable on its own; they depend on jax and numpy only."""
 
 from rml_jax.ops.affine import AffineRange, sample_affine, warp, warp_labels, warp_matrix
 from rml_jax.ops.affinity import affinity_labels, random_walk

@@ -1,9 +1,9 @@
-"""The random affine transform A between the two views, and how it acts on images, maps, labels and pairs.
+"""The random affine transform A between the two views, applied to images, maps, labels and pairs.
 
 A transform is a 2x3 matrix theta per image that takes a position in the *transformed* image to one in the original,
 in coordinates (x, y) from -1 to 1 between the outer edges of the image: the convention of torch's `affine_grid` and
-`grid_sample` with `align_corners=False`. It has no unit, so the same theta acts on the image and on every map of it,
-whatever their resolution. Source: docs/method.md, The pair of views.
+`grid_sample` with `align_corners=False`. These coordinates are relative, so the same theta acts on the image and on
+its maps at any resolution. Source: docs/method.md, The pair of views.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _INSIDE = 1.0 - 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class AffineRange:
-    """Ranges that A is drawn from, each part uniformly and independently (docs/method.md, The pair of views).
+    """Ranges of A's parameters, each drawn uniformly and independently (docs/method.md, The pair of views).
 
     Attributes:
       scale: least and greatest size of the content, 1 = unchanged.
       rotation: greatest angle either way, in degrees. Angles are true on square canvases.
-      translation: greatest shift either way, as a share of the side.
+      translation: greatest shift either way, as a fraction of the side.
       flip: probability of a horizontal flip.
     """
 
@@ -90,9 +90,9 @@ def source_positions(
 
 
 def warp(x: Float[Array, "b h w c"], theta: Float[Array, "b 2 3"]) -> Float[Array, "b h w c"]:
-    """Applies A to an image or map: bilinear, half-pixel centres, 0 for what comes from outside.
+    """Applies A to an image or map: bilinear, half-pixel centres, 0 for pixels from outside.
 
-    Of a normalised image, 0 is the mean colour. Differentiable in x. For small maps use `warp_matrix`.
+    0 is the mean colour of a normalised image. Differentiable in x. For small maps use `warp_matrix`.
 
     Args:
       x: float [B, H, W, C].
@@ -119,7 +119,7 @@ def warp(x: Float[Array, "b h w c"], theta: Float[Array, "b 2 3"]) -> Float[Arra
 
 
 def warp_labels(labels: Int[Array, "b h w"], theta: Float[Array, "b 2 3"]) -> Int[Array, "b h w"]:
-    """Applies A to a label map: nearest pixel, `IGNORE` for what comes from outside.
+    """Applies A to a label map: nearest pixel, `IGNORE` for pixels from outside.
 
     Args:
       labels: integers [B, H, W].
@@ -151,7 +151,7 @@ def warp_matrix(theta: Float[Array, "b 2 3"], size: tuple[int, int]) -> Float[Ar
     height, width = size
     batch, cells = theta.shape[0], height * width
     column, row = source_positions(theta, size)
-    # A bilinear weight is the product of two tents, one per axis.
+    # A bilinear weight is the product of two tent functions, one per axis.
     rows = jnp.maximum(0, 1 - jnp.abs(row.reshape(batch, cells, 1) - jnp.arange(height)))
     columns = jnp.maximum(0, 1 - jnp.abs(column.reshape(batch, cells, 1) - jnp.arange(width)))
     return (rows[:, :, :, None] * columns[:, :, None, :]).reshape(batch, cells, cells)
@@ -165,6 +165,6 @@ def validity(theta: Float[Array, "b 2 3"], real: Bool[Array, "b h w"]) -> Bool[A
       real: bool [B, H, W], the real pixels of the original (`rml_jax.ops.region.box_mask`).
 
     Returns:
-      bool [B, H, W], true where all that is interpolated is real.
+      bool [B, H, W], true where every interpolated pixel is real.
     """
     return warp(real[..., None].astype(jnp.float32), theta)[..., 0] > _INSIDE

@@ -30,14 +30,14 @@ def within_radius(size: tuple[int, int], radius: int) -> np.ndarray:
 
 
 def affinity_labels(labels: Int[Array, "b h w"], radius: int) -> UInt8[Array, "b n n"]:
-    """Computes from a label map whether two cells belong together (docs/method.md, Affinity).
+    """Computes whether pairs of cells carry the same label (docs/method.md, Affinity).
 
     Args:
       labels: integers [B, h, w], 255 = ignore; N = h * w.
       radius: greatest distance of a pair, in cells.
 
     Returns:
-      uint8 [B, N, N]: 1 both carry the same label, 0 they differ, 255 either is ignored or they lie farther
+      uint8 [B, N, N]: 1 for equal labels, 0 for different ones, 255 if either is ignored or the cells lie farther
       apart than the radius.
     """
     flat = labels.reshape(labels.shape[0], -1)
@@ -65,7 +65,7 @@ def random_walk(
     """
     batch, height, width, channels = scores.shape
     transition = jnp.square(affinity) * within_radius((height, width), radius)
-    # Sigmoids far below zero can underflow to a column of zeros: leave such a cell's scores as they are.
+    # Sigmoids far below zero can underflow to a column of zeros; such a cell keeps its scores.
     transition += jnp.eye(height * width) * jnp.finfo(jnp.float32).tiny
     transition /= transition.sum(axis=1, keepdims=True)
     walked = jnp.einsum("bij,bik->bjk", transition, scores.reshape(batch, -1, channels))

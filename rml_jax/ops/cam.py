@@ -39,7 +39,7 @@ def min_max_normalize(
     """
     least = _least(maps, sizes) if extremes is None else extremes[0]
     maps = maps - least[:, None, None]
-    # The same numbers either way. Gradients flow through the maximum of the shifted maps.
+    # Both branches give the same numbers; gradients flow through the maximum of the shifted maps.
     spread = _greatest(maps, sizes) if extremes is None else extremes[1] - least
     return blank_outside(maps / (spread[:, None, None] + _EPSILON), sizes)
 
@@ -101,7 +101,7 @@ def multi_scale_cam(
       classify: see `cam_sum`.
       images: float [B, H, W, 3], normalised.
       scales: factors on the image's size.
-      flip: whether mirrored images take part.
+      flip: whether to include mirrored images.
       stride: pixels per cell of the network's last grid.
       sizes: see `cam_sum`.
 
@@ -121,12 +121,12 @@ def cam_sum(
     stride: int,
     sizes: Int[Array, "b 2"] | None = None,
 ) -> tuple[dict[float, PyTree], Float[Array, "b h w c"]]:
-    """Computes `multi_scale_cam` before its min-max scaling, and what else the network yields at each scale.
+    """Computes `multi_scale_cam` before its min-max scaling, with the network's other outputs at each scale.
 
     Args:
-      classify: function of images [B', H', W', 3], and of their sizes int32 [B', 2] where `sizes` is given. It gives
-        any outputs of leading axis B', such as the class logits, and CAM logits [B', h, w, C]. Where mirrored images
-        take part, B' = 2 B, each image followed by its mirror.
+      classify: function of images [B', H', W', 3] and, if `sizes` is given, of their sizes int32 [B', 2]. It returns
+        any outputs with leading axis B', such as the class logits, and CAM logits [B', h, w, C]. With mirrored
+        images, B' = 2 B, each image followed by its mirror.
       images: float [B, H, W, 3], normalised. H and W may be symbolic (`jax.export`) if `sizes` is given and they are
         multiples of `symbolic_step`.
       scales, flip, stride: see `multi_scale_cam`.
@@ -156,19 +156,19 @@ def cam_sum(
 
 
 def _interleave(views: list[Shaped[Array, "b ..."]]) -> Shaped[Array, "b2 ..."]:
-    """The views of each image side by side, so that a batch that is split over devices stays split."""
+    """Places the views of each image side by side, so that a batch split over devices stays split."""
     if len(views) == 1:
         return views[0]
     return jnp.stack(views, axis=1).reshape(-1, *views[0].shape[1:])
 
 
 def _view(results, number, count):
-    """Every array's entries for one of `count` views."""
+    """Returns every array's entries for one of `count` views."""
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:])[:, number], results)
 
 
 def scaled_size(size: Sequence[int], scale: float, stride: int) -> tuple[int, ...]:
-    """Returns the size of an image at another scale, at least one cell of `stride` pixels a side.
+    """Returns the size of an image at another scale, at least one cell of `stride` pixels per side.
 
     Args:
       size: lengths in pixels. They may be symbolic (`jax.export`), as multiples of `symbolic_step`.
@@ -182,7 +182,7 @@ def scaled_size(size: Sequence[int], scale: float, stride: int) -> tuple[int, ..
 
 
 def _scaled_sizes(sizes, canvas, scale, stride):
-    """`scaled_size` of traced sizes, rounded to even as Python does."""
+    """Computes `scaled_size` of traced sizes, rounded half to even as in Python."""
     if _is_symbolic(canvas):
         factor = _fraction(scale)
         low, rest = jnp.divmod(sizes * factor.numerator, factor.denominator)
@@ -192,7 +192,7 @@ def _scaled_sizes(sizes, canvas, scale, stride):
 
 
 def symbolic_step(scales: Sequence[float], stride: int) -> int:
-    """Returns what symbolic sides of a canvas must be multiples of, so that no scale leaves a remainder.
+    """Returns the number that symbolic sides of a canvas must be multiples of, so that no scale leaves a remainder.
 
     Args:
       scales: factors on the sides.
@@ -215,7 +215,7 @@ def _is_symbolic(size):
 def cam_to_labels(
     cams: Float[Array, "b h w c"], tags: Num[Array, "b c"] | Bool[Array, "b c"], background: float
 ) -> Int[Array, "b h w"]:
-    """Computes a mask from CAMs: the best tagged class, background where its score is <= `background`.
+    """Computes a mask from CAMs: the tagged class with the highest score, or background if that is <= `background`.
 
     Args:
       cams: float [B, H, W, C] in [0, 1].

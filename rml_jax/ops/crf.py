@@ -1,4 +1,4 @@
-"""Mean field of the dense CRF of Kraehenbuehl and Koltun (2011), on a permutohedral lattice built on the device.
+"""Mean-field inference in the dense CRF of Kraehenbuehl and Koltun (2011), on a permutohedral lattice.
 
 marginals = dense_crf(image, probs, settings="afa")                                 # one image, any size
 marginals = dense_crf_padded(image, probs, height, width, "afa")                    # in jitted code
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, UInt8
 
 CLIP = 1e-5
-"""Probabilities are clipped from below here; a class that nowhere exceeds it is not present."""
+"""Lower bound on probabilities; a class that exceeds it at no pixel counts as absent."""
 
 _ABSENT_UNARY = 100.0
 _CANVAS_STEP = 64
@@ -60,7 +60,7 @@ def dense_crf(
 
     Args:
       image: uint8 [H, W, 3].
-      probs: float [H, W, C], each pixel's probabilities. A class that exceeds CLIP nowhere takes no part.
+      probs: float [H, W, C], each pixel's probabilities. Classes that exceed CLIP at no pixel are left out.
       settings: a name in SETTINGS, or CRFSettings.
 
     Returns:
@@ -96,18 +96,18 @@ def dense_crf_batch(
     slots: int,
     settings: str | CRFSettings = "afa",
 ) -> tuple[Float[Array, "b h w c"], Int[Array, " b"]]:
-    """Refines padded images as `dense_crf` does, for jitted code; one image after the other.
+    """Refines padded images as `dense_crf` does, one after the other, for jitted code.
 
     Args:
       images: uint8 [B, H, W, 3], each image in the top left corner of the canvas.
-      probs: float [B, H, W, C], beyond the images anything finite.
+      probs: float [B, H, W, C], any finite values outside the images.
       sizes: integers [B, 2], true height and width.
-      slots: how many classes to compute with, at most C: those with the greatest probabilities.
+      slots: number of classes to compute with, at most C: those with the greatest probabilities.
       settings: a name in SETTINGS, or CRFSettings.
 
     Returns:
-      float32 [B, H, W, C], 0 for classes that take no part and beyond the images; int32 [B], how many classes are
-      present. Where that exceeds `slots`, classes were left out: call again with more.
+      float32 [B, H, W, C], 0 for classes that were left out and outside the images; int32 [B], the number of classes
+      present. If it exceeds `slots`, classes were left out: call again with more slots.
     """
 
     def one(inputs):
@@ -132,17 +132,17 @@ def dense_crf_padded(
 ) -> Float[Array, "h w c"]:
     """Refines one padded image as `dense_crf` does, for jitted code.
 
-    The work follows the number of lattice vertices, by one branch of a lax.switch: under vmap every branch
-    would run. Use lax.map, as dense_crf_batch does.
+    The amount of work depends on the number of lattice vertices, which selects a branch of a lax.switch. Under vmap
+    every branch would run; use lax.map, as dense_crf_batch does.
 
     Args:
       image: uint8 [H, W, 3], the image in the top left corner of the canvas.
-      probs: float [H, W, C], beyond the image anything finite.
+      probs: float [H, W, C], any finite values outside the image.
       height, width: integers, may be traced: the image's true size.
       settings: a name in SETTINGS, or CRFSettings.
 
     Returns:
-      float32 [H, W, C], 0 for classes that are not present and beyond the image.
+      float32 [H, W, C], 0 for absent classes and outside the image.
 
     Raises:
       ValueError: unknown settings, or deviations so small for this canvas that the lattice has 2^31 cells.
@@ -168,7 +168,7 @@ def dense_crf_padded(
         def messages(q):
             return spatial_kernel(q) + bilateral_kernel(q)
 
-        # Marginals sum to 1, so one class's message is what the others leave of the message of all ones.
+        # Marginals sum to 1, so the first class's message is the message of all ones minus those of the others.
         total = messages(jnp.ones((inside.size, 1), jnp.float32))
 
         def iterate(_, q):
@@ -178,7 +178,7 @@ def dense_crf_padded(
 
         return jax.lax.fori_loop(0, settings.iterations, iterate, jax.nn.softmax(-unary, axis=-1))
 
-    # The last capacity holds any image. A photograph of VOC has 0.1 to 1.5 vertices a pixel.
+    # The last capacity holds any image. VOC's photographs have 0.1 to 1.5 vertices per pixel.
     capacities = [int(share * inside.size) for share in _CAPACITIES_PER_PIXEL]
     capacities = [c for c in capacities if _LEAST_CAPACITY <= c < grid.most_vertices] + [grid.most_vertices]
     branch = jnp.searchsorted(np.array(capacities), points.count)
@@ -198,12 +198,12 @@ def _named(settings):
 
 
 def _inside(shape, height, width):
-    """Which pixels of the canvas lie in the image: bool [H, W]."""
+    """Returns which pixels of the canvas lie in the image, bool [H, W]."""
     return region.inside(jnp.stack([height, width])[None], shape[:2])[0]
 
 
 def _unary(probs, inside):
-    """-log of the probabilities [N, C]; for classes that are not present so much that they stay at 0."""
+    """Computes -log of the probabilities [N, C]; for absent classes a value so large that their marginals stay 0."""
     probs = jnp.where(inside[:, None], probs.astype(jnp.float32), 0)
     present = probs.max(axis=0) > CLIP
     return jnp.where(present, -jnp.log(jnp.clip(probs, CLIP, 1)), _ABSENT_UNARY)
@@ -224,7 +224,7 @@ def _unary(probs, inside):
 
 @dataclasses.dataclass(frozen=True)
 class _Grid:
-    """Static bounds: bins per feature, and the most vertices that a canvas's pixels could use."""
+    """Static bounds: bins per feature, and the greatest number of vertices that a canvas's pixels can use."""
 
     bins: tuple
     most_vertices: int
@@ -235,24 +235,23 @@ class _Grid:
 
     @property
     def cells(self):
-        """Number of addresses; also the address of what does not exist."""
+        """Number of addresses, which also serves as the address of a vertex that does not exist."""
         return math.prod(self.bins) * self.degree
 
 
 class _Points(NamedTuple):
     """Pixels in their simplices: entry (r, n) is the vertex of remainder r around pixel n."""
 
-    weights: jax.Array  # float32 [D, N], barycentric coordinates; 0 beyond the image
+    weights: jax.Array  # float32 [D, N], barycentric coordinates; 0 outside the image
     addresses: jax.Array  # int32 [D * N]
-    numbers: (
-        jax.Array
-    )  # int32 [D * N], the vertex of each entry, numbered by first appearance; -1 beyond the image
-    new: jax.Array  # bool [D * N], whether an entry is its vertex's first
+    # int32 [D * N], the vertex of each entry, numbered by first appearance; -1 outside the image
+    numbers: jax.Array
+    new: jax.Array  # bool [D * N], whether an entry is the first of its vertex
     count: jax.Array  # int32, number of vertices
 
 
 class _Lattice(NamedTuple):
-    """Vertices are rows 0..capacity-1; row `capacity` stands for all that do not exist and holds 0."""
+    """Vertices are rows 0..capacity-1; row `capacity` stands for all absent vertices and holds 0."""
 
     weights: jax.Array  # float32 [D, N]
     rows: jax.Array  # int32 [D, N]
@@ -262,9 +261,9 @@ class _Lattice(NamedTuple):
 def _embed(features, deviations, inside):
     """Embeds pixels in the lattice.
 
-    Every product of floating-point numbers is taken here by NumPy, one for each value a feature can have, so that no
-    compiler contracts or reorders it: a coordinate off by one bit can move a pixel on the face of a simplex to the
-    other side, where it creates a vertex (of weight 0) that does not exist otherwise but changes the blur.
+    NumPy computes every floating-point product, once for each value a feature can have, so that no compiler contracts
+    or reorders it. A coordinate that is off by one bit can move a pixel on the face of a simplex to the other side,
+    where it creates an additional vertex (of weight 0) that changes the blur.
 
     Args:
       features: d pairs of the values a feature can have (NumPy, ascending from 0) and their index [N] per pixel.
@@ -312,13 +311,16 @@ def _embed(features, deviations, inside):
 
 
 def _nearest(elevated):
-    """The vertex of remainder 0 of each point's simplex, in units of D, and the ranks of the rest: int32 [D, N]."""
+    """Returns the vertex of remainder 0 of each point's simplex, in units of D, and the ranks of the rest.
+
+    Both are int32 [D, N].
+    """
     degree = elevated.shape[0]
     nearest = jnp.round(elevated * np.float32(1 / degree))
     rest = elevated - nearest * degree
 
-    # Scans and unrolled sums, here and below: where XLA may fuse, its CPU compiler computes shared terms again for
-    # each use, and sums over a leading axis of 6 take ten times as long.
+    # Scans and unrolled sums, here and below: when XLA's CPU compiler fuses, it recomputes shared terms for each use,
+    # and sums over a leading axis of 6 take ten times as long.
     def rank(_, inputs):
         i, own = inputs
         return None, sum((rest[j] > own) | ((rest[j] == own) & (j < i)) for j in range(degree)).astype(
@@ -333,7 +335,7 @@ def _nearest(elevated):
 
 
 def _barycentric(elevated, nearest, ranks):
-    """Weights of a point's simplex's vertices, by remainder: float32 [D, N]."""
+    """Computes the weights of the vertices of each point's simplex, by remainder: float32 [D, N]."""
     degree = elevated.shape[0]
     rest = (elevated - (nearest * degree).astype(jnp.float32)) * np.float32(1 / degree)
     by_rank = [sum(jnp.where(ranks[i] == r, rest[i], 0) for i in range(degree)) for r in range(degree)]
@@ -342,7 +344,7 @@ def _barycentric(elevated, nearest, ranks):
 
 
 def _simplex_addresses(grid, nearest, ranks):
-    """Addresses of the vertices of each point's simplex, by remainder: int32 [D, N]."""
+    """Computes the addresses of the vertices of each point's simplex, by remainder: int32 [D, N]."""
     degree = grid.degree
     places = [(i + 1) * nearest[i] + sum(nearest[j] for j in range(i + 1, degree)) for i in range(1, degree)]
 
@@ -356,7 +358,7 @@ def _simplex_addresses(grid, nearest, ranks):
 
 
 def _address(grid, places, remainder):
-    """Addresses of vertices; `grid.cells` for those beyond the bins."""
+    """Computes the addresses of vertices; `grid.cells` for those outside the bins."""
     address, known = jnp.zeros_like(places[0]), True
     for i, (place, bins) in enumerate(zip(places, grid.bins, strict=True), start=1):
         digit = place // (i + 1) + (bins - 1)
@@ -366,7 +368,7 @@ def _address(grid, places, remainder):
 
 
 def _places(grid, addresses):
-    """Inverse of _address: a list of d arrays."""
+    """Computes the inverse of `_address`: a list of d arrays."""
     remainder, rest = addresses % grid.degree, addresses // grid.degree
     places, above = [], remainder  # above = q_(i+1) + ... + q_d + r
     for i, bins in reversed(list(enumerate(grid.bins, start=1))):
@@ -378,9 +380,9 @@ def _places(grid, addresses):
 
 
 def _find(grid, keys, queries):
-    """Index of the first key that equals each query, keys.size if there is none: by a table of all addresses.
+    """Returns the index of the first key that equals each query, keys.size if there is none.
 
-    A table of many cells is made part by part, so that its memory is bounded.
+    Uses a table of all addresses. A large table is built in parts, to bound its memory.
     """
     size = min(grid.cells, _TABLE_CELLS)
     order = jnp.arange(keys.size, dtype=jnp.int32)
@@ -400,14 +402,17 @@ def _find(grid, keys, queries):
 
 
 def _running_count(flags):
-    """Cumulative sum of flags [N]: int32. jnp.cumsum takes 17 ms for 1.2 million on two CPU cores, this one 3."""
+    """Computes the cumulative sum of flags [N]: int32.
+
+    For 1.2 million flags on two CPU cores this takes 3 ms, jnp.cumsum 17 ms.
+    """
     rows = jnp.pad(flags, (0, -flags.size % 64)).reshape(-1, 64).T.astype(jnp.int32)
     total, within = jax.lax.scan(lambda total, row: (total + row,) * 2, jnp.zeros_like(rows[0]), rows)
     return (within + (jnp.cumsum(total) - total)).T.reshape(-1)[: flags.size]
 
 
 def _lattice(grid, points, capacity):
-    """The lattice of points whose number of vertices is at most the capacity."""
+    """Builds the lattice of points whose number of vertices is at most the capacity."""
     slots = jnp.where(points.new, points.numbers, capacity)
     keys = jnp.full(capacity, grid.cells, jnp.int32).at[slots].set(points.addresses, mode="drop")
     places = _places(grid, keys)
@@ -426,7 +431,7 @@ def _lattice(grid, points, capacity):
 
 
 def _kernel(lattice, weight, inside):
-    """The function from marginals q [N, C] to weight * n K (n q) with n = 1 / sqrt(K 1)."""
+    """Returns the function from marginals q [N, C] to weight * n K (n q) with n = 1 / sqrt(K 1)."""
     ones = jnp.ones((inside.size, 1), jnp.float32)
     mass = _filter(lattice, lattice.weights, lattice.weights, ones)[:, 0]
     norm = jnp.where(inside, jax.lax.rsqrt(mass + 1e-20), 0)

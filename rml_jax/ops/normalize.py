@@ -1,4 +1,4 @@
-"""From stored images to the network's input (docs/method.md, Training constants)."""
+"""Normalisation of images for the network."""
 
 from __future__ import annotations
 

@@ -34,17 +34,17 @@ def par(
     iterations: int = ITERATIONS,
     sizes: Int[Array, "b 2"] | None = None,
 ) -> Float[Array, "b h w k"]:
-    """Refines soft masks along the colours of an image.
+    """Refines soft masks by the colours of the image (docs/method.md, Pseudo labels).
 
-    Every iteration replaces each pixel's values by a weighted sum over its neighbours: eight at each dilation,
-    replicated at the edges. The weights are a softmax of colour likeness plus 0.01 times a softmax of
-    nearness, so they sum to 1.01 and a constant mask grows by that factor each time.
+    Every iteration replaces each pixel's values by a weighted sum over its neighbours: eight at each dilation, with
+    replicated edges. The weights are a softmax of colour similarity plus 0.01 times a softmax of proximity. They sum
+    to 1.01, so a constant mask grows by that factor in each iteration.
 
     Args:
       images: float [B, H, W, 3], colours in 0..255.
       masks: float [B, H, W, K].
       dilations: distances to the neighbours, in pixels.
-      iterations: how many times to refine.
+      iterations: number of iterations.
       sizes: int32 [B, 2], true height and width of the images in the top left corner of the canvas; None if they
         fill it.
 
@@ -53,7 +53,7 @@ def par(
     """
     images = replicate_edges(images, sizes)
     weights = par_weights(images, dilations)
-    # Channels first: the innermost loop then runs along a row of pixels rather than along a few classes.
+    # Channels first, so that the innermost loop runs along a row of pixels rather than along a few classes.
     masks = jnp.moveaxis(masks.astype(jnp.float32), -1, 1)
 
     def refine(masks, _):
@@ -93,7 +93,7 @@ def _position_weights(dilations):
 
 
 def _neighbours(maps, dilations):
-    """The maps [B, K, H, W] shifted to each neighbour, edges replicated: a list of 8 per dilation."""
+    """Shifts maps [B, K, H, W] to each neighbour, with replicated edges: a list of 8 per dilation."""
     height, width = maps.shape[2:]
     margin = max(dilations)
     padded = jnp.pad(maps, ((0, 0), (0, 0), (margin, margin), (margin, margin)), mode="edge")

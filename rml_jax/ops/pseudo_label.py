@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class PseudoLabelConfig:
-    """How pseudo labels are made; the defaults were chosen on VOC (docs/method.md, Pseudo labels).
+    """Settings of pseudo labels; the defaults were chosen on VOC (docs/method.md, Pseudo labels).
 
     Attributes:
-      high: background score that only sure foreground exceeds.
-      low: background score that only sure background stays below.
-      slots: classes per image that are refined. An image with more tags keeps its first ones; training raises the
-        number so that none has more (`rml_jax.data.summary.with_slots`).
+      high: background score that foreground must exceed.
+      low: background score that background must stay below.
+      slots: number of classes that are refined per image. An image with more tags keeps its first ones; training
+        raises the number so that no image has more (`rml_jax.data.summary.with_slots`).
       dilations: PAR's dilations, in pixels of the image at half size.
       iterations: PAR's iterations.
     """
@@ -43,7 +43,7 @@ class PseudoLabelConfig:
 def tagged_slots(
     tags: Num[Array, "b c"] | Bool[Array, "b c"], slots: int
 ) -> tuple[Int[Array, "b k"], Bool[Array, "b k"]]:
-    """Puts the tagged classes of each image into a fixed number of slots, on which the cost of refinement depends.
+    """Puts the tagged classes of each image into a fixed number of slots, so that only these are refined.
 
     Args:
       tags: bool or 0/1 [B, C].
@@ -58,7 +58,7 @@ def tagged_slots(
 
 
 def gather_classes(maps: Float[Array, "b h w c"], classes: Int[Array, "b k"]) -> Float[Array, "b h w k"]:
-    """Returns the maps [B, H, W, K] of each image's own classes, int [B, K], out of [B, H, W, C]."""
+    """Returns the maps [B, H, W, K] of each image's classes, int [B, K], from maps [B, H, W, C]."""
     return jnp.take_along_axis(maps, classes[:, None, None, :], axis=-1)
 
 
@@ -71,7 +71,7 @@ def refine_with_background(
     dilations: Sequence[int],
     iterations: int,
 ) -> Float[Array, "b h w t k+1"]:
-    """Computes a softmax over background and classes, refined by PAR, for several background scores in one pass.
+    """Computes softmaxes over background and classes for several background scores, refined by PAR in one pass.
 
     Args:
       cams: float [B, H, W, K] in [0, 1].
@@ -95,10 +95,10 @@ def pseudo_labels(
     box: Int[Array, "b 4"],
     config: PseudoLabelConfig,
 ) -> Int[Array, "b h w"]:
-    """Computes a label per pixel where the CAMs are sure, 255 elsewhere (docs/method.md, Pseudo labels).
+    """Computes a label per pixel where the CAMs are confident, 255 elsewhere (docs/method.md, Pseudo labels).
 
-    A pixel is foreground if it is foreground against the high background score, background if it is background
-    against both. The rest, and what lies outside the image's box, is ignored. No gradient passes.
+    A pixel is foreground if it is foreground with the high background score, and background if it is background with
+    both. Other pixels and those outside the image's box are ignored. No gradient passes.
 
     Args:
       cams: float [B, H, W, C] in [0, 1], from `multi_scale_cam`.

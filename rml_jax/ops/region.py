@@ -1,11 +1,11 @@
-"""The real part of a padded image, and operators that see nothing beyond it.
+"""The real part of a padded image, and operators that ignore the padding.
 
 A batch holds images of several sizes on one canvas. The real part of each is a box, int32 [B, 4]: top, left, bottom,
-right in pixels, half-open. Crops in training lie anywhere on their canvas. Images in evaluation lie in its top left
-corner, so that `sizes`, int32 [B, 2], their height and width, is enough: `box_of_sizes` gives their box.
+right in pixels, half-open. Crops in training can lie anywhere on their canvas. Images in evaluation lie in its top
+left corner, so that their height and width, `sizes` int32 [B, 2], are enough; `box_of_sizes` returns their boxes.
 
-Operators that take `sizes` give inside each image's true size what the plain operator gives for the image alone. What
-lies outside never reaches it. With `sizes` None, the images fill the canvas.
+Within each image's true size, operators that take `sizes` give the same result as the plain operator on the image
+alone; values outside do not affect it. With `sizes` None, the images fill the canvas.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def inside(sizes: Int[Array, "b 2"], canvas: tuple[int, int]) -> Bool[Array, "b 
 
 
 def blank_outside(x: Shaped[Array, "b h w c"], sizes: Int[Array, "b 2"] | None) -> Shaped[Array, "b h w c"]:
-    """Sets what lies outside the images to 0, which is what a convolution with zero padding must see there.
+    """Sets values outside the images to 0, as a convolution with zero padding requires.
 
     Args:
       x: [B, H, W, C].
@@ -90,7 +90,7 @@ def replicate_edges(
       axes: x's axes of rows and columns.
 
     Returns:
-      As x.
+      Array of x's shape and type.
     """
     if sizes is None:
         return x
@@ -102,14 +102,14 @@ def replicate_edges(
 
 
 def mirror_inside(x: Shaped[Array, "b h w c"], sizes: Int[Array, "b 2"] | None) -> Shaped[Array, "b h w c"]:
-    """Mirrors each image horizontally in its own place; what is beside it stays.
+    """Mirrors each image horizontally in place; values outside the images are unchanged.
 
     Args:
       x: [B, H, W, C].
       sizes: int32 [B, 2] or None.
 
     Returns:
-      As x.
+      Array of x's shape and type.
     """
     if sizes is None:
         return x[:, :, ::-1]
@@ -124,13 +124,13 @@ def resize_inside(
     canvas: tuple[int, int],
     new_sizes: Int[Array, "b 2"] | None,
 ) -> Float[Array, "b h2 w2 c"]:
-    """Resizes each image as `resize_bilinear` does the image alone: half-pixel centres, replicated edges.
+    """Resizes each image as `resize_bilinear` resizes it alone: half-pixel centres, replicated edges.
 
     Args:
       x: float [B, H, W, C].
       sizes: int32 [B, 2], in x, or None.
       canvas: (height, width) of the result.
-      new_sizes: int32 [B, 2], in the result; None where `sizes` is.
+      new_sizes: int32 [B, 2], in the result; None if `sizes` is.
 
     Returns:
       [B, height, width, C], in x's type, 0 outside.
@@ -139,15 +139,15 @@ def resize_inside(
         return resize_bilinear(x, canvas)
     rows = _bilinear_matrices(new_sizes[:, 0], sizes[:, 0], canvas[0], x.shape[1])
     columns = _bilinear_matrices(new_sizes[:, 1], sizes[:, 1], canvas[1], x.shape[2])
-    # Outside there may be anything but infinities and NaNs, which a weight of 0 would not take away.
+    # Values outside have weight 0, which removes all but infinities and NaNs.
     x = jnp.einsum("bih,bhwc->biwc", rows.astype(x.dtype), x)
     return jnp.einsum("bjw,biwc->bijc", columns.astype(x.dtype), x)
 
 
 def _bilinear_matrices(new, old, size_out, size_in):
-    """`bilinear_matrix` for traced lengths int [B]: float32 [B, size_out, size_in], rows beyond `new` all 0.
+    """Computes `bilinear_matrix` of traced lengths int [B]: float32 [B, size_out, size_in], rows beyond `new` all 0.
 
-    Positions are counted in whole numbers of 1 / (2 new) samples, so that weights are exact to float32.
+    Positions are integer multiples of 1 / (2 new) samples, so that weights are exact to float32.
     """
     new, old = new[:, None], old[:, None]
     index = jnp.arange(size_out)

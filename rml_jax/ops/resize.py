@@ -1,4 +1,4 @@
-"""Resizing of maps [B, H, W, C] by matrix products, which every backend runs fast."""
+"""Resizing of maps [B, H, W, C] by matrix products, which are fast on every backend."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def bilinear_matrix(size_out: int, size_in: int, align_corners: bool = False) ->
 
     Args:
       size_out, size_in: lengths in samples.
-      align_corners: False: half-pixel centres, the outer edges of the first and last samples lie upon each
-        other. True: their centres do; a single sample out is the first one in.
+      align_corners: False: half-pixel centres, the outer edges of the first and last samples coincide. True: their
+        centres coincide; a single output sample is the first input sample.
 
     Returns:
       float32 [size_out, size_in], rows sum to 1.
@@ -43,11 +43,11 @@ def resize_bilinear(
 ) -> Float[Array, "b h2 w2 c"]:
     """Resizes maps bilinearly.
 
-    The method uses half-pixel centres throughout. Aligned corners are for reproducing the maps of other systems.
+    The method uses half-pixel centres throughout; aligned corners reproduce the maps of other implementations.
 
     Args:
       x: float [B, H, W, C].
-      size: (height, width) wanted.
+      size: (height, width) of the result.
       align_corners: see `bilinear_matrix`.
 
     Returns:
@@ -68,7 +68,7 @@ def resize_nearest(x: Shaped[Array, "b h w *c"], size: tuple[int, int]) -> Shape
 
     Args:
       x: [B, H, W] or [B, H, W, C] of any type.
-      size: (height, width) wanted.
+      size: (height, width) of the result.
 
     Returns:
       [B, height, width, ...], in x's type.

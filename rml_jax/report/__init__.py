@@ -1,4 +1,4 @@
-"""Shows scores and images of a run: a table for the terminal and self-contained HTML pages.
+"""Reports on a run's scores and images: a table for the terminal and self-contained HTML pages.
 
 All functions take the scores as the content of `metrics.json`, in fractions of 1:
 
@@ -9,7 +9,8 @@ All functions take the scores as the content of `metrics.json`, in fractions of 
      "background": {"predicted": {"cam": {"score": 0.4, "chosen_on": "fixed"}, ...}, "given": {...}}}
 
 Scores of a weights file have `weights` instead of `step`. Scores of a mask folder have `masks`, the single protocol
-`files`, and neither `classification` nor `background`. docs/evaluation.md defines the protocols.
+`files`, and neither `classification` nor `background`. Without masks to score by, `miou` and `iou` are missing.
+docs/evaluation.md defines the protocols.
 """
 
 import json
@@ -35,7 +36,7 @@ def write_report(
     figures: Mapping[str, bytes],
     class_names: Sequence[str],
 ) -> None:
-    """Writes the page of an evaluation, an HTML file that needs no other file, no network and no JavaScript.
+    """Writes the page of an evaluation, a self-contained HTML file without JavaScript.
 
     Its content is also written as JSON, to the same name with the suffix .json, for the page of the whole run. Both
     writes are atomic.
@@ -43,10 +44,10 @@ def write_report(
     Args:
       path: file to write, in an existing folder.
       title: heading of the page.
-      facts: facts about the run, name to value, such as what the backbone started from.
+      facts: name -> value of facts about the run, such as the backbone's initial weights.
       metrics: content of `metrics.json`, see the docstring of this package.
-      parts: heading to the images shown below it, one row each.
-      figures: caption to the bytes of a PNG, shown between the tables and the images.
+      parts: heading -> the images shown below it, one row each.
+      figures: caption -> the bytes of a PNG, shown between the tables and the images.
       class_names: the C classes without background; mask value 1 + i is class i.
 
     Raises:

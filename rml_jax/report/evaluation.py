@@ -1,4 +1,4 @@
-"""Evaluates and writes the results: score files, figures and the page of an evaluation."""
+"""Evaluation with its results written to files: scores, figures and the page of an evaluation."""
 
 import json
 
@@ -17,10 +17,11 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
     """Scores the checkpoint that `eval.checkpoint` names, or other weights.
 
     Writes metrics.json, report.html, per_class.md, confusion.png (of the best stage) and, if the background scores
-    are swept, sweep.json and sweep.png to `eval/` (docs/evaluation.md).
+    are swept, sweep.json and sweep.png to `eval/` (docs/evaluation.md). Without masks to score by, tags alone are
+    scored: per_class.md and confusion.png are not written.
 
     Args:
-      config: ConfigDict of the run, perhaps with overrides.
+      config: ConfigDict of the run, possibly with overrides.
       workdir: pathlib.Path of the run; created if it doesn't exist and weights are given.
       split: name of the split to score.
       weights: file to score instead of the checkpoint (`rml_jax.models.weights`); "" for none.
@@ -49,7 +50,7 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
 
 
 def evaluate_masks(config, workdir, split, masks):
-    """Scores a folder of masks by the same metric; writes the same files except for the sweep.
+    """Scores a folder of masks by the same metric and writes the same files except for the sweep.
 
     Args:
       config: ConfigDict whose `data` and `eval.pictures` are used.
@@ -71,27 +72,21 @@ def _write(folder, evaluation, facts):
     """Writes the files of an evaluation, scores first. Returns the path of the page."""
     config, metrics, sweep = evaluation.config, evaluation.metrics, evaluation.sweep
     atomic_write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    atomic_write(folder / "per_class.md", class_table(metrics))
-    if sweep:
-        atomic_write(folder / "sweep.json", json.dumps(sweep, indent=2) + "\n")
-    protocol, stage = best_stage(metrics)
-    worst, best = evaluation.scores.worst_and_best(protocol, stage, config.eval.pictures)
     first = range(min(config.eval.pictures, metrics["images"]))
-    indices = sorted({*first, *worst, *best})
+    parts, figures = {"The first images": first}, {}
+    if "miou" in metrics:
+        ranked, figures = _write_mask_scores(folder, evaluation)
+        parts |= ranked
+    else:  # of an evaluation before
+        for name in ("per_class.md", "confusion.png"):
+            (folder / name).unlink(missing_ok=True)
+    indices = sorted({index for part in parts.values() for index in part})
     drawn = dict(zip(indices, evaluation.samples(indices), strict=True))
-    confusion = confusion_figure(
-        evaluation.scores.matrices[protocol, stage],
-        evaluation.scores.names,
-        f"{metrics['dataset']} {metrics['split']}: {stage} ({protocol})",
-    )
-    figures = {f"Confusion matrix of stage {stage} ({protocol})": confusion}
-    atomic_write(folder / "confusion.png", confusion)
     if sweep:
         curve = sweep_figure(sweep)
         figures[f"Choice of the background scores on {sweep['split']}, {sweep['images']} images"] = curve
+        atomic_write(folder / "sweep.json", json.dumps(sweep, indent=2) + "\n")
         atomic_write(folder / "sweep.png", curve)
-    by = f"by the IoU of stage {stage} ({protocol})"
-    parts = {"The first images": first, f"The worst images, {by}": worst, f"The best images, {by}": best}
     page = folder / "report.html"
     write_report(
         page,
@@ -103,6 +98,20 @@ def _write(folder, evaluation, facts):
         class_names=config.data.class_names,
     )
     return page
+
+
+def _write_mask_scores(folder, evaluation):
+    """Writes the scores of classes and the confusion matrix. Returns the worst and best images, and figures."""
+    metrics, scores = evaluation.metrics, evaluation.scores
+    protocol, stage = best_stage(metrics)
+    atomic_write(folder / "per_class.md", class_table(metrics))
+    title = f"{metrics['dataset']} {metrics['split']}: {stage} ({protocol})"
+    confusion = confusion_figure(scores.matrices[protocol, stage], scores.names, title)
+    atomic_write(folder / "confusion.png", confusion)
+    worst, best = scores.worst_and_best(protocol, stage, evaluation.config.eval.pictures)
+    by = f"by the IoU of stage {stage} ({protocol})"
+    ranked = {f"The worst images, {by}": worst, f"The best images, {by}": best}
+    return ranked, {f"Confusion matrix of stage {stage} ({protocol})": confusion}
 
 
 def _make_folder(workdir):

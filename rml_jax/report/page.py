@@ -1,11 +1,19 @@
-"""Builds the HTML of a report's page, which needs no other file, no network and no JavaScript."""
+"""The HTML of a report's page, which is self-contained and has no JavaScript."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
 
 from rml_jax import visualize
-from rml_jax.report.scores import SHORT, TITLES, best_stage, classification, percent, stage_scores
+from rml_jax.report.scores import (
+    SHORT,
+    TITLES,
+    WITHOUT_MASKS,
+    best_stage,
+    classification,
+    percent,
+    stage_scores,
+)
 
 
 def page(title: str, facts: Mapping[str, str], sections: Sequence[str]) -> str:
@@ -13,7 +21,7 @@ def page(title: str, facts: Mapping[str, str], sections: Sequence[str]) -> str:
 
     Args:
       title: heading of the page.
-      facts: facts shown at the top, name to value.
+      facts: name -> value of the facts shown at the top.
       sections: HTML of the sections, in order.
     """
     return _PAGE.substitute(
@@ -33,15 +41,20 @@ def evaluation_sections(evaluation: Mapping) -> list[str]:
       HTML of the sections.
     """
     metrics, class_names = evaluation["metrics"], evaluation["class_names"]
-    protocol, best = best_stage(metrics)
-    scores = _SCORES.substitute(
-        protocols="".join(f"<th>{TITLES[p].removeprefix('mIoU ')}</th>" for p in metrics["miou"]),
-        stage_rows="\n".join(_stage_row(*row, is_best=row[0] == best) for row in stage_scores(metrics)),
-        classification="".join(f"<p>{escape(line)}</p>" for line in classification(metrics)),
-        best_stage=escape(best),
-        best_protocol=SHORT[protocol],
-        class_rows="\n".join(_class_rows(metrics, class_names)),
-    )
+    tag_scores = "".join(f"<p>{escape(line)}</p>" for line in classification(metrics))
+    if "miou" in metrics:
+        protocol, best = best_stage(metrics)
+        scores = _SCORES.substitute(
+            protocols="".join(f"<th>{TITLES[p].removeprefix('mIoU ')}</th>" for p in metrics["miou"]),
+            stage_rows="\n".join(_stage_row(*row, is_best=row[0] == best) for row in stage_scores(metrics)),
+            classification=tag_scores,
+            best_stage=escape(best),
+            best_protocol=SHORT[protocol],
+            class_rows="\n".join(_class_rows(metrics, class_names)),
+        )
+    else:
+        protocol = metrics["settings"]["eval"]["protocols"][0]
+        scores = note_section("Scores", f"{WITHOUT_MASKS.capitalize()}.") + tag_scores
     figures = "\n".join(_image(*figure, kind="chart") for figure in evaluation["figures"].items())
     guide = _GUIDE.substitute(best_protocol=SHORT[protocol], legend=_legend(class_names))
     return [scores, figures, guide, *(_part(*part) for part in evaluation["parts"].items())]
@@ -63,7 +76,7 @@ def evolution_section(images: str | None, cams: Mapping[int, str]) -> str:
 
     Args:
       images: data URI of the images in a row, or None if they were not logged.
-      cams: step to data URI of their CAMs in a row, in order.
+      cams: step -> data URI of their CAMs in a row, in order.
     """
     strips = [_image("the images", images, kind="strip")] if images else []
     strips += [_image(f"CAMs at step {step}", uri, kind="strip") for step, uri in cams.items()]
@@ -76,8 +89,8 @@ def config_section(values: Mapping, defaults: Mapping) -> str:
     """Returns the section of the run's whole configuration, collapsed; keys that differ from the defaults are marked.
 
     Args:
-      values: dotted key to value.
-      defaults: dotted key to default value.
+      values: dotted key -> value.
+      defaults: dotted key -> default value.
     """
     rows = []
     for key, value in values.items():
@@ -111,7 +124,7 @@ def _class_rows(metrics: Mapping, class_names: Sequence[str]) -> list[str]:
     labels = {name: label for label, name in enumerate(class_names, start=1)}
     protocol, stage = best_stage(metrics)
     scores = metrics["iou"][protocol][stage]
-    # The only name that is no class of the data set is the background's, label 0.
+    # The only name that is not a class of the data set is the background's, label 0.
     return [_class_row(name, labels.get(name, 0), score) for name, score in scores.items()]
 
 
@@ -149,7 +162,7 @@ def _swatch(label: int) -> str:
 
 
 def _scene(scene: Mapping) -> str:
-    figures = [_image(*picture, pixelated=scene["pixelated"]) for picture in scene["pictures"].items()]
+    figures = [_image(*image, pixelated=scene["pixelated"]) for image in scene["pictures"].items()]
     return _SCENE.substitute(
         id=escape(scene["id"]),
         given=_tags(scene["tags"], allowed=scene["predicted_tags"], otherwise="missed"),

@@ -1,4 +1,4 @@
-"""Prepares single images for the page of a report."""
+"""Encoding of single images for the page of a report."""
 
 import base64
 import io
@@ -8,21 +8,21 @@ from PIL import Image
 
 from rml_jax.evaluation.samples import Sample, sample_images
 
-# Widths of an image on the page. Wider images are stored at reduced size, which saves megabytes per photograph;
+# Widths of an image on the page, in pixels. Wider images are stored at reduced size, which saves megabytes per image;
 # the browser enlarges narrower ones by nearest neighbour.
 _MAX_WIDTH = 220
 _MIN_WIDTH = 128
 
 
 def scene(sample: Sample) -> dict:
-    """Returns what a page shows of a sample, as JSON-like values.
+    """Returns the part of a page that shows one sample, as JSON-like values.
 
     Args:
       sample: all its arrays have the same H and W.
 
     Returns:
-      `id`, `tags` and `predicted_tags`, as in the sample; `width`, at which the images are shown, in pixels;
-      `pixelated`, whether the browser enlarges them; `pictures`, caption to data URI.
+      Dict of `id`, `tags` and `predicted_tags`, as in the sample; `width`, at which the images are shown, in pixels;
+      `pixelated`, whether the browser enlarges them; `pictures`, caption -> data URI.
 
     Raises:
       ValueError: if the sample's arrays differ in size.
@@ -41,11 +41,11 @@ def scene(sample: Sample) -> dict:
 
 
 def data_uri(image: np.ndarray, max_width: int) -> str:
-    """Returns an image as a data URI: PNG if it is small, lossy WebP otherwise.
+    """Encodes an image as a data URI: PNG if it is small, lossy WebP otherwise.
 
     Args:
       image: uint8 [H, W, 3].
-      max_width: pixels to which wider images are reduced.
+      max_width: in pixels; wider images are reduced to it.
 
     Returns:
       data:image/...;base64,...
@@ -59,5 +59,5 @@ def data_uri(image: np.ndarray, max_width: int) -> str:
 
 
 def encoded_uri(data: bytes, kind: str) -> str:
-    """Returns the bytes of an image file as a data URI; `kind` is the subtype of its MIME type, such as "png"."""
+    """Encodes the bytes of an image file as a data URI; `kind` is the subtype of its MIME type, such as "png"."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""Formats the scores of an evaluation for a terminal, as Markdown and for the cells of the page's table.
+"""Formatting of the scores of an evaluation for a terminal, as Markdown and for the page's table.
 
 All functions take the content of `metrics.json`, see `rml_jax.report`.
 """
@@ -10,6 +10,7 @@ from rml_jax.stages.registry import split_stage
 # Title of a protocol's column, and its short name.
 TITLES = {"predicted": "mIoU predicted tags", "given": "mIoU given tags", "files": "mIoU of the files"}
 SHORT = {"predicted": "predicted tags", "given": "given tags", "files": "files"}
+WITHOUT_MASKS = "there are no masks to score by (config.data.masks): only the predicted tags are scored"
 
 
 def score_table(metrics: Mapping) -> str:
@@ -19,10 +20,12 @@ def score_table(metrics: Mapping) -> str:
       metrics: content of `metrics.json`, see `rml_jax.report`.
 
     Returns:
-      Several lines without a final line break: what was scored; one row per stage with a column per protocol, in
+      Lines of text without a final line break: the scored split; one row per stage with a column per protocol, in
       brackets the change by a CRF, and the background score with the split it was chosen on; the classification
-      scores.
+      scores. If there were no masks, a line says so in place of the rows.
     """
+    if "miou" not in metrics:
+        return "\n".join([f"{scored_set(metrics)} (scores in %)", WITHOUT_MASKS, *classification(metrics)])
     protocols, rows = list(metrics["miou"]), stage_scores(metrics)
     width = max(10, *(len(stage) + 2 for stage, *_ in rows))
     lines = [[f"{'stage':<{width}}", *(f"{TITLES[p]:>21}" for p in protocols), "   background score"]]
@@ -58,13 +61,13 @@ def class_table(metrics: Mapping) -> str:
 
 
 def best_stage(metrics: Mapping) -> tuple[str, str]:
-    """Returns the first protocol and the stage that scores best under it."""
+    """Returns the first protocol and the stage with the highest mIoU under it."""
     protocol, stages = next(iter(metrics["miou"].items()))
     return protocol, max(stages, key=stages.get)
 
 
 def scored_set(metrics: Mapping) -> str:
-    """Describes what was scored, in one line."""
+    """Describes the scored data and model in one line."""
     if "step" in metrics:
         scored = f"step {metrics['step']}"
     else:
@@ -78,7 +81,7 @@ def scored_set(metrics: Mapping) -> str:
 
 
 def classification(metrics: Mapping) -> list[str]:
-    """Formats the classification scores; no line if there are none."""
+    """Formats the classification scores as lines of text; an empty list if there are none."""
     if "classification" not in metrics:
         return []
     scores = metrics["classification"]
@@ -97,10 +100,10 @@ def stage_scores(metrics: Mapping) -> list[tuple[str, list[str], str]]:
 
 
 def _score(scores: Mapping, stage: str) -> str:
-    """A score in percent and, in brackets, what the stages behind its base added (`stages.registry`)."""
+    """Formats a score in percent and, in brackets, its change by the stages after the base (`stages.registry`)."""
     try:
         before, added = split_stage(stage)
-    except ValueError:  # a stage that was registered only where it was scored, or masks from files
+    except ValueError:  # a stage that is not registered in this process, or masks from files
         added = ()
     if not added or before not in scores:
         return percent(scores[stage])

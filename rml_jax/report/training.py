@@ -1,4 +1,4 @@
-"""Reads the TensorBoard files of a run and draws its training curves."""
+"""Training curves from the TensorBoard files of a run."""
 
 import io
 import re
@@ -13,22 +13,23 @@ from tensorboardX.proto.event_pb2 import Event
 
 from rml_jax.evaluation.localization import SHARES
 from rml_jax.losses import TERMS
+from rml_jax.training.runlog import tag_of
 
-_POINTS = 300  # most points of a curve; of more, neighbours are averaged
-_INK = "#123456"  # replaced by the page's own text colour, light or dark
+_POINTS = 300  # greatest number of points of a curve; longer ones are averaged over neighbours
+_INK = "#123456"  # placeholder that is replaced by the page's text colour, light or dark
 
 
 def read_events(workdir: Path) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, bytes]]]:
     """Reads the scalars and images of a run.
 
-    Where a run was resumed, the later file counts. A file that ends in the middle of an event, such as that of a run
-    in progress, is read up to there.
+    If a run was resumed, the later file takes precedence. A file that ends in the middle of an event, such as that of
+    a run in progress, is read up to that event.
 
     Args:
       workdir: the work directory; its TensorBoard files are `events.out.tfevents.TIME.HOST`.
 
     Returns:
-      Tag to step to value, and tag to step to a PNG file's bytes; steps in order.
+      Tag -> step -> value, and tag -> step -> bytes of a PNG file; steps in order.
     """
     scalars, images = {}, {}
     for path in sorted(workdir.glob("events.out.tfevents.*"), key=lambda path: int(path.name.split(".")[3])):
@@ -43,7 +44,7 @@ def read_events(workdir: Path) -> tuple[dict[str, dict[int, float]], dict[str, d
 
 
 def _events(data):
-    # TFRecord: the length in 8 bytes, 4 of its checksum, the content, 4 of its checksum.
+    # TFRecord: 8 bytes of the length, 4 of its checksum, the content, 4 of its checksum.
     begin = 0
     while begin + 12 <= len(data):
         (length,) = struct.unpack_from("<Q", data, begin)
@@ -54,17 +55,12 @@ def _events(data):
         begin = end + 4
 
 
-def tag_of(name):
-    """Returns the TensorBoard tag of a metric of the train step; a name with a slash is a tag already."""
-    return name if "/" in name else f"train/{name}"
-
-
 def _in_order(values):
     return {tag: dict(sorted(steps.items())) for tag, steps in values.items()}
 
 
 def panels() -> dict[str, tuple[str, ...]]:
-    """Returns title -> names of the metrics that it shows, for each panel of the curves.
+    """Returns the title of each panel of the curves -> names of the metrics in it.
 
     The losses are those of `rml_jax.losses.TERMS`.
     """
@@ -82,14 +78,14 @@ def panels() -> dict[str, tuple[str, ...]]:
 def curves(scalars: Mapping[str, Mapping[int, float]], mutual_from: int | None = None) -> list[str]:
     """Draws the training curves as inline SVGs in the page's text colour, one for each panel.
 
-    A panel is left out where the run logged none of its metrics.
+    A panel is left out if the run logged none of its metrics.
 
     Args:
-      scalars: tag to step to value, from `read_events`.
-      mutual_from: step after which the mutual-learning terms take part, marked by a dotted line; None for never.
+      scalars: tag -> step -> value, from `read_events`.
+      mutual_from: step after which the mutual-learning terms are trained, marked by a dotted line; None for never.
 
     Returns:
-      The texts of `<svg>` elements.
+      `<svg>` elements as strings.
     """
     logged = {title: [name for name in names if tag_of(name) in scalars] for title, names in panels().items()}
     return [_panel(title, names, scalars, mutual_from) for title, names in logged.items() if names]
@@ -103,7 +99,7 @@ def _panel(title, names, scalars, mutual_from):
         for name in names:
             label = name.rpartition("/")[2].replace("_", " ")
             values = scalars[tag_of(name)]
-            marker = "." if len(values) < 20 else None  # a curve of one point is no line
+            marker = "." if len(values) < 20 else None  # shows curves of a single point
             axes.plot(*_thinned(values), label=label, linewidth=1.5, marker=marker)
         if mutual_from is not None:
             axes.axvline(mutual_from, color=_INK, linestyle=":", linewidth=1)
@@ -115,12 +111,12 @@ def _panel(title, names, scalars, mutual_from):
         figure.savefig(file, format="svg", transparent=True)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # The metadata holds URLs, and the page refers to nothing outside of it.
+    # The metadata has URLs, but the page is self-contained.
     return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
 
 
 def _thinned(values):
-    """Steps and values of a curve of at most `_POINTS` points."""
+    """Reduces a curve to at most `_POINTS` points: their steps and mean values."""
     parts = min(len(values), _POINTS)
     steps = np.array_split(np.array(list(values)), parts)
     numbers = np.array_split(np.array(list(values.values())), parts)

@@ -20,7 +20,7 @@ class Affinity(Stage):
         return _walk(scores, probabilities.shape[1:3], affinity, sizes, config)
 
     def from_cams(self, cams, used, background, config, affinity, sizes):
-        # The softmax comes after the resize.
+        # Unlike in `apply`, the softmax follows the resize.
         scores = with_background(_on_grid(cams, sizes, config.stride), used, background)
         return _walk(scores, cams.shape[1:3], affinity, sizes, config)
 
@@ -31,9 +31,9 @@ def _on_grid(maps, sizes, stride):
 
 
 def _walk(scores, canvas, affinity, sizes, config):
-    """Walks with scores [B, h, w, K] on the grid and resizes them to the canvas."""
+    """Propagates scores [B, h, w, K] on the grid and resizes them to the canvas."""
     grid_sizes = ceil_div(sizes, config.stride)
-    # Nothing walks in from beyond the image.
+    # No step starts outside the image.
     real = inside(grid_sizes, scores.shape[1:3]).reshape(len(scores), -1, 1)
     walked = random_walk(scores, jnp.where(real, affinity, 0), config.radius)
     return resize_inside(walked, grid_sizes, canvas, sizes)

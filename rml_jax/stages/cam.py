@@ -1,10 +1,10 @@
-"""Stage `cam`: the CAMs against the background's score."""
+"""Stage `cam`: the CAMs and the background's score, without refinement."""
 
 from rml_jax.stages.stage import Stage
 
 
 class Cam(Stage):
-    """Leaves the probabilities as they are."""
+    """Returns the probabilities unchanged."""
 
     name = "cam"
 

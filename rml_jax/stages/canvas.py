@@ -1,4 +1,4 @@
-"""Images of any size on a handful of canvases, with one compiled program each."""
+"""Placement of images of any size on a few canvases, each with one compiled program."""
 
 import numpy as np
 from PIL import Image
@@ -9,16 +9,16 @@ from rml_jax.ops.cam import scaled_size
 def place(size, canvases, smallest):
     """Chooses the canvas that an image is evaluated on, and its size there.
 
-    Images keep their size and are padded. Only one that fits on no canvas is reduced to fit, and sides shorter
-    than the network can take are lengthened.
+    Images keep their size and are padded. An image that fits on no canvas is reduced to fit, and sides shorter than
+    the network accepts are enlarged.
 
     Args:
       size: (height, width) of the image.
       canvases: (height, width) of each canvas, no side below `smallest`.
-      smallest: least side that the network takes.
+      smallest: smallest side that the network accepts.
 
     Returns:
-      size: (height, width) to evaluate at, mostly the image's own.
+      size: (height, width) to evaluate at, usually the image's own.
       canvas: the smallest of the canvases that holds it.
     """
     size = tuple(max(side, smallest) for side in size)
@@ -38,7 +38,7 @@ def pad_image(image, size, canvas):
 
     Args:
       image: uint8 [h, w, 3].
-      size: (height, width) it is resized to where that differs, bilinear with antialiasing.
+      size: (height, width) that the image is resized to if it differs, bilinear with antialiasing.
       canvas: (height, width).
 
     Returns:
@@ -52,7 +52,7 @@ def pad_image(image, size, canvas):
 
 
 def crop_labels(mask, size, wanted):
-    """Crops the mask of an image out of its canvas; resizes it, nearest neighbour, if the image was resized.
+    """Crops an image's mask from its canvas and resizes it, nearest neighbour, if the image was resized.
 
     Args:
       mask: uint8 [H, W] on the canvas.
@@ -69,7 +69,7 @@ def crop_labels(mask, size, wanted):
 
 
 def smallest_side(backbone, scales):
-    """Computes the least side of an image that leaves every pass of the multi-scale CAM large enough for the network.
+    """Computes the smallest side for which every pass of the multi-scale CAM is large enough for the network.
 
     Args:
       backbone: BackboneConfig, with `stride` and `smallest_side` in pixels.

@@ -13,12 +13,12 @@ class StagesConfig:
 
     Attributes:
       stages: names of the chains.
-      scales, flip: the passes of the multi-scale CAM.
+      scales, flip: of the multi-scale CAM (`rml_jax.ops.multi_scale_cam`).
       stride: pixels per cell of the network's last grid.
       radius: greatest step of the random walk, in cells.
-      pseudo_label: how pseudo labels are made; `par` uses the same refinement.
+      pseudo_label: settings of pseudo labels; `par` uses the same refinement.
       crf: name of the CRF's settings (`rml_jax.ops.crf.SETTINGS`).
-      probabilities_of: the chains whose probabilities are wanted beside their masks.
+      probabilities_of: the chains whose probabilities are returned besides their masks.
     """
 
     stages: tuple[str, ...]

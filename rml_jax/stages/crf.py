@@ -14,7 +14,7 @@ class Crf(Stage):
     own_program = True
 
     def apply(self, probabilities, config, images, sizes):
-        # PAR lets them grow; the CRF takes logarithms of what must be probabilities.
+        # Values after PAR sum to more than 1; the CRF requires probabilities.
         probabilities = probabilities / jnp.maximum(probabilities.sum(axis=-1, keepdims=True), 1e-8)
         marginals, _ = dense_crf_batch(
             images, probabilities, sizes, slots=probabilities.shape[-1], settings=config.crf

@@ -1,4 +1,4 @@
-"""From images to the maps that the stages start from."""
+"""Functions from images to the maps that the stages refine."""
 
 import functools
 
@@ -37,8 +37,8 @@ def make_network(graphdef, config):
 def make_tile_network(graphdef, config):
     """Builds the pure function from the tiles of larger images to maps.
 
-    A CAM is scaled by its least and its greatest value in the whole image, which no tile knows: a first pass over the
-    tiles finds them, a second one scales by them.
+    A CAM is scaled by its least and greatest values in the whole image. A first pass over the tiles finds them, a
+    second one scales by them.
 
     Args:
       graphdef: nnx.GraphDef of `RML`.
@@ -46,8 +46,8 @@ def make_tile_network(graphdef, config):
 
     Returns:
       Function of parameters, tiles uint8 [B, H, W, 3], sizes int32 [B, 2] and the images' least and greatest values
-      of every class's map, float32 [B, C] each, to be jitted. It gives the dict of `make_network`'s function, the
-      CAMs scaled by those values, with
+      of every class's map, float32 [B, C] each, to be jitted. It gives the dict of `make_network`'s function, with
+      the CAMs scaled by those values, and
         least, greatest: float32 [B, C], the tile's own.
     """
 
@@ -66,7 +66,7 @@ def make_tile_network(graphdef, config):
 
 
 def make_scores(graphdef, config):
-    """Builds the pure function from images to class logits and CAMs, without what only later stages need.
+    """Builds the pure function from images to class logits and CAMs, without the inputs of later stages.
 
     Args:
       graphdef: nnx.GraphDef of `RML`.
@@ -87,7 +87,7 @@ def make_scores(graphdef, config):
 
 
 def _forward(graphdef, params, images, sizes, config):
-    """Class logits [B, C], CAMs before they are scaled [B, H, W, C], affinity logits [B, N, N]."""
+    """Computes class logits [B, C], CAMs before scaling [B, H, W, C] and affinity logits [B, N, N]."""
     model = nnx.merge(graphdef, params)
 
     def classify(views, view_sizes):
@@ -95,7 +95,7 @@ def _forward(graphdef, params, images, sizes, config):
         return (outputs.logits, outputs.affinity_logits), outputs.cam_logits
 
     passes = functools.partial(cam_sum, classify, normalize(images), stride=config.stride, sizes=sizes)
-    # XLA drops what is not used of the outputs: only the pass at scale 1 pays for the affinity.
+    # XLA removes unused outputs, so only the pass at scale 1 computes the affinity.
     outputs, maps = passes(scales=config.scales, flip=config.flip)
     if 1.0 not in outputs:
         outputs |= passes(scales=(1.0,), flip=False)[0]

@@ -5,7 +5,7 @@ from rml_jax.stages.stage import Stage
 
 
 class Par(Stage):
-    """Refines along the colours of the image (`rml_jax.ops.par`)."""
+    """Refines by the colours of the image (`rml_jax.ops.par`)."""
 
     name = "par"
     needs = ("images", "sizes")

@@ -1,4 +1,4 @@
-"""From maps to probabilities and masks."""
+"""Functions from the network's maps to probabilities and masks."""
 
 import jax.numpy as jnp
 
@@ -7,7 +7,7 @@ from rml_jax.stages.registry import STAGES, base_stage, split_stage
 
 
 def make_refine(config):
-    """Builds the pure function from maps to masks and probabilities of the bases of all chains.
+    """Builds the pure function from maps to masks and probabilities of all chains' bases.
 
     Args:
       config: StagesConfig.
@@ -20,7 +20,7 @@ def make_refine(config):
         backgrounds: dict from the names of `config.bases` to the background's score, float32 scalars.
       It gives a dict of
         masks: dict base -> uint8 [B, H, W], 0 background, 1..C classes,
-        probabilities: dict base -> float32 [B, H, W, 1 + K], of those that other stages refine and of
+        probabilities: dict base -> float32 [B, H, W, 1 + K], of the bases that other stages refine and those in
           `probabilities_of`.
     """
     used_later = {base for base, rest in map(split_stage, config.stages) if rest}
@@ -39,14 +39,14 @@ def make_refine(config):
 
 
 def make_link(stage, config):
-    """Builds the pure function of one stage behind a chain's base.
+    """Builds the pure function of one stage that follows a chain's base.
 
     Args:
       stage: Stage.
       config: StagesConfig.
 
     Returns:
-      Function of inputs (dict of what the stage needs), classes (see `make_refine`) and probabilities float32
+      Function of inputs (dict of the stage's `needs`), classes (see `make_refine`) and probabilities float32
       [B, H, W, 1 + K], to be jitted. It gives a dict of
         masks: uint8 [B, H, W],
         probabilities: float32 [B, H, W, 1 + K].
@@ -60,7 +60,7 @@ def make_link(stage, config):
 
 
 def _base(name, cams, used, background, inputs, config):
-    """float32 [B, H, W, 1 + K], the probabilities of a base."""
+    """Computes the probabilities of a base, float32 [B, H, W, 1 + K]."""
     first, *others = (STAGES[part] for part in name.split("+"))
     probabilities = first.from_cams(cams, used, background, config, **first.select(inputs))
     for stage in others:

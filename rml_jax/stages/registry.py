@@ -1,4 +1,4 @@
-"""The stages by name, and the names of their chains."""
+"""The registry of stages, and the names of their chains."""
 
 from rml_jax.stages.affinity import Affinity
 from rml_jax.stages.cam import Cam
@@ -7,17 +7,17 @@ from rml_jax.stages.par import Par
 from rml_jax.stages.stage import INPUTS
 
 STAGES = {stage.name: stage for stage in (Cam(), Affinity(), Par(), Crf())}
-"""Every stage by its name. Chains start with `cam`; the others may follow in any order."""
+"""Name of a stage -> Stage. Chains start with `cam`; the others may follow in any order."""
 
 
 def register(stage):
-    """Adds a stage, so that `eval.stages` may name it.
+    """Adds a stage, which `eval.stages` then accepts.
 
     Args:
       stage: Stage.
 
     Raises:
-      ValueError: its name is empty, holds "+" or is taken, or it needs what is not in INPUTS.
+      ValueError: if its name is empty, contains "+" or is taken, or it needs an input that is not in INPUTS.
     """
     if not stage.name or "+" in stage.name or stage.name in STAGES:
         raise ValueError(f"stage name {stage.name!r}: expected one without + that no other stage has")
@@ -36,7 +36,7 @@ def parse_stage(name):
       Tuple of the names of its stages without the first, `cam`; () for "cam".
 
     Raises:
-      ValueError: if a part is unknown or comes twice.
+      ValueError: if a part is unknown or occurs twice.
     """
     parts = name.split("+")
     refiners = tuple(parts[1:] if parts[0] == "cam" else parts)
@@ -49,14 +49,14 @@ def parse_stage(name):
 
 
 def split_stage(name):
-    """Splits a chain before its first stage with a program of its own.
+    """Splits a chain before its first stage that is compiled by itself (`Stage.own_program`).
 
     Args:
       name: see `parse_stage`.
 
     Returns:
-      The name of the first part, its base, such as "cam" of "crf" or "affinity" of "affinity+crf+par"; and the tuple
-      of the names behind it.
+      The name of the first part, its base, such as "cam" of "crf" or "affinity" of "affinity+crf+par", and the tuple
+      of the names that follow it.
     """
     refiners = parse_stage(name)
     count = next((i for i, part in enumerate(refiners) if STAGES[part].own_program), len(refiners))
@@ -69,14 +69,14 @@ def base_stage(name):
 
 
 def background_key(name, keys):
-    """Returns which key of eval.background holds the background's score of a chain.
+    """Returns the key of eval.background that holds the background's score of a chain.
 
     Args:
       name: see `parse_stage`.
-      keys: the keys there are.
+      keys: the existing keys.
 
     Returns:
-      The name of the stage that makes the probabilities, the first of the chain's base; "cam" if it has no key.
+      The name of the first stage of the chain's base, which computes the probabilities; "cam" if it has no key.
     """
     first = base_stage(name).split("+")[0]
     return first if first in keys else "cam"

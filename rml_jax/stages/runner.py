@@ -1,4 +1,4 @@
-"""Runs the stages on this process's devices, batch by batch; evaluation and prediction share it."""
+"""Execution of the stages on this process's devices, batch by batch, for evaluation and prediction."""
 
 import jax
 import numpy as np
@@ -13,31 +13,31 @@ from rml_jax.stages.refine import make_link, make_refine
 from rml_jax.stages.registry import STAGES, split_stage
 
 PROTOCOLS = ("predicted", "given")
-"""Whose tags decide which classes an image may contain: the model's own, or the ground truth's."""
+"""Whose tags determine the classes allowed in an image: the model's own, or the ground truth's."""
 
 TAG_THRESHOLD = 0.5
 """The `predicted` protocol's threshold on the sigmoid of a class logit."""
 
-# Classes are refined in this many slots, the next number up that holds those of every image in the batch.
+# Numbers of slots that classes are refined in: the smallest that is enough for every image of the batch is used.
 _SLOTS = (4, 8, 16, 32, 64, 128)
 
 
 class StageRunner:
     """Compiles the programs of the stages, each once per canvas, and runs them.
 
-    All devices share a batch, and every image is computed on one device alone, so that their number does not change a
-    result.
+    A batch is split over all devices and every image is computed on one device, so that the number of devices does
+    not change results.
 
     Args:
       config: ConfigDict of a run.
       graphdef: nnx.GraphDef of `RML`.
-      probabilities_of: the chains whose probabilities are wanted beside their masks.
+      probabilities_of: the chains whose probabilities are returned besides their masks.
 
     Attributes:
       stages: StagesConfig.
-      devices: their number.
+      devices: number of devices.
       canvases: (height, width) of each.
-      smallest: least side of an image that the network takes.
+      smallest: smallest side of an image that the network accepts.
       programs: the programs used so far, each (name, canvas, class slots).
     """
 
@@ -91,9 +91,9 @@ class StageRunner:
           backgrounds: dict from the names of `stages.bases` to the background's score.
 
         Returns:
-          What `make_refine`'s function gives, on the devices.
+          The result of `make_refine`'s function, on the devices.
         """
-        # Numbers that are traced: other background scores need no new program.
+        # Traced scalars, so that other background scores need no new program.
         scores = {name: np.float32(backgrounds[name]) for name in self.stages.bases}
         arguments = maps, batch.images, batch.sizes, *slots, scores
         return self.call(self._refine, "refine", batch, *arguments, slots=slots[0].shape[1])
@@ -103,7 +103,7 @@ class StageRunner:
 
         Returns:
           Two dicts, on the devices: chain -> uint8 masks [B, H, W]; chain -> probabilities float32 [B, H, W, 1 + K],
-          of those in `probabilities_of`.
+          of the chains in `probabilities_of`.
         """
         soft = self.soft(batch, maps, slots, backgrounds)
         inputs = {"images": batch.images, "sizes": batch.sizes, "affinity": maps["affinity"]}
@@ -135,15 +135,15 @@ class StageRunner:
         """Compiles a function whose arguments and results are sharded over the devices along their first axis.
 
         Args:
-          function: of arrays; no image's result depends on another's.
-          replicated: how many leading arguments every device gets whole.
-          count: number of arguments up to which they are sharded; those behind are whole.
+          function: of arrays; no image's result may depend on another image.
+          replicated: number of leading arguments that are replicated.
+          count: index after the last sharded argument; arguments from there on are replicated.
         """
         whole, sharded = PartitionSpec(), PartitionSpec("data")
 
         def call(*arguments):
             specs = tuple(sharded if replicated <= i < count else whole for i in range(len(arguments)))
-            # Without communication there is nothing for the check of varying axes to find.
+            # The check of varying axes is not needed, since the function does not communicate.
             return jax.shard_map(
                 function, mesh=self._mesh, in_specs=specs, out_specs=sharded, check_vma=False
             )(*arguments)
@@ -156,7 +156,7 @@ class Grouper:
 
     Args:
       canvases: (height, width) of each.
-      smallest: least side of an image.
+      smallest: smallest side of an image that the network accepts.
       batch_size: images in a batch.
     """
 
@@ -165,10 +165,10 @@ class Grouper:
         self._waiting = {}
 
     def add(self, key, item):
-        """Takes an image: a dict with `image`, uint8 [h, w, 3].
+        """Adds an image, a dict with `image`, uint8 [h, w, 3].
 
         Returns:
-          List of Batch: one, if the image filled it, or none.
+          List of Batch: the one that the image completes, or none.
         """
         size, canvas = place(item["image"].shape[:2], self._canvases, self._smallest)
         entries = self._waiting.setdefault(canvas, [])
@@ -178,24 +178,24 @@ class Grouper:
         return [Batch(self._waiting.pop(canvas), canvas, self._batch_size)]
 
     def rest(self):
-        """Returns what is left: list of Batch."""
+        """Returns the incomplete batches: list of Batch."""
         waiting, self._waiting = self._waiting, {}
         return [Batch(entries, canvas, self._batch_size) for canvas, entries in waiting.items()]
 
 
 class Batch:
-    """Images on one canvas, with the arrays that the programs take.
+    """Images on one canvas, as the arrays that the programs take.
 
     Args:
       entries: list of (key, item, size): item a dict with `image`, uint8 [h, w, 3], and `size` the (height, width)
         it is evaluated at.
       canvas: (height, width).
-      batch_size: a batch with fewer entries is filled up with copies of its first, as a new shape would compile a new
-        program.
+      batch_size: number of images. A batch with fewer entries is filled with copies of the first, since a new shape
+        would compile a new program.
 
     Attributes:
       entries, canvas: as given.
-      items: the items, filled up.
+      items: `batch_size` items.
       images: uint8 [B, height, width, 3].
       sizes: int32 [B, 2].
     """

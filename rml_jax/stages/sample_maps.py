@@ -1,4 +1,4 @@
-"""What the logs and the report show of an image beside its masks."""
+"""Maps of an image that the logs and the report show besides its masks."""
 
 import jax.numpy as jnp
 
@@ -8,7 +8,7 @@ from rml_jax.ops.region import box_of_sizes
 
 
 def make_sample_maps(config):
-    """Builds the pure function of what the report shows of images beside their masks.
+    """Builds the pure function that computes the maps shown in the report.
 
     Args:
       config: StagesConfig.
@@ -16,10 +16,10 @@ def make_sample_maps(config):
     Returns:
       Function of cams and affinity (see `make_network`), images, sizes and ground-truth tags [B, C], to be jitted. It
       gives a dict of
-        cam: float32 [B, H, W] in [0, 1], the strongest given class's map,
+        cam: float32 [B, H, W] in [0, 1], the maximum over the tagged classes,
         pixel: int32 [B, 2], row and column of its maximum,
         affinity: float32 [B, h, w] in [0, 1], on the network's last grid: the affinity to the cell of that pixel,
-        pseudo_label: uint8 [B, H, W], what training would learn from, which treats padding as training does.
+        pseudo_label: uint8 [B, H, W], the pseudo label as in training, where PAR and resizing see the padding.
     """
 
     def sample_maps(cams, affinity, images, sizes, tags):

@@ -3,22 +3,22 @@
 from rml_jax.ops.cam import with_background
 
 INPUTS = ("images", "sizes", "affinity")
-"""What a stage can need: see `Stage`."""
+"""Inputs that a stage can request; see `Stage`."""
 
 
 class Stage:
     """Refines class probabilities.
 
-    A subclass sets the attributes and implements `apply`. `rml_jax.stages.registry.register` makes it known.
+    A subclass sets the attributes and implements `apply`; `rml_jax.stages.registry.register` adds it.
 
     Attributes:
-      name: how `eval.stages` names it.
+      name: its name in `eval.stages`.
       needs: which of INPUTS `apply` takes by keyword:
         images: uint8 [B, H, W, 3], each image in the top left corner of the canvas,
         sizes: int32 [B, 2], height and width of each image,
         affinity: float32 [B, N, N] in [0, 1], N cells of the network's last grid on the canvas.
       own_program: whether it is compiled by itself. Other stages at the start of a chain are compiled into one
-        program for all chains, which is what the sweep of the background scores runs.
+        program for all chains, which the sweep of the background scores runs.
     """
 
     name = ""
@@ -31,15 +31,15 @@ class Stage:
         Args:
           probabilities: float32 [B, H, W, 1 + K], background first, summing to 1 up to PAR's growth.
           config: StagesConfig.
-          **needs: what `needs` names.
+          **needs: the inputs in `needs`.
 
         Returns:
-          float32 [B, H, W, 1 + K]. What lies outside the images has no meaning.
+          float32 [B, H, W, 1 + K], undefined outside the images.
         """
         raise NotImplementedError
 
     def from_cams(self, cams, used, background, config, **needs):
-        """Makes the probabilities of a chain that starts with this stage.
+        """Computes the probabilities of a chain that starts with this stage.
 
         Args:
           cams: float32 [B, H, W, K] in [0, 1].
@@ -48,7 +48,7 @@ class Stage:
           config, **needs: see `apply`.
 
         Returns:
-          As `apply`.
+          See `apply`.
         """
         return self.apply(with_background(cams, used, background), config, **needs)
 

@@ -1,4 +1,4 @@
-"""Graceful stop: after SIGTERM or SIGINT the loop finishes its step, saves and ends."""
+"""Graceful stop: after SIGTERM or SIGINT, training finishes the step, saves a checkpoint and ends."""
 
 import signal
 
@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 class InterruptionNotice:
     """Context manager that records SIGTERM and SIGINT; a second signal has its usual effect.
 
-    With several processes, signals are left to JAX, whose SIGTERM handler makes all of them end after the same step.
+    With several processes, JAX handles SIGTERM and makes all of them end after the same step.
     """
 
     def __init__(self):

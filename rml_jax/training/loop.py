@@ -12,9 +12,10 @@ from flax import nnx
 
 from rml_jax import visualize
 from rml_jax.checkpoint import Checkpoints
+from rml_jax.data.fingerprint import pack_items
 from rml_jax.data.pipeline import train_batches
 from rml_jax.data.sources import make_source, with_class_names
-from rml_jax.data.summary import data_summary, validation_source, with_slots
+from rml_jax.data.summary import data_summary, item_tags, validation_source, with_slots
 from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.evaluation.localization import localization
 from rml_jax.evaluation.samples import sample_images
@@ -25,7 +26,7 @@ from rml_jax.training.optimizer import learning_rates, make_optimizer, optimizer
 from rml_jax.training.runlog import RunLog, SilentLog, Window
 from rml_jax.training.sharding import init_model, initial_state, jit_train_step, make_mesh, shard
 from rml_jax.training.step import make_train_step, step_config
-from rml_jax.training.workdir import check_workdir, occupy
+from rml_jax.training.workdir import check_data, check_workdir, occupy, record_start
 from rml_jax.utils import provenance
 from rml_jax.utils.distributed import is_first, on_first_process
 from rml_jax.utils.errors import Interrupted, UserError
@@ -84,22 +85,26 @@ def _train(config, workdir, mesh, source, shown, closing):
     batches.set_state(first_state)
 
     graphdef, state, optimizer = _initial_state(config, mesh)
-    lock = on_first_process(lambda: occupy(config, workdir))
+    lock = on_first_process(lambda: occupy(workdir))
     closing.enter_context(lock or contextlib.nullcontext())
     settings = config.checkpoint
     checkpoints = Checkpoints(workdir, settings.keep, settings.keep_best, settings.best_metric)
     closing.callback(checkpoints.close)
     restored = checkpoints.restore(state)
+    items = item_tags(source)
     if restored:
+        on_first_process(lambda: check_data(restored.run, items, config.data.allow_changes))
         state = restored.state
         _check_workers(config, restored.run)
         batches.set_state(restored.data)
+    on_first_process(lambda: record_start(config, workdir))
     if is_first():
         _print_start(state, workdir, resumed=restored is not None)
     log = RunLog(workdir, int(state.step), config.train.steps) if is_first() else SilentLog()
     closing.callback(log.close)
     train_step = make_train_step(graphdef, optimizer, step_config(with_slots(config, source)))
-    loop = _Loop(config, mesh, jit_train_step(train_step, state), batches, checkpoints, log, restored)
+    facts = _facts(config, items)
+    loop = _Loop(config, mesh, jit_train_step(train_step, state), batches, checkpoints, log, restored, facts)
     background = config.eval.background.cam
     show = functools.partial(_write_images, log, Evaluator(config, graphdef), shown, background)
     state = loop.run(state, show)
@@ -118,13 +123,13 @@ class _Loop:
     The host reads the metrics of step n while the devices compute step n + 1.
     """
 
-    def __init__(self, config, mesh, train_step, batches, checkpoints, log, restored):
+    def __init__(self, config, mesh, train_step, batches, checkpoints, log, restored, facts):
         self._config, self._mesh, self._train_step = config, mesh, train_step
         self._batches, self._checkpoints, self._log = batches, checkpoints, log
         self.window = Window(restored and restored.run["window"])
         self._means = restored.run["metrics"] if restored else {}
         self._rates = learning_rates(optimizer_config(config))
-        self._facts = _facts(config)
+        self._facts = facts
         self._unread = None
 
     def run(self, state, show):
@@ -205,11 +210,12 @@ class _Loop:
         )
 
 
-def _facts(config):
+def _facts(config, items):
     """Returns what a checkpoint records about its run that does not change with the steps."""
     return {
         "config": json.loads(config.to_json_best_effort()),
         "class_names": list(config.data.class_names),
+        "items": items and pack_items(items),
         "workers": config.data.workers,
         "processes": jax.process_count(),
         "devices": jax.device_count(),

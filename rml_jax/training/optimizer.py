@@ -21,7 +21,7 @@ class OptimizerConfig:
       backbone_lr, head_lr: base learning rates of the two parameter groups.
       weight_decay: decoupled.
       warmup_steps, total_steps: in updates.
-      freeze_norms: whether the backbone's LayerNorm parameters stay as they are.
+      freeze_norms: whether the backbone's LayerNorm parameters are frozen.
       schedule: name in `SCHEDULES`.
     """
 
@@ -70,7 +70,7 @@ def freezes_norms(config):
 
 
 def warmup_poly(base, config):
-    """Linear warm-up from 1e-6 of the base rate, then base * (1 - step / total_steps), 0 at the end.
+    """Returns a schedule: linear warm-up from 1e-6 of the base rate, then base * (1 - step / total_steps).
 
     Args:
       base: the base learning rate.
@@ -81,8 +81,8 @@ def warmup_poly(base, config):
     """
     warmup_steps, total_steps = config.warmup_steps, config.total_steps
 
-    # optax.linear_schedule interpolates as (start - end) * (1 - progress) + end, which rounds differently in float32:
-    # with optax.join_schedules, runs would not repeat those of earlier versions bit for bit.
+    # Not optax.join_schedules of linear schedules: optax interpolates as (start - end) * (1 - progress) + end, which
+    # rounds differently in float32, and runs would not be bit-identical to those of earlier versions.
     def rate(step):
         progress = jnp.minimum(step / max(warmup_steps, 1), 1.0)
         warm = base * (_WARMUP_START + (1 - _WARMUP_START) * progress)
@@ -97,13 +97,13 @@ SCHEDULES = {"warmup_poly": warmup_poly}
 
 
 def learning_rates(config):
-    """Returns the schedules that the optimizer follows and the log shows.
+    """Returns the learning-rate schedules of the optimizer, which are also logged.
 
     Args:
       config: OptimizerConfig.
 
     Returns:
-      Dict from group, "backbone" or "heads", to its optax.Schedule.
+      Group, "backbone" or "heads" -> its optax.Schedule.
     """
     schedule = SCHEDULES[config.schedule]
     return {"backbone": schedule(config.backbone_lr, config), "heads": schedule(config.head_lr, config)}

@@ -10,6 +10,11 @@ from rml_jax.utils.files import atomic_write
 from rml_jax.utils.progress import Progress, format_seconds
 
 
+def tag_of(name):
+    """Returns the TensorBoard tag of a metric of the train step; a name with a slash is already a tag."""
+    return name if "/" in name else f"train/{name}"
+
+
 class Window:
     """Means of the steps' metrics since the last log entry, and the number of skipped steps.
 
@@ -93,7 +98,7 @@ class RunLog:
         self._lines.flush()
         for name, value in entry.items():
             if name != "step":
-                self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
+                self._writer.add_scalar(tag_of(name), value, step)
         terms = [f"{name} {scalars[name]:.4f}" for name in loss_names() if name in scalars]
         if speed["speed/waiting_for_data"] > 0.1:
             terms.append(f"waits for data {speed['speed/waiting_for_data']:.0%}")
@@ -111,13 +116,13 @@ class RunLog:
         self._writer.add_image(name, image, step, dataformats="HWC")
 
     def summary(self, step, skipped, checkpoints, best, digest):
-        """Prints the outcome of the run.
+        """Prints a summary of the run.
 
         Args:
           step: the last one.
           skipped: number of skipped steps.
           checkpoints: steps of the saved checkpoints.
-          best: name of the metric that chooses the best checkpoint, and that checkpoint's step.
+          best: name of the metric that selects the best checkpoint, and that checkpoint's step.
           digest: SHA-256 of the parameters.
         """
         metric, best_step = best
@@ -147,7 +152,7 @@ class SilentLog:
 
 
 def _summary_writer(workdir, start):
-    # tensorboardX imports torch if it is installed, which takes seconds and is only needed for torch's own tensors.
+    # tensorboardX imports torch if it is installed, which takes seconds and is only needed for torch's tensors.
     hidden = sys.modules.setdefault("torch", None) is None
     try:
         from tensorboardX import SummaryWriter

@@ -1,4 +1,4 @@
-"""The train step: both views of each image through one network, all losses, one update (Eq. 16)."""
+"""The train step: forward pass of both views, all losses, one update (Eq. 16)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ class StepConfig:
 
     Attributes:
       loss: values of `config.loss` by name, such as the weights of the losses.
-      affine: range that the transform between the views is drawn from.
-      pseudo_label: how pseudo labels are made.
-      cam_scales, cam_flip: the passes of the multi-scale CAM.
+      affine: ranges of the transform between the views.
+      pseudo_label: settings of pseudo labels.
+      cam_scales, cam_flip: of the multi-scale CAM.
       stride: pixels per cell of the backbone's last grid.
-      grad_accum_steps: parts that a batch is computed in, one after the other, to save memory.
+      grad_accum_steps: number of parts that a batch is split into, computed one after the other to save memory.
       freeze_norms: whether the backbone's LayerNorm parameters are frozen, so that they need no gradient.
     """
 
@@ -63,11 +63,11 @@ def step_config(config):
 
 
 class TrainState(NamedTuple):
-    """Everything that changes during training.
+    """The state that changes during training.
 
     Attributes:
       step: int32 scalar, the number of batches trained on. "Step n" is the state after n batches in logs, checkpoint
-        names and metrics. Each batch makes one update, or none where it is skipped.
+        names and metrics. Each batch makes one update, or none if it is skipped.
       params: nnx.State of parameters, float32.
       optimizer: optimizer state.
       key: random key, constant over the run; each step folds its number into it.
@@ -93,16 +93,15 @@ def make_train_step(graphdef, optimizer, config):
       `tags` (float32 [B, C]); `metrics` is a dict of float32 scalars.
 
       `mutual` is False for the first `config.loss.start_step` steps, which train L_cls alone and do not compute the
-      other terms (docs/method.md, Training constants). It is a Python bool, with one program for each value, because
-      XLA's CPU backend runs the body of a conditional 7 times slower.
+      other terms (docs/method.md, Training constants). It is a Python bool, with one program per value, because XLA's
+      CPU backend runs the body of a conditional 7 times slower.
 
       A step whose loss or gradient is not finite leaves parameters and optimizer unchanged and has the metric
-      `skipped` 1 instead of 0. With `config.grad_accum_steps` = n, part k holds the images k, k + n, ... of the
-      batch; gradient and metrics are means over the parts. For L_cls this equals the whole batch, but prototypes and
-      histograms are those of each part.
+      `skipped` 1 instead of 0. With `config.grad_accum_steps` = n, part k has the images k, k + n, ... of the batch;
+      gradient and metrics are means over the parts. For L_cls this equals the whole batch, but prototypes and
+      histograms are computed per part.
 
-      `gradient_norm` covers the parameters that are trained, `gradient_norm/GROUP` those of one group of the
-      optimizer.
+      `gradient_norm` covers all trained parameters, `gradient_norm/GROUP` those of one group of the optimizer.
     """
 
     def gradients_of(params, batch, key, mutual):
@@ -111,7 +110,7 @@ def make_train_step(graphdef, optimizer, config):
         if mutual:
             theta = sample_affine(affine_key, len(images), config.affine)
             labels = make_pseudo_labels(graphdef, params, images, batch, config)
-            # Labels first, then the pair: left to itself, XLA's CPU backend runs both networks side by side, where
+            # Labels first, then the pair: without the barrier, XLA's CPU backend runs both networks concurrently, and
             # they compete for the caches (3.9 against 3.1 s for MiT-B1, batch 2, 320x320, 2 cores).
             labels, images = jax.lax.optimization_barrier((labels, images))
 
@@ -156,7 +155,7 @@ def _stop_frozen(params, freeze_norms):
 
 
 def _gradient_norms(gradients, freeze_norms):
-    """Returns the norms of the trained parameters' gradient and of each group's, by metric name."""
+    """Computes the gradient norms of all trained parameters and of each group, by metric name."""
     groups = jax.tree.leaves(parameter_groups(gradients, freeze_norms))
     leaves = list(zip(jax.tree.leaves(gradients), groups, strict=True))
     parts = {
@@ -169,7 +168,7 @@ def _gradient_norms(gradients, freeze_norms):
 def mean_over_parts(compute, batch, key, count):
     """Computes the mean of `compute(part, key)` over the parts of a batch, one after the other.
 
-    A part takes every count-th image, so that each device holds its shard of each part.
+    A part has every count-th image, so that each device holds its shard of each part.
 
     Args:
       compute: function of a part of the batch and a random key; returns a pytree of arrays.
@@ -200,9 +199,9 @@ def _classification_loss(outputs, batch):
 
 
 def _both_views(model, images, theta, key):
-    """RMLOutputs with a leading axis of 2: the original and the warped view."""
-    # Each pair is a batch of two to the network. With the vmap over images rather than over the views, convolutions
-    # merge the two axes images first, and a batch that is sharded over devices stays sharded.
+    """Computes RMLOutputs with a leading axis of 2: the original and the warped view."""
+    # The network sees each pair as a batch of two. With vmap over the images rather than over the views, convolutions
+    # merge the two axes with the images first, and a batch that is sharded over devices stays sharded.
     pairs = jnp.stack([images, warp(images, theta)], axis=1)
     return jax.vmap(model, out_axes=1)(pairs, jax.random.split(key, len(images)))
 
@@ -218,8 +217,8 @@ def pair_losses(outputs, labels, batch, theta, config):
       config: StepConfig.
 
     Returns:
-      float32 scalar, and a dict of the terms, unweighted, and further metrics (`losses.total_loss`), with the shares
-      of real pixels labelled foreground and background.
+      float32 scalar, and a dict of the terms, unweighted, and further metrics (`losses.total_loss`), with the
+      fractions of real pixels labelled foreground and background.
     """
     tags, box = batch["tags"], batch["box"]
     pair = losses.make_pair(outputs, labels, tags, box, theta, config.loss["radius"])
@@ -233,7 +232,7 @@ def pair_losses(outputs, labels, batch, theta, config):
 
 
 def make_pseudo_labels(graphdef, params, images, batch, config):
-    """Makes pseudo labels of the original view from multi-scale CAMs (docs/method.md, Pseudo labels).
+    """Computes pseudo labels of the original view from multi-scale CAMs (docs/method.md, Pseudo labels).
 
     No gradient passes.
 
@@ -250,7 +249,7 @@ def make_pseudo_labels(graphdef, params, images, batch, config):
     classes, used = tagged_slots(tags, min(config.pseudo_label.slots, tags.shape[-1]))
 
     def classify(scaled):
-        # Only the maps of tagged classes are enlarged to the images' size; each image's mirror follows it.
+        # Only the maps of tagged classes are enlarged to the images' size. Each image is followed by its mirror.
         logits, maps = model.classify(scaled)
         return logits, gather_classes(maps, jnp.repeat(classes, len(scaled) // len(classes), axis=0))
 

@@ -10,6 +10,7 @@ import sys
 import jax
 
 from rml_jax.config import config_difference, load_config, save_config
+from rml_jax.data.fingerprint import describe_changes, unpack_items
 from rml_jax.utils import provenance
 from rml_jax.utils.distributed import is_first
 from rml_jax.utils.errors import UserError
@@ -18,6 +19,13 @@ from rml_jax.utils.files import atomic_write
 # Keys that may differ from the config of the run that is resumed; "x." stands for all keys below x.
 FREE_KEYS = (
     "checkpoint.",
+    "data.category_ids",
+    "data.allow_changes",
+    # The images and tags themselves must be the same (`check_data`).
+    "data.masks",
+    "data.root",
+    "data.tags",
+    "data.val_list",
     "distributed",
     "eval.",
     "log.",
@@ -57,13 +65,35 @@ def check_workdir(config, workdir):
         )
 
 
-def occupy(config, workdir):
-    """Makes the folder, locks it, and writes config.json and environment.json.
+def check_data(run, items, allow_changes):
+    """Checks that a run resumes with the images and tags of its checkpoint.
+
+    Args:
+      run: what the checkpoint says of the run. Nothing is checked if it holds no `items`, as those of version 0.1.
+      items: list of (id, positions of the tags) of the training images, or None if the source doesn't tell.
+      allow_changes: whether to go on with other images or tags, with a message.
+
+    Raises:
+      UserError: if they have changed. The message says how.
+    """
+    if items is None or not run.get("items"):
+        return
+    changes = describe_changes(unpack_items(run["items"]), items)
+    if changes and not allow_changes:
+        raise UserError(
+            f"the training images or their tags have changed since the run was saved: {changes}; expected the same; "
+            "to go on with what is there now: --config.data.allow_changes=True"
+        )
+    if changes:
+        print(f"training images since the run was saved: {changes}")
+
+
+def occupy(workdir):
+    """Makes the folder and locks it.
 
     The lock is the operating system's, on the file `lock`: it is released when this process ends for any reason.
 
     Args:
-      config: ConfigDict of the run.
       workdir: pathlib.Path.
 
     Returns:
@@ -85,11 +115,30 @@ def occupy(config, workdir):
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
+    except OSError as error:
+        raise _not_writable(workdir, error) from error
+    return lock
+
+
+def record_start(config, workdir):
+    """Writes config.json and environment.json.
+
+    Args:
+      config: ConfigDict of the run.
+      workdir: pathlib.Path, occupied.
+
+    Raises:
+      UserError: if the folder cannot be written to.
+    """
+    try:
         save_config(config, workdir / "config.json")
         _add_environment(workdir / "environment.json")
     except OSError as error:
-        raise UserError(f"--workdir={workdir}: {error.strerror}, expected a folder to write to") from error
-    return lock
+        raise _not_writable(workdir, error) from error
+
+
+def _not_writable(workdir, error):
+    return UserError(f"--workdir={workdir}: {error.strerror}, expected a folder to write to")
 
 
 def _add_environment(path):

@@ -1,4 +1,4 @@
-"""Keeps compiled programs between runs."""
+"""JAX's cache of compiled programs, kept between runs."""
 
 import hashlib
 import os

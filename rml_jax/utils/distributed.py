@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 from rml_jax.utils.errors import UserError
 
-# After this many seconds without a sign of life from one process, the others end.
+# The other processes end after this many seconds without a heartbeat from one of them.
 _HEARTBEAT_SECONDS = 30
 
 
@@ -59,8 +59,8 @@ def on_first_process(action):
 def leave(status):
     """Exits with a status.
 
-    One of several processes exits without the interpreter's clean-up, which would wait for the others, and those may
-    be dead. They see its connections close.
+    One of several processes exits without the interpreter's clean-up, which would wait for the others even if they
+    are dead. The others notice that its connections close.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,19 +1,19 @@
-"""Exceptions that the commands turn into a message and an exit status."""
+"""Exceptions that the commands report as a message and an exit status."""
 
 
 class UserError(ValueError):
-    """Wrong input: a file, a configuration value, a flag.
+    """Wrong input: a file, a configuration value or a flag.
 
     The message is one line with the file or key, what was found and what was expected. A list may follow, such as
-    the parameters that are missing in a file. The commands print it without a stack trace and exit with status 2
+    the parameters that are missing in a file. Commands print it without a stack trace and exit with status 2
     (`rml_jax.commands.cli.command`).
     """
 
 
 class Interrupted(Exception):
-    """A signal stopped the work; what was done is saved.
+    """A signal stopped the work, after progress was saved.
 
-    The commands print the message and exit with the status that shells use for a signal, 128 plus its number.
+    Commands print the message and exit with the status that shells use for a signal, 128 plus its number.
 
     Args:
       message: one line with what was saved and how to continue.

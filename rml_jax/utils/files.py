@@ -1,8 +1,11 @@
-"""Atomic writes, and the files below a folder."""
+"""Atomic writes, a walk over the files below a folder, and file names."""
 
 import os
+import re
 
 from rml_jax.utils.errors import UserError
+
+_NO_UTF_8 = re.compile("[\udc80-\udcff]")  # how Python holds such bytes (os.fsdecode)
 
 
 def atomic_write(path, content):
@@ -21,6 +24,12 @@ def atomic_write(path, content):
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_file(path, content):
+    """Writes a file as `atomic_write`; makes its folder first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, content)
 
 
 def walk(root, skip=()):
@@ -43,6 +52,11 @@ def walk(root, skip=()):
         below[:] = sorted(name for real, name in new.items() if real not in seen and not name.startswith("."))
         seen.update(new)
         yield folder, [os.path.join(folder, name) for name in files]
+
+
+def printable(path):
+    """Returns a path that the system gave as text that can be encoded: bytes that are no UTF-8 become "%E9"."""
+    return _NO_UTF_8.sub(lambda match: f"%{ord(match[0]) & 0xFF:02X}", path)
 
 
 def _refuse(error):

@@ -1,4 +1,4 @@
-"""Names of the leaves of parameter trees, as in all files that the project writes."""
+"""Names of the leaves of parameter trees, the same in all files that are written."""
 
 import hashlib
 

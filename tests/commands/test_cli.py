@@ -145,7 +145,7 @@ def test_every_command_explains_its_own_flags_in_one_format(capsys):
         assert flags.get(name, set()) <= set(re.findall(r"^  (--[\w.]+)", text, re.MULTILINE)), text
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "convert"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_refuses_an_unknown_flag_in_one_line(name, capsys):
     kind = ["voc"] if name == "prepare" else []
     with pytest.raises(SystemExit) as stopped:
@@ -224,8 +224,7 @@ def test_keys_that_cannot_be_set(argument, words):
 def test_hints_name_the_installed_command():
     """Who installed by pip has neither train.py nor configs/ in the current folder."""
     paths = re.compile(r"python (?:-m rml_jax|\w+\.py)|\b(?:train|eval)\.py|configs/\w+\.py")
-    # Their commands are about to become `rml-jax prepare` and `rml-jax convert`.
-    modules = [path for path in (ROOT / "rml_jax").rglob("*.py") if path.name not in ("sbd.py", "weights.py")]
+    modules = (ROOT / "rml_jax").rglob("*.py")
     assert [f"{path}: {text}" for path in modules for text in printed(path) if paths.search(text)] == []
 
 

@@ -290,3 +290,94 @@ def test_workdir_that_is_a_file_is_refused_before_scoring(peer, tmp_path):
     with pytest.raises(UserError, match=f"--workdir={tmp_path / 'run'}: .*expected a folder to write to"):
         evaluate_run(tiny_config("cam"), tmp_path / "run", "val", weights)
     assert (tmp_path / "run").read_text() == "mine"
+
+
+# Without masks
+
+
+def tagged_config(source, root, masks):
+    config = tiny_config("cam")
+    config.data.update(folder_config.get_config().data)
+    config.data.source, config.data.root, config.data.masks = source, str(root), str(masks)
+    config.data.class_names = tuple(f"tag {number}" for number in range(CLASSES))
+    config.data.mask_values = tuple(range(1, CLASSES + 1))
+    config.data.val_split = "val"
+    return config
+
+
+@pytest.fixture
+def tagged(tmp_path):
+    """Ten images with a mask and a tag each, in folders of their tags and in VOC's layout."""
+    photos, masks, rows = tmp_path / "photos", tmp_path / "masks", ["image,tags"]
+    voc = tmp_path / "voc"
+    for number in range(CLASSES):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+        paths = photos / f"tag {number}/{number}.png", voc / f"JPEGImages/{number}.png"
+        mask_path = masks / f"tag {number}/{number}.png"
+        for path in (*paths, mask_path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            Image.fromarray(pixels).save(path)
+        Image.fromarray(np.full((32, 32), 1 + number, np.uint8)).save(mask_path)
+        rows.append(f"{number},tag {number}")
+    (tmp_path / "val.txt").write_text("".join(f"tag {number}/{number}\n" for number in range(1, CLASSES)))
+    (voc / "ImageSets/Segmentation").mkdir(parents=True)
+    (voc / "ImageSets/Segmentation/val.txt").write_text("".join(f"{n}\n" for n in range(1, CLASSES)))
+    (tmp_path / "tags.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+def test_without_masks_tags_alone_are_scored(tagged, scored, tmp_path):
+    weights, workdir = scored[0], tmp_path / "new"
+    config = tagged_config("folder", tagged / "photos", tagged / "masks")
+    config.data.val_list = str(tagged / "val.txt")
+    config.data.allow_absent = True
+    complete, _ = evaluate_run(config, workdir, "val", weights)
+    config.data.masks = ""
+    found = {"folder": evaluate_run(config, workdir, "val", weights)}
+    names = {path.name for path in (workdir / "eval").iterdir()}
+    assert names == {"metrics.json", "report.html", "report.json"}
+    config = tagged_config("voc", tagged / "voc", "")
+    config.data.tags = str(tagged / "tags.csv")
+    found["voc"] = evaluate_run(config, workdir, "val", weights)
+    for metrics, page in found.values():
+        assert metrics["classification"] == pytest.approx(complete["classification"])
+        assert metrics["images"] == CLASSES - 1
+        assert not {"miou", "iou", "pixels_scored", "classes_scored"} & metrics.keys()
+        assert "no masks to score by" in score_table(metrics)
+        assert score_table(metrics).splitlines()[-1].startswith("classification F1 ")
+        assert "no masks to score by" in page.read_text()
+        assert page.read_text().count("classification F1") == 1
+
+
+def test_without_masks_predictions_can_be_saved(tagged, scored, tmp_path):
+    config = tagged_config("voc", tagged / "voc", "")
+    config.data.tags = str(tagged / "tags.csv")
+    evaluate_run(config, tmp_path / "new", "val", scored[0], save_masks=True)
+    saved = sorted((tmp_path / "new/eval/masks/given/cam").rglob("*.png"))
+    assert [path.stem for path in saved] == [str(number) for number in range(1, CLASSES)]
+
+
+def test_masks_that_are_named_must_be_there(tagged, scored, tmp_path):
+    config = tagged_config("voc", tagged / "voc", "Masks")
+    config.data.tags = str(tagged / "tags.csv")
+    with pytest.raises(UserError, match=r"config\.data\.masks is 'Masks'"):
+        evaluate_run(config, tmp_path / "new", "val", scored[0])
+
+
+def test_coco_without_outlines_is_scored_by_its_tags(tagged, scored, tmp_path):
+    names = [f"tag {number}" for number in range(CLASSES)]
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(1, CLASSES)],
+        "annotations": [{"id": n, "image_id": n, "category_id": n + 1} for n in range(1, CLASSES)],
+        "categories": [{"id": n + 1, "name": name} for n, name in enumerate(names)],
+    }
+    root = (tagged / "voc/JPEGImages").rename(tagged / "images").parent
+    (root / "annotations").mkdir()
+    (root / "annotations/instances_val.json").write_text(json.dumps(content))
+    config = tagged_config("coco", root, "")
+    config.data.mask_values = ()
+    metrics, _ = evaluate_run(config, tmp_path / "new", "val", scored[0])
+    assert metrics["images"] == CLASSES - 1
+    assert metrics["classification"]["map"] > 0
+    assert "miou" not in metrics

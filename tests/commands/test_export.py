@@ -192,8 +192,45 @@ def test_nan_is_a_difference(model_folder):
         cams = np.full((batch, 32, 32, 3), np.nan)
         return {"scores": np.full((batch, 3), np.nan), "cams": cams, "mask": np.zeros((batch, 32, 32))}
 
-    with pytest.raises(UserError, match="differ"):
+    with pytest.raises(UserError, match="scores differ from the live model's by nan"):
         verify.verify(live, broken, [(32, 32)])
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_an_export_that_is_wrong_in_one_kind_of_image_is_noticed(live_outputs, number):
+    """Noise, photographs, all 0, all 255, single pixels and a border: each is compared, and so is each output."""
+    live, right = live_outputs
+    assert max(verify.verify(live, lambda _: right, [(32, 48)]).values()) == 0
+    for name, change in (("scores", 0.01), ("cams", 0.01), ("mask", 1)):
+        wrong = {key: value.copy() for key, value in right.items()}
+        wrong[name][number] += np.asarray(change, wrong[name].dtype)
+        if name == "mask":
+            wrong[name] %= 1 + len(CLASSES)
+        with pytest.raises(UserError, match=f"{name} differ"):
+            verify.verify(live, lambda _, wrong=wrong: wrong, [(32, 48)])
+
+
+@pytest.fixture(scope="module")
+def live_outputs(model_folder):
+    """The live model, each of its answers computed once, and its outputs for the images of `verify`."""
+    live = rml_jax.load(model_folder, stage="cam")
+    known = {}
+
+    def remembered(image, tags=None):
+        key = image.tobytes(), tags if tags is None else tuple(tags)
+        if key not in known:
+            known[key] = live(image, tags=tags)
+        return known[key]
+
+    remembered.classes, remembered.settings = live.classes, live.settings
+    outputs = command._predict_all(remembered, verify.sample_images((32, 48)))
+    return remembered, {name: np.stack(values) for name, values in outputs.items()}
+
+
+def test_pixels_whose_scores_tie_may_get_either_label():
+    cams = np.float32([[[0.9, 0.9, 0.0], [0.9, 0.5, 0.0], [0.4, 0.4, 0.0]]])
+    expected = np.uint8([[1, 1, 0]])
+    np.testing.assert_array_equal(verify._differs(np.uint8([[2, 2, 1]]), expected, cams, 0.4), [[0, 1, 0]])
 
 
 def test_command_line(model_folder, tmp_path, capsys):

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 import rml_jax
 from rml_jax import visualize
 from rml_jax.commands.predict import main, named_files
+from rml_jax.inference.export import weights
+from rml_jax.inference.export.checksums import write_sums
 from rml_jax.utils.errors import UserError
 
 
@@ -149,6 +152,121 @@ def test_pictures_said_to_show_nothing_call_for_no_hint(photos, model_folder, tm
     options = [f"--workdir={model_folder}", f"--out={tmp_path / 'out'}", "--stage=cam"]
     main([*options, f"--tags={tmp_path / 'tags.csv'}", str(photos / "a.png")])
     assert "background only" not in capsys.readouterr().out
+
+
+def predict(model_folder, out, *arguments):
+    options = ["--stage=cam", "--background=0.3", "--tags=ant,cow"]
+    main([f"--workdir={model_folder}", f"--out={out}", *options, *map(str, arguments)])
+    return out
+
+
+def good(photos):
+    return [photos / "a.png", photos / "trip"]
+
+
+def write_truth(path, photos, names=("a.png", "trip/b.png"), first_id=501):
+    """An annotation file of the photographs, with ids of its own for images and classes."""
+    images = []
+    for number, name in enumerate(names, first_id):
+        with Image.open(photos / name) as image:
+            images.append({"id": number, "file_name": name, "width": image.width, "height": image.height})
+    annotation = {
+        "id": 1,
+        "image_id": first_id,
+        "category_id": 0,
+        "bbox": [1, 1, 9, 9],
+        "area": 81,
+        "iscrowd": 0,
+    }
+    annotation["segmentation"] = [[1, 1, 10, 1, 10, 10, 1, 10]]
+    categories = [{"id": number, "name": name} for number, name in ((0, "ant"), (1, "Bee"), (17, "cow"))]
+    content = {"images": images, "annotations": [annotation], "categories": categories}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def assert_masks(data, annotations, out, names, numbers):
+    """Masks in COCO's format are those in `masks`."""
+    found = set()
+    for entry in annotations:
+        name = names[entry["image_id"]]
+        stored = np.asarray(Image.open(out / "masks" / f"{name}.png"))
+        np.testing.assert_array_equal(data.annToMask(entry) == 1, stored == numbers[entry["category_id"]])
+        found.add((name, numbers[entry["category_id"]]))
+    stored = {name: np.unique(Image.open(out / "masks" / f"{name}.png")).tolist() for name in names.values()}
+    assert found == {(name, number) for name, values in stored.items() for number in values if number}
+
+
+def test_a_whole_coco_file(photos, model_folder, tmp_path):
+    out = predict(model_folder, tmp_path / "out", "--format=coco", *good(photos))
+    data = COCO(out / "annotations" / "instances_default.json")
+    assert {i["id"]: i["file_name"] for i in data.imgs.values()} == {1: "a.png", 2: "b.png"}
+    assert {c["id"]: c["name"] for c in data.cats.values()} == {8: "ant", 12: "bee", 15: "cow"}
+    assert_masks(data, data.anns.values(), out, {1: "a", 2: "b"}, {8: 8, 12: 12, 15: 15})
+
+
+def test_masks_for_cvat(photos, model_folder, tmp_path):
+    out = predict(model_folder, tmp_path / "out", "--format=voc", *good(photos))
+    assert (out / "labelmap.txt").read_text().splitlines()[1:] == [
+        "background:0,0,0::",
+        "ant:64,0,0::",
+        "bee:64,0,128::",
+        "cow:192,128,128::",
+    ]
+    assert (out / "ImageSets" / "Segmentation" / "default.txt").read_text() == "a\nb\n"
+    for name in ("a", "b"):
+        assert (out / "SegmentationClass" / f"{name}.png").read_bytes() == (
+            out / "masks" / f"{name}.png"
+        ).read_bytes()
+
+
+def test_results_for_an_annotation_file(photos, model_folder, tmp_path, capsys):
+    """Image ids were names, which pycocotools refuses."""
+    truth = write_truth(tmp_path / "truth.json", photos)
+    out = predict(
+        model_folder,
+        tmp_path / "out",
+        "--save_rle",
+        f"--annotations={truth}",
+        photos / "a.png",
+        photos / "trip" / "b.png",
+    )
+    data = COCO(truth)
+    results = data.loadRes(str(out / "coco.json"))
+    assert_masks(data, results.anns.values(), out, {501: "a", 502: "b"}, {0: 8, 1: 12, 17: 15})
+    with pytest.raises(SystemExit):
+        predict(model_folder, tmp_path / "other", "--save_rle", f"--annotations={truth}", photos / "a.webp")
+    assert "found no image a.webp" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict(model_folder, tmp_path / "other", f"--annotations={truth}", photos / "a.png")
+    assert "expected one that has ids" in capsys.readouterr().err
+
+
+def test_ids_of_a_coco_run(photos, network, tmp_path):
+    """They were 1..80 where COCO's own have gaps: cats came out as birds."""
+    config, params = network
+    config = config.copy_and_resolve_references()
+    config.data.source, config.data.root, config.data.mask_values = "coco", str(tmp_path / "data"), ()
+    config.data.category_ids = (0, 1, 17)
+    model = tmp_path / "model"
+    model.mkdir()
+    weights.write_model(model, config, params, step=1)
+    write_sums(model, weights.FILES)
+    truth = write_truth(tmp_path / "data" / "annotations" / "instances_val.json", photos)
+    out = predict(model, tmp_path / "out", "--save_rle", *good(photos))
+    data = COCO(truth)
+    results = data.loadRes(str(out / "coco.json"))
+    assert_masks(data, results.anns.values(), out, {501: "a", 502: "b"}, {0: 1, 1: 2, 17: 3})
+
+
+def test_own_masks_are_not_predicted_the_second_time(photos, model_folder, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.png").write_bytes((photos / "a.png").read_bytes())
+    for number in (1, 2, 3):
+        out = predict(model_folder, folder / f"out{number}", folder)
+        assert [p["name"] for p in json.loads((out / "predictions.json").read_text())["pictures"]] == ["a"]
 
 
 def test_names_never_collide(tmp_path):

@@ -27,11 +27,10 @@ from rml_jax.data.preparation import base, voc
 from rml_jax.data.preparation.coco import Coco2014
 from rml_jax.data.preparation.folder import TaggedFolder
 from rml_jax.data.preparation.voc import VocSbd, xml_tags
-from rml_jax.data.sources import with_class_names
+from rml_jax.data.sources import make_source, with_class_names
 from rml_jax.data.sources.coco import CocoFolder
 from rml_jax.data.sources.folder import PhotoFolder
 from rml_jax.data.sources.prepared import PreparedData
-from rml_jax.data.tags import TagCounts
 from rml_jax.report.evaluation import evaluate_run
 from rml_jax.training.loop import train
 from rml_jax.utils.errors import UserError
@@ -169,10 +168,44 @@ def test_coco_gives_what_its_folder_gives(tmp_path, packed):
             PreparedData(folder, split, with_masks=True), CocoFolder(root, split, with_masks=True)
         )
     assert "train2014: 2 images (officially 82081), " in lines[1]
-    assert "3 in the annotation file, 1 without any of the 80 classes; 2 listed, 0 rejected" in lines[2]
+    assert (
+        "3 in the annotation file; images that are left out, as they have no annotation: 1; 2 listed, 0 rejected"
+        in lines[2]
+    )
     # Tags by hand: person, stop sign and toothbrush in the first image, dog in the second.
     tags = [np.flatnonzero(item["tags"]).tolist() for item in items(PreparedData(folder, "val2014"))]
     assert tags == [[0, 11, 79], [16]]
+
+
+def write_welds(root):
+    """Data of its own categories under the names of COCO's files; boxes alone for training, one annotation wrong."""
+    files = archives.coco_files()
+    for split in ("train2014", "val2014"):
+        name = f"annotations/instances_{split}.json"
+        content = json.loads(files[name])
+        content["categories"] = [{"id": number, "name": f"weld {number}"} for number in (1, 13, 18, 90)]
+        content["annotations"].append(archives.thing(2, 77, archives.polygon(1, 1, 9, 9), 64))
+        for entry in content["annotations"] if split == "train2014" else ():
+            del entry["segmentation"]
+        files[name] = json.dumps(content).encode()
+    return archives.unpack(files, root)
+
+
+def test_coco_of_other_categories_with_a_wrong_annotation(tmp_path):
+    """They became COCO's classes, and one wrong annotation ended everything whatever --max_bad said."""
+    root = write_welds(tmp_path / "unpacked")
+    folder, lines = prepare(Coco2014(manual_dir=root, data_dir=tmp_path / "out", max_bad=0.5))
+    assert any("annotation 5: found category_id 77" in line for line in lines)
+    config = configs.coco.get_config()
+    config.data.root = str(folder)
+    config = with_class_names(config)
+    assert config.data.class_names == ("weld 1", "weld 13", "weld 18", "weld 90")
+    assert config.data.category_ids == (1, 13, 18, 90)
+    source = make_source(config.data, "train2014", with_masks=False)
+    assert [source[index]["tags"].tolist() for index in range(2)] == [[1, 1, 0, 1], [0, 0, 1, 0]]
+    with pytest.raises(UserError, match="2 of 2 images of train2014 have no mask"):
+        make_source(config.data, "train2014", with_masks=True)
+    assert np.unique(make_source(config.data, "val2014", with_masks=True)[0]["mask"]).tolist() == [1, 2, 4]
 
 
 def test_folder_gives_what_it_gives_unprepared(photos, folder_builder):
@@ -185,6 +218,22 @@ def test_folder_gives_what_it_gives_unprepared(photos, folder_builder):
         )
     assert PreparedData(folder, "train").class_names == ("cat", "dog")
     assert builder.tags_from == "names of sub-folders"
+
+
+def test_prepared_images_of_16_bits_and_of_other_channels_are_decoded_by_our_reader(photos, folder_builder):
+    """TFDS without TensorFlow wraps 16-bit grey modulo 256 and ignores the number of channels declared."""
+    height, width = archives.SIZE
+    ramp = np.linspace(0, 65535, height * width).astype(np.uint16).reshape(height, width)
+    Image.fromarray(ramp).save(photos[0] / "cat/5.jpg", "PNG")
+    alpha = np.full((height, width, 4), 255, np.uint8)
+    alpha[..., :3] = (10, 20, 30)
+    Image.fromarray(alpha).save(photos[0] / "cat/7.jpg", "PNG")
+    folder, _ = prepare(folder_builder(val_fraction=0.0))
+    images = {item["id"]: item["image"] for item in items(PreparedData(folder, "train"))}
+    grey = np.repeat((ramp.astype(np.int64) * 255 // 65535)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(images["cat/5"], grey)
+    np.testing.assert_array_equal(images["cat/7"], alpha[..., :3])
+    assert {(image.dtype.name, image.shape[2]) for image in images.values()} == {("uint8", 3)}
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -305,7 +354,7 @@ def test_finished_data_is_not_made_again(photos, folder_builder, monkeypatch):
     again, lines_again = prepare(folder_builder())
     assert decoded == []
     assert (again, lines_again[1:]) == (folder, lines)
-    assert lines_again[0] == f"{folder} is there already; delete it to make it anew"
+    assert lines_again[0] == f"{folder} already exists; delete it to prepare it again"
     (photos[0] / "dog/new.jpg").write_bytes(archives.jpeg(50))
     assert f"{folder} was prepared from other files or settings" in message_of(prepare, folder_builder())
 
@@ -334,6 +383,43 @@ def test_bad_images_are_left_out_with_their_reasons(photos, folder_builder):
         assert any(reason in line for line in rejected)
     assert len(PreparedData(folder, "train")) + len(PreparedData(folder, "val")) == 7
     assert len(items(PreparedData(folder, "train"))) == len(PreparedData(folder, "train"))
+
+
+def test_one_bad_image_of_any_kind_ends_no_preparation(photos, folder_builder, monkeypatch):
+    read_mask = PhotoFolder.read_mask
+
+    def fail(self, index):
+        if self.photo(index).id == "dog/4":
+            raise ZeroDivisionError("what no one expected")
+        return read_mask(self, index)
+
+    monkeypatch.setattr(PhotoFolder, "read_mask", fail)
+    monkeypatch.setattr(TaggedFolder, "_check_masks", lambda self: None)
+    folder, _ = prepare(folder_builder(max_bad=0.3))
+    rejected = {}
+    for facts in json.loads((folder / "report.json").read_text())["splits"].values():
+        rejected |= facts["rejected"]
+    assert list(rejected) == ["dog/4"]
+    assert "what no one expected" in rejected["dog/4"]
+
+
+def test_file_names_that_are_no_utf_8(photos, folder_builder):
+    root, masks = photos
+    for folder, name in ((root, "1.jpg"), (masks, "1.png")):
+        (folder / "cat" / name).unlink()
+    (root / "cat/3.jpg").rename(root / "cat" / os.fsdecode(b"gut\xe9.jpg"))
+    (masks / "cat/3.png").rename(masks / "cat/gut%E9.png")
+    (root / "dog" / os.fsdecode(b"b\xf6se.jpg")).write_bytes(b"no image")
+    folder, _ = prepare(folder_builder(max_bad=0.3, mask_folder="", val_fraction=0.0))
+    assert "cat/gut%E9" in [item["id"] for item in items(PreparedData(folder, "train"))]
+    facts = json.loads((folder / "report.json").read_text())["splits"]["train"]
+    assert list(facts["rejected"]) == ["dog/b%F6se"]
+
+
+def test_a_report_of_bad_names_can_be_written(photos, folder_builder, tmp_path):
+    (photos[0] / "dog" / os.fsdecode(b"b\xf6se.jpg")).write_bytes(b"no image")
+    assert "1 of " in message_of(prepare, folder_builder(max_bad=0.0, mask_folder="", val_fraction=0.0))
+    assert "no image" in next((tmp_path / "out").rglob("rejected.txt")).read_text()
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -411,6 +497,12 @@ def test_array_record_notices_a_full_disk(tmp_path):
 )
 def test_broken_annotations(text):
     assert "PATH/a.xml: " in message_of(xml_tags, text.encode(), "PATH/a.xml")
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "gbk", "big5", "shift_jis", "latin-1", "utf-8", "utf-16"])
+def test_annotations_in_any_encoding(encoding):
+    text = f'<?xml version="1.0" encoding="{encoding}"?><annotation><object><name>cat</name></object></annotation>'
+    assert xml_tags(text.encode(encoding), "a.xml") == (7,)
 
 
 def test_bad_files_in_archives(tmp_path):
@@ -546,7 +638,7 @@ def test_command_names_a_class_with_a_comma_and_counts_tags(photos, tmp_path, mo
     run(monkeypatch, "folder", *options, '--classes=cat,"nut, bolt",owl')
     assert "images per class: cat 1, nut, bolt 2, owl 0" in capsys.readouterr().out
     source = PreparedData(tmp_path / "o/tagged_folder/1.0.0", "train", ("nut, bolt", "cat"))
-    assert source.tag_counts() == TagCounts(images=3, per_class=(2, 1), untagged=1, most=2)
+    assert sorted(tags for _, tags in source.item_tags()) == [(), (0,), (0, 1)]
 
 
 def test_command_refuses_the_classes_that_training_refuses(photos, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
+from rml_jax.data.sources.coco_classes import CLASS_NAMES, COCO_IDS
+
 SIZE = (40, 48)
 
 
@@ -59,6 +61,9 @@ def sbd_files():
     return files
 
 
+COCO_CATEGORIES = [{"id": number, "name": name} for number, name in zip(COCO_IDS, CLASS_NAMES, strict=True)]
+
+
 def coco_files():
     """COCO 2014 as its archives unpack it: per split three images, the second without objects.
 
@@ -80,6 +85,7 @@ def coco_files():
                 thing(1, 90, {"counts": [0, SIZE[0] * SIZE[1]], "size": SIZE}, SIZE[0] * SIZE[1], iscrowd=1),
                 thing(3, 18, polygon(0, 0, 20, 10) + polygon(0, 20, 20, 30), 400),
             ],
+            "categories": COCO_CATEGORIES,
         }
         files[f"annotations/instances_{split}.json"] = json.dumps(content).encode()
     return files

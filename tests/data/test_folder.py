@@ -188,6 +188,22 @@ def test_one_image_in_two_class_folders_has_both_tags(tmp_path):
         "dog/other": [0, 1],
     }
     assert source.untagged == 1
+    assert source.notes == [
+        "copies in other class folders, merged into one image with several tags: 1",
+        "images that are identical to another one, and stay in one part with it: 1",
+    ]
+
+
+def test_a_draw_leaves_images_for_training_whatever_is_identical(tmp_path):
+    root = write_photos(tmp_path / "photos", [f"cat/{number}.jpg" for number in range(6)])
+    for number in range(1, 5):
+        copy(root / "cat/0.jpg", f"cat/{number}.jpg")
+    for seed in range(5):
+        assert ids(PhotoFolder(root, False, seed=seed)) == ["cat/5"]
+        assert len(PhotoFolder(root, True, seed=seed)) == 5
+    copy(root / "cat/0.jpg", "cat/5.jpg")
+    assert len(PhotoFolder(root, True)) == 6
+    assert "of 6 with tags, 1 of them different" in message_of(PhotoFolder, root, False)
 
 
 def test_identical_images_are_in_one_part(tmp_path):

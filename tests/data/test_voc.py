@@ -226,6 +226,95 @@ def test_ambiguous_names_in_a_tag_file(make_voc_folder, rows, words):
     assert_message(error, tags_file, words)
 
 
+# What tools write
+
+
+def test_images_of_other_suffixes(make_voc_folder):
+    files = make_voc_folder()
+    expected = [open_folder(files)[number]["tags"].tolist() for number in range(5)]
+    for number, suffix in enumerate((".png", ".jpeg", ".JPG", ".bmp")):
+        with Image.open(files.image_path(f"train_{number:03d}")) as image:
+            image.save(files.root / "JPEGImages" / f"train_{number:03d}{suffix}")
+        files.image_path(f"train_{number:03d}").unlink()
+    source = open_folder(files)
+    assert [source[number]["id"] for number in range(5)] == [f"train_{number:03d}" for number in range(5)]
+    assert [source[number]["tags"].tolist() for number in range(5)] == expected
+    assert all(source[number]["image"].shape[2] == 3 for number in range(5))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{}.jpg",
+        "JPEGImages/{}.jpg",
+        "/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png",
+        "VOC2012/JPEGImages/{0}.jpg\tSegmentationClassAug/{0}.png",
+    ],
+)
+def test_lists_with_suffixes_or_pairs_of_image_and_mask(make_voc_folder, form):
+    files = make_voc_folder()
+    plain = open_folder(files, with_masks=True)
+    ids = [f"train_{number:03d}" for number in range(5)]
+    files.write_split("train", "\n".join(map(form.format, ids)))
+    source = open_folder(files, with_masks=True)
+    for number, name in enumerate(ids):
+        assert source[number]["id"] == name
+        np.testing.assert_array_equal(source[number]["image"], plain[number]["image"])
+        np.testing.assert_array_equal(source[number]["mask"], plain[number]["mask"])
+
+
+def test_the_mask_of_a_pair_may_have_another_name(make_voc_folder):
+    files = make_voc_folder(train=2)
+    (files.root / "labels").mkdir()
+    files.mask_path("train_001").rename(files.root / "labels/b.png")
+    files.write_split("train", "JPEGImages/train_001.jpg labels/b.png\n")
+    assert open_folder(files)[0]["tags"].tolist() == [0, 1]
+    files.write_split("train", "JPEGImages/train_001.jpg labels/c.png\n")
+    with pytest.raises(UserError) as error:
+        open_folder(files)
+    assert_message(error, files.root / "labels/c.png", "'train_001'")
+
+
+@pytest.mark.parametrize("text", ["train_000\ntrain_000.jpg\n", "train_000.jpg\nJPEGImages/train_000.jpg\n"])
+def test_an_image_twice_in_a_list(make_voc_folder, text):
+    files = make_voc_folder()
+    files.write_split("train", text)
+    with pytest.raises(UserError) as error:
+        open_folder(files)
+    assert_message(error, files.split_path("train"), "train_000.jpg", "each image once")
+
+
+def test_two_images_for_one_id(make_voc_folder):
+    files = make_voc_folder()
+    folder = files.root / "JPEGImages"
+    files.image_path("train_000").rename(folder / "train_000.png")
+    shutil.copy(folder / "train_000.png", folder / "train_000.bmp")
+    files.write_split("train", "train_000\n")
+    with pytest.raises(UserError) as error:
+        open_folder(files)
+    assert_message(error, "train_000.bmp and train_000.png")
+    files.write_split("train", "train_000.png\n")
+    assert len(open_folder(files)) == 1
+
+
+@pytest.mark.parametrize("by", ["default", "name", "path"])
+def test_other_folders_of_masks(make_voc_folder, tmp_path, by):
+    files = make_voc_folder()
+    expected = open_folder(files, with_masks=True)[2]
+    moved = {"default": "SegmentationClass", "name": "SegmentationClassPNG", "path": "../labels"}[by]
+    (files.root / "SegmentationClassAug").rename(files.root / moved)
+    option = {"default": "", "name": moved, "path": str(tmp_path / "labels")}[by]
+    item = open_folder(files, with_masks=True, mask_folder=option)[2]
+    np.testing.assert_array_equal(item["mask"], expected["mask"])
+
+
+def test_missing_folder_of_masks(make_voc_folder):
+    files = make_voc_folder()
+    with pytest.raises(UserError) as error:
+        open_folder(files, mask_folder="Masks")
+    assert_message(error, "config.data.masks is 'Masks'", files.root)
+
+
 # Errors of the constructor
 
 

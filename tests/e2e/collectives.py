@@ -1,4 +1,4 @@
-"""What devices exchange in one training step, read from the compiled program."""
+"""Communication between devices in one training step, read from the compiled program."""
 
 import json
 import math
@@ -8,15 +8,15 @@ import re
 from benchmarks import measure
 
 KINDS = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
-# Tags and labels of a batch may travel; activations may not.
+# Bytes: a batch's tags and labels may be exchanged, activations may not.
 _SMALL = 4096
 
 
 def step_on(count, settings):
-    """Returns what `compiled_step` prints in a new process with so many simulated devices.
+    """Returns the output of `compiled_step` in a new process with simulated devices.
 
     Args:
-      count: of devices.
+      count: number of devices.
       settings: see `compiled_step`.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
@@ -25,7 +25,7 @@ def step_on(count, settings):
 
 
 def compiled_step(settings):
-    """Prints as JSON what the compiled step of all losses moves between the devices of this process.
+    """Prints as JSON the communication of the compiled step with all losses on the devices of this process.
 
     Args:
       settings: JSON of variant, crop, batch and dtype.
@@ -78,14 +78,14 @@ def _unexpected(one):
 
 
 def collectives(program):
-    """Lists the collectives of a compiled program, those of one kind and origin taken together.
+    """Lists the collectives of a compiled program, grouped by kind and origin.
 
     Args:
       program: text of an optimised HLO module.
 
     Returns:
-      List of dicts: kind; operation, the JAX operation it comes from; count, how often the program has it;
-      executions, how often it is run, with loops; bytes, the size of its results over all executions.
+      List of dicts: kind; operation, the JAX operation it comes from; count, its number in the program; executions,
+      its number of executions, with loops; bytes, the size of its results over all executions.
     """
     lines = _computations(program)
     runs = _executions(lines)
@@ -96,7 +96,7 @@ def collectives(program):
             if not match or name not in runs:
                 continue
             operation = re.search(r'op_name="([^"]*)"', line)
-            # Combined collectives name all of their origins; one tells enough.
+            # Combined collectives list all of their origins; the first is kept.
             origin = re.split(r"[:(]*reduce_sum:", operation[1])[0][:100] if operation else ""
             fresh = {"kind": match[2], "operation": origin, "count": 0, "executions": 0, "bytes": 0}
             one = found.setdefault((match[2], origin), fresh)
@@ -119,7 +119,7 @@ def _computations(program):
 
 
 def _executions(computations):
-    """Counts how often each computation that the entry reaches is run."""
+    """Counts the executions of each computation that the entry reaches."""
     runs = {}
 
     def visit(name, times):

@@ -1,4 +1,4 @@
-"""Compares the same few steps by the real command on several layouts of devices.
+"""Compares a few training steps by the real command on several layouts of devices.
 
     python -m tests.e2e.devices [--json FILE] [--steps 5] [--warm-up 2] [--only NAME;NAME]
 
@@ -38,15 +38,15 @@ def train(layout, workdir, steps, warm_up):
 
     Args:
       layout: name in `LAYOUTS`.
-      workdir: pathlib.Path of the run, not there yet.
-      steps: their number.
-      warm_up: the number of those with classification alone.
+      workdir: pathlib.Path of the run, which must not exist.
+      steps: number of steps.
+      warm_up: number of first steps with classification alone.
 
     Returns:
-      Dict step -> dict loss -> float, and what each process printed.
+      Dict step -> dict loss -> float, and the output of each process.
 
     Raises:
-      RuntimeError: with all that was printed, if a process fails.
+      RuntimeError: with the output, if a process fails.
     """
     settings = {"train.steps": steps, "loss.start_step": warm_up, "checkpoint.every": 3}
     ended = [run.finish() for run in LAYOUTS[layout](workdir, settings)]

@@ -1,11 +1,11 @@
-"""Does faults to a tiny training by the real command, and counts the steps that were lost.
+"""Injects faults into a tiny training by the real command, and counts the lost steps.
 
     python -m tests.e2e.faults [--json FILE] [--only NAME,NAME,...] [--kills 20]
 
-A row holds how often a fault was tried, how often it was survived and how many steps had to be computed again.
-"Survived" means that the run ended or resumed as documented (docs/long_runs.md) and that its last parameters are, bit
-for bit, those of an undisturbed run. Needs Linux; the full disk and the read-only folder need root, to mount a tmpfs.
-With `--only`, FILE's rows of other faults stay.
+A row has the number of trials of a fault, the number survived and the number of steps that were computed again.
+"Survived" means that the run ended or resumed as documented (docs/long_runs.md) and that its final parameters are
+bit-identical to those of an undisturbed run. Needs Linux; the full disk and the read-only folder need root, to mount
+a tmpfs. With `--only`, FILE's rows of other faults are kept.
 """
 
 import argparse
@@ -71,12 +71,12 @@ class Trial:
         return self._undisturbed[key]
 
     def ends_equal(self, workdir, settings, output):
-        """Returns whether a run's parameters and all of its log are those of the undisturbed one."""
+        """Returns whether a run's parameters and its whole log equal those of the undisturbed run."""
         digest, log = self.undisturbed(settings)
         return printed_digest(output) == digest and entries(workdir) == log
 
     def resume(self, workdir, settings, reached):
-        """Runs the same command to its end. Returns a row, with the steps computed again in `lost`."""
+        """Runs the same command to its end. Returns a row, whose `lost` is the number of steps computed again."""
         status, output = Run(workdir, settings).finish()
         return {
             "tried": 1,
@@ -96,11 +96,11 @@ def kill(trial):
         start, saved = reached, saved_steps(workdir)
         run = Run(workdir, settings)
         if kills % 2:
-            # Not before a new checkpoint: else the run would make no progress.
+            # Not before a new checkpoint, or the run would make no progress.
             run.wait_until(lambda saved=saved: saved_steps(workdir) != saved)
             run.wait_until(lambda: False, draw.uniform(0, 1))
         else:
-            # A checkpoint half written at the last kill is removed before the log is opened.
+            # An incomplete checkpoint of the last kill is removed before the log is opened.
             log, began = workdir / "metrics.jsonl", time.time()
             run.wait_until(lambda log=log, began=began: log.exists() and log.stat().st_mtime > began)
             run.wait_until(saving)
@@ -144,7 +144,7 @@ def interrupted(number):
 
 
 def damage(spoil):
-    """Spoils the largest file of the newest checkpoint of a run that was killed."""
+    """Damages the largest file of the newest checkpoint of a killed run."""
 
     def fault(trial):
         workdir = trial.workdir("damage")
@@ -173,7 +173,7 @@ def flip_bits(path):
 
 
 def full_disk(trial):
-    """Trains on a small file system that holds one checkpoint and a part of the next."""
+    """Trains on a small file system with space for one checkpoint and a part of the next."""
     with mounted(trial.folder / "small", "size=18m") as small:
         settings = BASELINE | {"checkpoint.every": 5}
         workdir = small / "run"
@@ -185,7 +185,7 @@ def full_disk(trial):
 
 
 def save_error(trial):
-    """Limits the size of files, which only the arrays that are written in the background exceed."""
+    """Limits the size of files such that only arrays written in the background exceed it."""
     workdir = trial.workdir("save_error")
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))  # noqa: E731
     status, output = Run(workdir, BASELINE, before=limit).finish()
@@ -207,7 +207,7 @@ def worker_killed(trial):
 
 
 def process_killed(index):
-    """Kills one of two processes; the other must end by itself within a minute."""
+    """Kills one of two processes; the other must end on its own within a minute."""
 
     def fault(trial):
         workdir = trial.workdir("processes")

@@ -57,7 +57,7 @@ class Run:
         )
 
     def finish(self, seconds=900):
-        """Waits for the end. Returns the exit status and all that was printed."""
+        """Waits for the end. Returns the exit status, None after a timeout, and the output."""
         try:
             output, _ = self.process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -67,11 +67,11 @@ class Run:
         return self.process.returncode, output
 
     def wait_for_step(self, step, seconds=900):
-        """Waits until a step is logged. Returns whether it was, rather than the process ending."""
+        """Waits until a step is logged. Returns whether it was before the process ended or the time was up."""
         return self.wait_until(lambda: last_step(self.workdir) >= step, seconds)
 
     def wait_until(self, condition, seconds=900):
-        """Waits until a condition holds. Returns whether it does, rather than the process ending first."""
+        """Waits until a condition holds. Returns whether it does before the process ends or the time is up."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.process.poll() is None:
             if condition():
@@ -81,7 +81,7 @@ class Run:
 
 
 def start_processes(workdir, settings=(), *, count=2, devices=4):
-    """Starts processes that train together on this machine, as Slurm would. Returns the Runs."""
+    """Starts processes of one distributed training on this machine, as Slurm does. Returns the Runs."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -117,7 +117,7 @@ def entries(workdir):
 
 
 def last_step(workdir):
-    """Returns the last step that a run has logged, 0 without any."""
+    """Returns the last step that a run has logged, 0 if there is none."""
     return max(entries(workdir), default=0)
 
 
@@ -129,7 +129,7 @@ def saved_steps(workdir):
 
 
 def printed_digest(output):
-    """Returns the digest of the parameters that a finished run printed, None without one."""
+    """Returns the digest of the parameters that a finished run printed, or None."""
     found = re.search(r"parameters: sha256 (\w+)", output)
     return found and found[1]
 

@@ -1,4 +1,4 @@
-"""What devices exchange in a step, from the compiled program."""
+"""Communication between devices in a step, from the compiled program."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_collectives_of_a_program_are_counted_with_their_loops():
 
 @pytest.mark.slow
 def test_activations_are_never_exchanged():
-    """All-reduces of gradients and losses, and tags: nothing that grows with the images."""
+    """Devices exchange gradients, losses and tags only, nothing that grows with the images."""
     settings = measure.STEP | {"variant": "mini", "crop": 64, "batch": 4, "dtype": "float32"}
     step = step_on(2, json.dumps(settings))
     assert step["unexpected"] == []

@@ -1,4 +1,4 @@
-"""Results do not depend on how many devices there are, nor on how many processes they belong to."""
+"""Results do not depend on the number of devices or processes."""
 
 import json
 
@@ -22,7 +22,7 @@ OPTIMIZER = OptimizerConfig(1e-3, 1e-3, weight_decay=0.1, warmup_steps=1, total_
 
 
 def train_small_network(count, shard_optimizer):
-    """Takes five steps with all losses on so many of this process's devices. Returns metrics and final state."""
+    """Runs five steps with all losses on `count` of this process's devices. Returns metrics and final state."""
     mesh = Mesh(np.array(jax.devices()[:count]), ("data",), axis_types=(AxisType.Auto,))
     config = RMLConfig(SMALL_BACKBONE, CLASSES, context_channels=4)
     graphdef, params = nnx.split(random_network(lambda: RML(config, rngs=nnx.Rngs(0))))
@@ -58,13 +58,13 @@ def test_one_and_eight_devices_with_a_sharded_optimizer_give_the_same_losses():
     for one, eight in zip(found["alone"], found["together"], strict=True):
         for name in ("loss", "classification", "ciml", "mfml", "apml", "gradient_norm"):
             assert eight[name] == pytest.approx(one[name], abs=1e-5), name
-    # An eighth of most arrays; some of so small a network have no axis that eight devices can share.
+    # An eighth of most arrays; some arrays of such a small network have no axis that is divisible by eight.
     assert 1 / 8 <= found["share"] < 0.4
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """The losses of one device."""
+    """Returns the losses on one device."""
     losses, _ = devices.train(devices.REFERENCE, tmp_path_factory.mktemp("one") / "run", steps=5, warm_up=2)
     return losses
 

@@ -1,4 +1,4 @@
-"""A training that is killed goes on where its last checkpoint is, and ends with the same parameters."""
+"""A killed training resumes from its last checkpoint and ends with the same parameters."""
 
 import pytest
 

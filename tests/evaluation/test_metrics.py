@@ -41,9 +41,15 @@ def test_prediction_must_name_a_class_even_where_ignored(value):
         metrics.confusion_matrix(prediction, annotation, 3)
 
 
-def test_annotation_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="annotation holds the value 7"):
-        metrics.confusion_matrix(np.zeros(2, np.uint8), np.array([0, 7], np.uint8), 3)
+@pytest.mark.parametrize("value", [7, -1, 254])
+def test_annotation_out_of_range_is_refused(value):
+    with pytest.raises(ValueError, match=f"annotation holds the value {value}"):
+        metrics.confusion_matrix(np.zeros(2, np.uint8), np.array([0, value]), 3)
+
+
+def test_prediction_of_minus_1_is_refused_and_not_counted_as_background():
+    with pytest.raises(ValueError, match="prediction holds the value -1"):
+        metrics.confusion_matrix(np.array([0, -1]), np.zeros(2, np.uint8), 3)
 
 
 def test_shapes_must_agree():

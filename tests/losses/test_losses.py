@@ -526,6 +526,19 @@ def test_self_training_by_hand():
     assert self_training(-sure, jnp.full((1, 1, 3), 255), tags) == 0
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])
+@pytest.mark.parametrize("num_classes", [2, 254])
+def test_self_training_learns_nothing_from_ignored_cells_and_no_class_from_the_background(dtype, num_classes):
+    """255 as a label gives NaN in optax; -1, which the background becomes when classes are counted from 0, the last
+    class. Unsigned, it wraps to 255."""
+    labels, tags = jnp.asarray([[[0, 255]]], dtype), jnp.ones((1, num_classes))
+    logits = jnp.zeros((1, 1, 2, num_classes))
+    loss, gradient = jax.value_and_grad(self_training)(logits, labels, tags)
+    assert loss == pytest.approx(0.5 * math.log(2), rel=1e-5)
+    assert (gradient[0, 0, 0] > 0).all(), "all classes become weaker"
+    np.testing.assert_array_equal(gradient[0, 0, 1], 0)
+
+
 def test_self_training_gradient_is_finite_far_out_and_pulls_the_right_way():
     labels, tags = jnp.asarray([[[1, 0, 255]]]), jnp.asarray([[1.0, 0.0]])
     gradient = jax.grad(self_training)(jnp.full((1, 1, 3, 2), 1e4), labels, tags)[0, 0]

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from rml_jax.models import BACKBONES, MiTConfig, MixTransformer, mit
+from tests.references.networks import SMALL_BACKBONE
 
 TINY = MiTConfig(
     embed_dims=(4, 8, 12, 16),
@@ -127,6 +128,22 @@ def test_layer_norms_have_the_originals_epsilons():
     for name, epsilon in norms.items():
         expected = 1e-5 if name.endswith(("embedding_norm", "reduce_norm")) else 1e-6
         assert epsilon == expected, name
+
+
+@pytest.mark.parametrize("mean", [100.0, -3000.0])
+def test_layer_norms_are_right_around_large_means(build, mean):
+    """By E[x^2] - E[x]^2, flax's default, the variance of these is lost in float32."""
+    network = build(lambda: SMALL_BACKBONE.build(rngs=nnx.Rngs(0)))
+    norms = [module for _, module in nnx.iter_graph(network) if isinstance(module, nnx.LayerNorm)]
+    assert len(norms) == 4 + 4 + 2 * 5 + 2
+    for norm in norms:
+        x = np.random.default_rng(0).normal(mean, 0.1, (7, norm.num_features)).astype(np.float32)
+        exact = x.astype(np.float64)
+        deviation = np.sqrt(exact.var(axis=1, keepdims=True) + norm.epsilon)
+        expected = (exact - exact.mean(axis=1, keepdims=True)) / deviation
+        expected = expected * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...])
+        # The mean itself is rounded to float32.
+        np.testing.assert_allclose(norm(x), expected, atol=1e-5 * abs(mean))
 
 
 # --- Depthwise convolution ---

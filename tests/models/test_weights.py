@@ -633,6 +633,27 @@ def test_features_of_a_transformers_model_survive_us_to_the_bit(tmp_path):
     assert all(feature.std() > 0.1 for feature in found)
 
 
+@pytest.mark.parametrize("cls", [SegformerModel, SegformerForImageClassification])
+def test_names_in_memory_are_loaded_like_those_in_files(cls, tmp_path):
+    """From version 5 on, state_dict() names modules otherwise than the files of save_pretrained."""
+    model = make_segformer(cls)
+    assert any(name.endswith("stages.0.blocks.0.attention.q_proj.weight") for name in model.state_dict())
+    torch.save(model.state_dict(), tmp_path / "memory.pth")
+    model.save_pretrained(tmp_path / "files")
+    found, expected = (
+        load_weights(make_shapes(BACKBONE), tmp_path / name)[0]["backbone"]
+        for name in ("memory.pth", "files")
+    )
+    assert_equal(found, expected)
+    (query,) = (
+        module
+        for name, module in model.named_modules()
+        if name.endswith("stages.0.blocks.0.attention.q_proj")
+    )
+    kernel = found["stages"][0]["blocks"][0]["attention"]["query"]["kernel"].get_value()
+    np.testing.assert_array_equal(kernel, query.weight.detach().numpy().T)
+
+
 def test_settings_for_transformers_are_the_networks(build, tmp_path):
     save_transformers(make_params(build), BACKBONE, tmp_path)
     found, expected = read_back(tmp_path).config.to_dict(), make_segformer().config.to_dict()

@@ -45,6 +45,14 @@ def test_labels_by_hand():
     assert result.dtype == jnp.uint8
 
 
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])
+def test_two_ignored_cells_are_no_positive_pair(dtype):
+    labels = jnp.asarray([[[255, 255], [254, 0]]], dtype)
+    x = 255
+    expected = [[x, x, x, x], [x, x, x, x], [x, x, 1, 0], [x, x, 0, 1]]
+    np.testing.assert_array_equal(affinity_labels(labels, 8)[0], expected)
+
+
 def test_background_pairs_are_positive_and_images_stay_apart():
     labels = jnp.asarray([[[0, 0]], [[0, 3]]])
     np.testing.assert_array_equal(affinity_labels(labels, 8), [[[1, 1], [1, 1]], [[1, 0], [0, 1]]])

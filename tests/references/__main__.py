@@ -1,4 +1,4 @@
-"""Prints the parity table: every component, its independent reference, the largest difference found.
+"""Prints the parity table: every component, its independent reference and the largest difference.
 
 python -m tests.references [--out docs/parity.md] [--fast]
 """

@@ -26,7 +26,7 @@ REFERENCE = f"transformers {transformers.__version__} (PyTorch {torch.__version_
 
 
 def torch_encoder(backbone, parameters):
-    """transformers' encoder with our weights.
+    """Returns transformers' encoder with our weights.
 
     Args:
       backbone: MiTConfig.
@@ -43,7 +43,7 @@ def torch_encoder(backbone, parameters):
 
 
 def torch_outputs(encoder, images):
-    """What `MixTransformer` gives, from transformers' encoder.
+    """Computes the outputs of `MixTransformer` by transformers' encoder.
 
     Args:
       encoder: transformers.SegformerModel, see `torch_encoder`.
@@ -72,7 +72,7 @@ def _row(variant, strides, what, differences, tolerance):
 
 
 def _measure_outputs(variant, strides, sizes=SIZES):
-    """Features of every stage and attention logits, largest difference over the sizes."""
+    """Measures the features of every stage and the attention logits: the largest difference over the sizes."""
     backbone = BACKBONES[variant](strides=strides)
     model = random_network(lambda: MixTransformer(backbone, rngs=nnx.Rngs(0)))
     graph, parameters = nnx.split(model)
@@ -95,7 +95,7 @@ def _measure_outputs(variant, strides, sizes=SIZES):
 
 
 def _measure_gradients(variant, size=GRADIENT_SIZE):
-    """Gradients of a random linear function of all outputs, of every module and of the image."""
+    """Measures the gradients of a random linear function of all outputs, for every module and the image."""
     backbone = BACKBONES[variant]()
     model = random_network(lambda: MixTransformer(backbone, rngs=nnx.Rngs(0)))
     graph, parameters = nnx.split(model)
@@ -128,7 +128,7 @@ def _measure_gradients(variant, size=GRADIENT_SIZE):
 
 
 def measure_small_variance(original_epsilons=True):
-    """Features where LayerNorm's epsilon decides: the patch embeddings' norms scale their output down to 1e-3.
+    """Measures features that depend on LayerNorm's epsilon: the patch embeddings' norms scale their output by 1e-3.
 
     Args:
       original_epsilons: whether the reference has the original weights' epsilons, or transformers' own.
@@ -154,7 +154,7 @@ def measure_small_variance(original_epsilons=True):
 
 
 def _by_module(leaves):
-    """Gradients of each module's parameters in one vector: those of key biases alone are 0 but for rounding."""
+    """Joins the gradients of each module's parameters in one vector; those of key biases are 0 up to rounding."""
     modules = {}
     for name, leaf in sorted(leaves.items()):
         modules.setdefault(name.rpartition("/")[0], []).append(np.ravel(leaf))

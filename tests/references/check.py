@@ -11,7 +11,7 @@ class Difference:
     """One row of the parity table.
 
     Attributes:
-      component: what was measured, with the case ("PAR, 9x7, dilations up to 24").
+      component: the measured component, with the case ("PAR, 9x7, dilations up to 24").
       reference: such as "torch grid_sample" or "NumPy loops".
       difference: the largest difference found, see `relative` and `absolute`.
       tolerance: its upper bound.
@@ -30,7 +30,7 @@ class Check:
     Attributes:
       name: of the test, without spaces ("backbone-b1").
       measure: function without arguments -> list of Difference.
-      slow: whether it takes longer than `make test` can afford.
+      slow: whether it is too slow for `make test`.
     """
 
     name: str
@@ -50,7 +50,7 @@ def absolute(found, expected):
 def relative(found, expected):
     """Returns the largest absolute difference over the largest absolute value of the reference, as float.
 
-    Elementwise ratios would measure rounding where a value is near 0.
+    Elementwise ratios would measure rounding if a value is near 0.
     """
     scale = np.max(np.abs(np.asarray(expected, np.float64)), initial=0.0)
     return absolute(found, expected) / float(scale) if scale > 0 else absolute(found, expected)

@@ -1,7 +1,7 @@
-"""The operators of rml_jax once more, as loops in double precision, written from the description of the method.
+"""Reference implementations of the operators of rml_jax: loops in double precision, after docs/method.md.
 
-They are what the operators are compared with, in the parity table and in the tests. Plain rather than fast: one
-pixel, pair or sample at a time, so that each line can be read beside its formula. NumPy is all they need.
+The parity table and the tests compare the operators with them. They are simple rather than fast: they process one
+pixel, pair or sample at a time, so that each line can be compared with its formula. They depend on NumPy only.
 """
 
 import math
@@ -16,12 +16,12 @@ DIRECTIONS = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)
 
 
 def resize_bilinear(x, size, align_corners=False):
-    """Bilinear resize, edges replicated.
+    """Resizes maps bilinearly, with replicated edges.
 
     Args:
       x: float [B, H, W, C].
-      size: (height, width) wanted.
-      align_corners: whether the centres of the corner pixels lie upon each other, rather than their outer edges.
+      size: (height, width) of the result.
+      align_corners: whether the centres of the corner pixels coincide, rather than their outer edges.
 
     Returns:
       float64 [B, height, width, C].
@@ -46,7 +46,7 @@ def _position(index, wanted, given, align_corners):
 
 
 def _held(row, column, size):
-    """The nearest pixel of the image."""
+    """Returns the nearest pixel of the image."""
     return min(max(row, 0), size[0] - 1), min(max(column, 0), size[1] - 1)
 
 
@@ -54,7 +54,7 @@ def _held(row, column, size):
 
 
 def source_position(theta, i, j, size):
-    """Row and column, in the original, of the transformed image's pixel (i, j).
+    """Computes the row and column in the original of the transformed image's pixel (i, j).
 
     Args:
       theta: float [2, 3].
@@ -68,7 +68,7 @@ def source_position(theta, i, j, size):
 
 
 def warp(x, thetas):
-    """A acting on maps: bilinear, 0 for what comes from outside.
+    """Applies A to maps: bilinear, 0 for pixels from outside.
 
     Args:
       x: float [B, H, W, C].
@@ -94,7 +94,7 @@ def warp(x, thetas):
 
 
 def min_max_normalize(maps):
-    """Eq. 1 behind the ReLU: every image's and class's map [B, H, W, C] scaled to [0, 1], in float64."""
+    """Scales every image's and class's map [B, H, W, C] to [0, 1] (Eq. 1, after the ReLU), in float64."""
     out = np.zeros(maps.shape)
     for b in range(maps.shape[0]):
         for c in range(maps.shape[3]):
@@ -104,7 +104,7 @@ def min_max_normalize(maps):
 
 
 def cam_to_labels(cams, tags, background):
-    """The best tagged class of each pixel, 0 where its score is not above the background's.
+    """Computes the best tagged class of each pixel, 0 if its score is not above the background's.
 
     Args:
       cams: float [B, H, W, C] in [0, 1].
@@ -124,13 +124,13 @@ def cam_to_labels(cams, tags, background):
 
 
 def par(image, mask, dilations, iterations):
-    """PAR of one image.
+    """Refines the mask of one image by PAR.
 
     Args:
       image: float [H, W, 3], colours in 0..255.
       mask: float [H, W, K].
       dilations: distances to the neighbours, in pixels.
-      iterations: how many times to refine.
+      iterations: number of iterations.
 
     Returns:
       float64 [H, W, K].
@@ -173,7 +173,7 @@ def _softmax(values):
 
 
 def pseudo_labels(cams, images, tags, box, dilations, iterations, background=(0.55, 0.35)):
-    """Section 4 behind the CAMs.
+    """Computes pseudo labels from CAMs (docs/method.md, Pseudo labels).
 
     Args:
       cams: float [B, H, W, C] in [0, 1].
@@ -214,7 +214,7 @@ def pseudo_labels(cams, images, tags, box, dilations, iterations, background=(0.
 
 
 def affinity_labels(labels, radius):
-    """1 for pairs of one label, 0 for pairs of two, 255 for pairs too far apart or with an ignored cell.
+    """Computes affinity labels: 1 for equal labels, 0 for different ones, 255 if too far apart or if one is ignored.
 
     Args:
       labels: integers [B, h, w], 255 = ignore.
@@ -233,7 +233,7 @@ def affinity_labels(labels, radius):
 
 
 def random_walk(scores, affinity, radius):
-    """One step along the squared affinity inside the radius, columns normalised.
+    """Computes one step along the squared affinity within the radius, with normalised columns.
 
     Args:
       scores: float [B, h, w, K].
@@ -260,7 +260,7 @@ def random_walk(scores, affinity, radius):
 
 
 def mutual_information(first, second, weight):
-    """I from its definition, on the soft joint histogram, in nats.
+    """Computes the mutual information by its definition, on the soft joint histogram, in nats.
 
     Args:
       first: float [..., K], probabilities of every sample.
@@ -268,7 +268,7 @@ def mutual_information(first, second, weight):
       weight: float or bool [...].
 
     Returns:
-      float; 0 where no sample counts.
+      float; 0 if no sample has weight.
     """
     first, second = (a.reshape(-1, a.shape[-1]).astype(float) for a in (first, second))
     weight = np.asarray(weight, float).ravel()
@@ -287,7 +287,7 @@ def mutual_information(first, second, weight):
 
 
 def ciml(view, warped, tags, matrix, valid, alpha):
-    """L_CIML.
+    """Computes L_CIML (Eqs. 2 to 4).
 
     Args:
       view, warped: (CAM logits [B, h, w, C], features [B, h, w, D]) of the original and the transformed image.
@@ -324,7 +324,7 @@ def ciml(view, warped, tags, matrix, valid, alpha):
 
 
 def mfml(context, warped_context, thetas, valid, beta1):
-    """L_MFML.
+    """Computes L_MFML (Eqs. 6 to 8).
 
     Args:
       context, warped_context: float [B, H, W, K] of the original and the transformed image.
@@ -335,7 +335,7 @@ def mfml(context, warped_context, thetas, valid, beta1):
     Returns:
       The loss, the mean distance and the mutual information, as floats.
     """
-    # Lists of the valid pixels' vectors, image after image.
+    # Lists of the vectors at valid pixels, one image after the other.
     moved, warped = (_standard_vectors(maps, valid) for maps in (warp(context, thetas), warped_context))
     differences = [abs(a - b) for p, q in zip(moved, warped, strict=True) for a, b in zip(p, q, strict=True)]
     distance = sum(differences) / len(differences)
@@ -355,7 +355,7 @@ def _standard_vectors(maps, valid):
 
 
 def affinity_loss(affinity, labels):
-    """L_aff: half the mean error over the positive pairs plus half of it over the negative ones.
+    """Computes L_aff: half the mean error over the positive pairs plus half of it over the negative ones (Eq. 13).
 
     Args:
       affinity: float [B, N, N] in [0, 1].
@@ -372,7 +372,7 @@ def affinity_loss(affinity, labels):
 
 
 def apml(logits, warped_logits, labels, warped_labels, matrix, valid, beta2):
-    """L_APML.
+    """Computes L_APML (Eqs. 9 to 14).
 
     Args:
       logits, warped_logits: float [B, N, N], whose sigmoids are the affinities of the two views.
@@ -402,7 +402,7 @@ def apml(logits, warped_logits, labels, warped_labels, matrix, valid, beta2):
 
 
 def _binary_information(samples):
-    """I of two binary variables, from the probabilities of their second value in every sample."""
+    """Computes I of two binary variables from the probabilities of their second value in every sample."""
     if not samples:
         return 0.0
     first, second = np.array(samples).T
@@ -415,14 +415,16 @@ def _binary_information(samples):
 
 
 def learning_rate(step, warmup_steps, total_steps):
-    """The learning rate after `step` updates, as a share of the base: warm-up from 1e-6, then linear decay to 0."""
+    """Computes the learning rate after `step` updates over the base: warm-up from 1e-6, then linear decay to 0."""
     if step < warmup_steps:
         return 1e-6 + (1 - 1e-6) * step / warmup_steps
     return max(0.0, 1 - step / total_steps)
 
 
 def mean_average_precision(probabilities, tags):
-    """Mean over the classes that occur of: precision at the score of each positive, averaged over the positives.
+    """Computes the mean average precision over the classes that occur.
+
+    The average precision of a class is the mean over its positives of the precision at their score.
 
     Args:
       probabilities: float [N, C].
@@ -443,7 +445,7 @@ def mean_average_precision(probabilities, tags):
 
 
 def self_training(logits, labels, tags):
-    """L_self: half the mean cross-entropy over the cells of a class plus half of it over those of the background.
+    """Computes L_self: half the mean cross-entropy over cells of a class plus half of it over background cells.
 
     Args:
       logits: float [B, h, w, C], class scores.

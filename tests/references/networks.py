@@ -1,4 +1,4 @@
-"""Networks with random parameters in which mistakes show."""
+"""Small networks with random parameters of every kind, for tests."""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ SMALL_BACKBONE = MiTConfig(
     strides=(2, 2, 1, 1),
     mlp_ratio=2,
 )
-"""A backbone of a few thousand parameters, with everything that a large one has."""
+"""A backbone of a few thousand parameters, with all kinds of layers of a large one."""
 
 
 def random_network(make, seed=0):
-    """A network with random parameters of every kind.
+    """Builds a network with random parameters of every kind.
 
-    Biases and norms are not left at 0 and 1, where mistakes hide. Drawn by NumPy, which takes a hundredth of flax's
-    time here.
+    Biases and norms are not 0 and 1, which would hide errors. NumPy draws the parameters, in a hundredth of flax's
+    time.
 
     Args:
       make: function that builds the nnx.Module; it is only traced.

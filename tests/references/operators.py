@@ -1,7 +1,7 @@
 """Every operator of rml_jax against an independent reference: PyTorch, scikit-learn or NumPy loops.
 
-The references compute in double precision, so a difference is our own rounding; each row holds the largest over
-its cases. Labels and counts must be equal: their difference is the share of entries that differ.
+The references compute in double precision, so a difference is our own rounding; each row has the largest over its
+cases. Labels and counts must be equal: their difference is the fraction of entries that differ.
 """
 
 import jax
@@ -101,7 +101,7 @@ _jitted_matrix = jax.jit(ops.warp_matrix, static_argnames="size")
 
 
 def _thetas():
-    """Three of the method's transforms, and three that turn, scale and shift more."""
+    """Returns three of the method's transforms, and three with greater rotation, scale and translation."""
     wide = ops.AffineRange(scale=(0.4, 1.5), rotation=60.0, translation=0.3, flip=0.5)
     keys, ranges = jax.random.split(jax.random.key(0)), (ops.AffineRange(), wide)
     return np.concatenate([ops.sample_affine(key, 3, r) for key, r in zip(keys, ranges, strict=True)])
@@ -112,7 +112,7 @@ def _matrix(thetas, size):
 
 
 def _grid_sample(x, thetas, mode="bilinear"):
-    """[B, C, H, W] -> the same shape, zeros outside."""
+    """Applies transforms to [B, C, H, W], with zeros outside."""
     grid = F.affine_grid(_double(thetas), x.shape, align_corners=False)
     return F.grid_sample(x, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
@@ -140,7 +140,7 @@ def _measure_affine_warp():
 def _measure_affine_warp_of_labels():
     thetas = _thetas()
     labels = np.random.default_rng(0).integers(0, 21, (6, 21, 30))
-    # Shifted by one, so that torch's zeros outside can be told from the background.
+    # Shifted by one, so that torch's zeros outside differ from the background.
     expected = _grid_sample(_double(labels + 1)[:, None], thetas, mode="nearest")[:, 0].numpy() - 1
     found = jax.jit(ops.warp_labels)(labels, thetas)
     difference = _share_differing(found, np.where(expected < 0, 255, expected))
@@ -154,7 +154,7 @@ def _measure_affine_warp_of_pairs():
     found = matrix @ pairs @ matrix.swapaxes(1, 2)
     expected = _double(pairs)
     for _ in range(2):
-        # The cells of the first axis as channels of a map of the second; then the other way round.
+        # The cells of the first axis as channels of a map of the second, then the reverse.
         moved = _grid_sample(expected.reshape(6, cells, *size), thetas)
         expected = moved.reshape(6, cells, cells).transpose(1, 2)
     return [Difference("A on pairs of cells, W R W^T", "torch grid_sample", relative(found, expected), 1e-5)]
@@ -183,13 +183,13 @@ def _measure_parts_of_a_block():
     block = random_network(lambda: mit.Block(16, 2, 2, 4, 0.0, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     x = _normal(2, 5, 6, 16)
 
-    # Of the size of the epsilons' roots, where a wrong one shows.
+    # As small as the square roots of the epsilons, so that a wrong epsilon changes the result.
     small = 0.01 * x
     norms, distant = [], []
     for norm, epsilon in ((block.attention_norm, 1e-6), (block.attention.reduce_norm, 1e-5)):
         scale, bias = _double(norm.scale[...]), _double(norm.bias[...])
         norms.append(relative(norm(small), F.layer_norm(_double(small), (16,), scale, bias, epsilon)))
-        # Far from 0, as some channels of trained networks are, where E[x^2] - E[x]^2 would cancel.
+        # Far from 0, as some channels of trained networks are, where E[x^2] - E[x]^2 loses precision.
         far = small + 1000 * np.float32(np.std(small))
         expected = F.layer_norm(_double(far), (16,), scale, bias, epsilon)
         distant.append(relative(norm(far), expected))
@@ -260,7 +260,7 @@ def _measure_single_scale_cam():
 
 
 def _image(height, width, seed=0):
-    """Colours in 0..255: a smooth half and a noisy one."""
+    """Returns colours in 0..255: a smooth half and a noisy one."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (height, width, 3)).astype(np.float32)
     left = width // 2
@@ -346,12 +346,12 @@ def _measure_mutual_information():
 
 
 def _pair(original, warped, **fields):
-    """losses.Pair with the fields that a loss needs."""
+    """Returns a losses.Pair with only some fields set."""
     return losses.Pair(original, warped, **dict.fromkeys(losses.Pair._fields[2:]) | fields)
 
 
 def _outputs(**arrays):
-    """The outputs of the network that a loss uses."""
+    """Returns RMLOutputs with only some fields set."""
     return RMLOutputs(**{name: arrays.get(name) for name in RMLOutputs._fields})
 
 
@@ -377,7 +377,7 @@ def _measure_ciml_loss():
 def _measure_mfml_loss():
     thetas, valid = _thetas()[:2], _valid(2, 7, 8)
     view = 3 * _normal(2, 7, 8, 5)
-    # The views must have something in common, or their mutual information is next to nothing.
+    # The views must be dependent, or their mutual information is near 0.
     warped = (references.warp(view, thetas) + _normal(2, 7, 8, 5, seed=1)).astype(np.float32)
     pair = _pair(_outputs(context=view), _outputs(context=warped), theta=thetas, valid_context=valid)
     found, parts = jax.jit(losses.mfml)(pair, 1.0)
@@ -426,7 +426,7 @@ def _measure_learning_rate():
         found = jax.jit(jax.vmap(warmup_poly(base, config)))(jnp.asarray(steps))
         expected = [references.learning_rate(step, warmup, total) for step in steps]
         differences.append(absolute(np.asarray(found) / base, expected))
-    # Below 1e-6, the share that the warm-up starts from.
+    # Below 1e-6, the fraction that the warm-up starts from.
     return [Difference("learning rate at every step, of the base", "the formula", max(differences), 5e-7)]
 
 
@@ -436,7 +436,7 @@ OPTIMIZER = OptimizerConfig(
 
 
 def _measure_optimizer():
-    """Ten updates of the parameters of a small network by random gradients."""
+    """Measures ten updates of the parameters of a small network by random gradients."""
     model = nnx.eval_shape(lambda: RML(RMLConfig(SMALL_BACKBONE, num_classes=3), rngs=nnx.Rngs(0)))
     norms = {
         "/".join(map(str, path)) for path, part in nnx.iter_modules(model) if isinstance(part, nnx.LayerNorm)

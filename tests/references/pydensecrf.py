@@ -1,4 +1,4 @@
-"""The dense CRF by pydensecrf, the C++ extension that most methods use."""
+"""The dense CRF by pydensecrf, a C++ extension."""
 
 import numpy as np
 from pydensecrf.densecrf import DenseCRF2D

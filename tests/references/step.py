@@ -1,4 +1,4 @@
-"""One whole training step against the PyTorch peer: same weights, batch and transform; losses, gradients, update."""
+"""One training step against the PyTorch peer: losses, gradients and update for the same weights and batch."""
 
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ STEP = StepConfig(
     cam_flip=True,
     stride=NETWORK.backbone.stride,
 )
-# No warm-up, whose first update would be a millionth of the size, and a weight decay great enough to show.
+# No warm-up, whose first update would be a millionth of the size, and a weight decay large enough to be measured.
 OPTIMIZER = OptimizerConfig(
     backbone_lr=6e-5,
     head_lr=6e-4,
@@ -45,9 +45,9 @@ OPTIMIZER = OptimizerConfig(
     total_steps=1000,
     freeze_norms=False,
 )
-# What the step tells of its state, which is no part of the loss and has tests of its own.
+# Metrics that are not part of the loss and have their own tests.
 _MONITORED = ("skipped", "context_deviation", "context_rank")
-# Of weights and batch, and of the transform A: no part of the loss is near 0, every image has labels of all kinds.
+# Seeds of weights and batch, and of A. No part of the loss is near 0, and every image has all kinds of labels.
 SEED, KEY = 10, 5
 
 REFERENCE = f"one step of the PyTorch peer (PyTorch {torch.__version__.split('+')[0]})"
@@ -58,7 +58,7 @@ TERMS = {
     "L_MFML and its alignment": (("mfml", "alignment"), 1e-5),
     "L_APML and its affinity loss": (("apml", "affinity"), 1e-5),
     "L_self, with a weight of 0.1": (("self_training",), 1e-5),
-    # Differences of entropies: their rounding weighs more.
+    # Differences of entropies, whose rounding errors are larger.
     "mutual information, all three": (
         ("information_context", "information_affinity_label", "information_affinity_pair"),
         1e-3,
@@ -69,7 +69,7 @@ TERMS = {
 
 
 class Result(NamedTuple):
-    """What one training step yields, in the peer's layout.
+    """Results of one training step, in the peer's layout.
 
     Attributes:
       terms: dict from names of metrics to scalars.
@@ -84,14 +84,14 @@ class Result(NamedTuple):
 
 
 def make_network():
-    """graphdef and random parameters of `RML`, whose affinities spread over all of [0, 1]."""
+    """Returns graphdef and random parameters of `RML`, whose affinities cover all of [0, 1]."""
     graphdef, params = nnx.split(random_network(lambda: RML(NETWORK, rngs=nnx.Rngs(0)), SEED))
     kernel = named_leaves(params)["affinity/kernel"]
     return graphdef, with_leaves(params, named_leaves(params) | {"affinity/kernel": 4 * kernel})
 
 
 def make_batch():
-    """Images of smooth blobs in random colours with a little noise, one of them padded, as NumPy arrays."""
+    """Returns a batch of images of smooth blobs in random colours with a little noise, one of them padded."""
     rng = np.random.default_rng(SEED)
     count, blobs = len(BOX), 5
     enlarge = bilinear_matrix(SIZE, 6)
@@ -107,8 +107,8 @@ def make_batch():
 
 
 def our_step(graphdef, params, batch, key):
-    """One update by `make_train_step`: `Result`."""
-    # Puts the gradients into the optimizer's state, from where they can be read.
+    """Computes one update by `make_train_step`: `Result`."""
+    # Keeps the gradients in the optimizer's state.
     keep = optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params), lambda updates, *_: (updates, updates)
     )
@@ -117,7 +117,7 @@ def our_step(graphdef, params, batch, key):
 
     @jax.jit
     def step_and_labels(state, batch):
-        # In one program, or the pseudo labels would be compiled twice.
+        # In one program, so that the pseudo labels are compiled once.
         images = normalize(batch["image"], batch["box"])
         labels = make_pseudo_labels(graphdef, state.params, images, batch, STEP)
         return train_step(state, batch, mutual=True), labels
@@ -134,7 +134,7 @@ def our_step(graphdef, params, batch, key):
 
 
 def peer_step(params, batch, theta):
-    """The same update by the peer: `Result`."""
+    """Computes the same update by the peer: `Result`."""
     model = from_flax(params, NETWORK)
     before = _arrays(model)
     batch = {name: torch.from_numpy(value) for name, value in batch.items()}
@@ -151,7 +151,7 @@ def peer_step(params, batch, theta):
 
 
 def measure_step():
-    """The whole step: losses and their parts, pseudo labels, gradients and the update."""
+    """Measures a whole step: losses and their parts, pseudo labels, gradients and the update."""
     graphdef, params = make_network()
     batch, key = make_batch(), jax.random.key(KEY)
     ours = our_step(graphdef, params, batch, key)
@@ -169,7 +169,7 @@ def measure_step():
 
 
 def _require_substance(result):
-    """Raises ValueError where agreement would say little: a term near 0, or a kind of label without pixels."""
+    """Raises ValueError if agreement would be meaningless: a term near 0, or a kind of label without pixels."""
     vanishing = [name for name, value in result.terms.items() if abs(value) < 1e-3]
     if vanishing:
         raise ValueError(f"terms near 0: {', '.join(vanishing)}")
@@ -191,7 +191,7 @@ def _label_row(ours, peer):
 
 
 def _gradient_rows(ours, peer):
-    """The largest relative difference of any tensor, by part of the network."""
+    """Yields the largest relative difference of any tensor, by part of the network."""
     groups = {}
     for name in peer.gradients:
         groups.setdefault(_part(name), []).append(name)
@@ -205,9 +205,9 @@ def _gradient_rows(ours, peer):
 
 
 def _part(name):
-    """The part of the network a parameter belongs to, or "zero" if no loss depends on it.
+    """Returns the part of the network that a parameter belongs to, or "zero" if no loss depends on it.
 
-    The softmax over keys cancels a key bias, except in stage 4 whose logits are put out; standardisation cancels the
+    The softmax over keys cancels a key bias, except in stage 4, whose logits are outputs; standardisation cancels the
     fusion's bias.
     """
     first, *path = name.split(".")

@@ -1,6 +1,6 @@
 """The losses of RML in PyTorch, all in float32; `warped` is the view transformed by A.
 
-An independent counterpart of `rml_jax.losses`, written from the description of the method.
+They are an independent counterpart of `rml_jax.losses`, after docs/method.md.
 """
 
 import torch
@@ -12,13 +12,13 @@ _TINY = 1e-12
 
 
 def masked_mean(values, mask):
-    """Mean of [...] where a broadcastable mask is true, 0 where it is nowhere true."""
+    """Computes the mean of [...] where a broadcastable mask is true; 0 if it is true nowhere."""
     mask = mask.expand_as(values).float()
     return (values * mask).sum() / mask.sum().clamp_min(_TINY)
 
 
 def mutual_information(first, second, weight):
-    """Mutual information of two discrete variables by a soft joint histogram, in nats.
+    """Computes the mutual information of two discrete variables by a soft joint histogram, in nats.
 
     Args:
       first: float [K, ...], p(k|x) of every sample.
@@ -39,7 +39,7 @@ def _binary(probability):
 
 
 def ciml_loss(view, warped, tags, grid, valid, alpha):
-    """L_CIML: equivariance of the CAMs plus alpha times the likeness of class prototypes (Eqs. 2 to 4).
+    """Computes L_CIML: equivariance of the CAMs plus alpha times the similarity of prototypes (Eqs. 2 to 4).
 
     Args:
       view, warped: Outputs of the original and the transformed view.
@@ -62,7 +62,7 @@ def ciml_loss(view, warped, tags, grid, valid, alpha):
 
 
 def prototype_similarity(cams, features, tags):
-    """Mean cosine between the prototypes of different classes that the batch is tagged with (Eqs. 3 and 4).
+    """Computes the mean cosine between the prototypes of different classes in the batch (Eqs. 3 and 4).
 
     A class's prototype is the mean of the features [B, D, h, w] weighted by its CAMs [B, C, h, w].
     """
@@ -74,7 +74,7 @@ def prototype_similarity(cams, features, tags):
 
 
 def mfml_loss(view, warped, grid, valid, beta1):
-    """L_MFML: mean |A(R_c) - R'_c| plus beta1 times I(R_c; R'_c), over valid pixels (Eqs. 6 to 8).
+    """Computes L_MFML: mean |A(R_c) - R'_c| plus beta1 times I(R_c; R'_c), over valid pixels (Eqs. 6 to 8).
 
     Args:
       view, warped: Outputs.
@@ -93,7 +93,7 @@ def mfml_loss(view, warped, grid, valid, beta1):
 
 
 def standardize(context, valid):
-    """Contexts [B, K, H, W] with mean 0 and deviation 1 over the valid pixels [B, H, W], per image and channel."""
+    """Scales contexts [B, K, H, W] to mean 0 and deviation 1 over valid pixels [B, H, W], per image and channel."""
     weight = valid[:, None] / valid.sum(dim=(1, 2)).clamp_min(1)[:, None, None, None]
     centred = context - (context * weight).sum(dim=(2, 3), keepdim=True)
     variance = (centred.square() * weight).sum(dim=(2, 3), keepdim=True)
@@ -101,7 +101,7 @@ def standardize(context, valid):
 
 
 def affinity_labels(labels, cells, radius):
-    """Which pairs of cells belong together and which don't (docs/method.md, Losses).
+    """Computes which pairs of cells carry the same label (docs/method.md, Affinity).
 
     Args:
       labels: int64 [B, H, W], 255 = ignore.
@@ -122,7 +122,7 @@ def affinity_labels(labels, cells, radius):
 
 
 def apml_loss(view, warped, pairs, warped_pairs, grid, valid, beta2):
-    """L_APML: affinity learned from pseudo labels, and its mutual information (Eqs. 9 to 14).
+    """Computes L_APML: L_aff of both views and the mutual information of affinities (Eqs. 9 to 14).
 
     L_mi = -(I(y; R_a) + I(y'; R'_a) - 2 I(R_a; R'_a)) (docs/method.md, Eq. 12).
 
@@ -151,17 +151,17 @@ def apml_loss(view, warped, pairs, warped_pairs, grid, valid, beta2):
 
 
 def affinity_loss(affinity, positive, known):
-    """L_aff: (1 - R_a) averaged over positive pairs and R_a over negative ones, half each (Eq. 13)."""
+    """Computes L_aff: half the mean of 1 - R_a over positive pairs plus half that of R_a over negative ones."""
     return (masked_mean(1 - affinity, positive) + masked_mean(affinity, known & ~positive)) / 2
 
 
 def label_information(affinity, positive, known):
-    """I(y; R_a) over the labelled pairs, y the affinity label."""
+    """Computes I(y; R_a) over the labelled pairs, where y is the affinity label."""
     return mutual_information(_binary(affinity), _binary(positive.float()), known)
 
 
 def self_training_loss(cam_logits, labels, tags):
-    """L_self: cross-entropy of cells' class scores with their pseudo labels, classes and background half each.
+    """Computes L_self: cross-entropy of cells' class scores with pseudo labels, classes and background half weighted.
 
     Args:
       cam_logits: float [B, C, h, w].

@@ -1,7 +1,6 @@
 """RML's network in PyTorch: transformers' SegFormer encoder with the three heads (docs/method.md, Network).
 
-A peer of `rml_jax.models`, written on its own from the description of the method. Maps are [batch, channels, height,
-width] throughout.
+It is an independent counterpart of `rml_jax.models`, after docs/method.md. Maps are [batch, channels, height, width].
 """
 
 import tempfile
@@ -24,14 +23,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Outputs(NamedTuple):
-    """What one view yields; h x w is stage 4's grid, N = h w, H1 x W1 stage 1's. All float32.
+    """Outputs for one view, all float32; h x w is stage 4's grid, N = h w, H1 x W1 stage 1's.
 
     Attributes:
       logits: [B, C], class logits of the image.
       features: [B, D, h, w], stage 4.
       cam_logits: [B, C, h, w], the classifier applied to every cell, before ReLU.
       affinity_logits: [B, N, N], symmetric; R_a is their sigmoid.
-      context: [B, K, H1, W1], the fused context R_c before its normalisation (Eq. 5).
+      context: [B, K, H1, W1], the fused context R_c before standardisation (Eq. 5).
     """
 
     logits: torch.Tensor
@@ -44,12 +43,12 @@ class Outputs(NamedTuple):
 def attention_with_logits(
     module, query, key, value, attention_mask, scaling, dropout=0.0, output_attentions=False, **_
 ):
-    """An attention function for transformers: fused, but the last two blocks also yield their logits when asked.
+    """Computes fused attention for transformers; the last two blocks also return their logits on request.
 
     Args:
-      module: SegformerAttention; its `yields_logits` tells whether it is one of the last two.
+      module: SegformerAttention, with `yields_logits` true in the last two blocks.
       query, key, value: [B, heads, tokens, width].
-      attention_mask, scaling, dropout, output_attentions: as transformers passes them; SegFormer has no masks.
+      attention_mask, scaling, dropout, output_attentions: arguments by transformers; SegFormer has no masks.
 
     Returns:
       [B, tokens, heads, width], and the pre-softmax logits [B, heads, tokens, tokens] or None.
@@ -67,7 +66,7 @@ AttentionInterface.register("sdpa_with_logits", attention_with_logits)
 
 
 def set_original_epsilons(encoder):
-    """Gives transformers' LayerNorms the epsilons of the original weights (docs/method.md, Network).
+    """Sets the epsilons of transformers' LayerNorms to those of the original weights (docs/method.md, Network).
 
     1e-5 in patch embeddings and after the reduction convolution, 1e-6 in the blocks and at the ends of stages.
 
@@ -81,13 +80,13 @@ def set_original_epsilons(encoder):
 
 
 def yield_logits(encoder):
-    """Makes the encoder's `attentions`, where asked for, the pre-softmax logits of its last two blocks.
+    """Makes the encoder return the pre-softmax logits of its last two blocks as `attentions`, on request.
 
     Args:
       encoder: transformers.SegformerModel, changed in place.
     """
     encoder.set_attn_implementation("sdpa_with_logits")
-    # Otherwise done under a lock in the first call, which breaks torch.compile's graph.
+    # Otherwise the first call does this under a lock, which breaks torch.compile's graph.
     maybe_install_capturing_hooks(encoder)
     blocks = [block for stage in encoder.stages for block in stage.blocks]
     for block in blocks:
@@ -101,7 +100,7 @@ class TorchRML(nn.Module):
       encoder: transformers.SegformerModel; its epsilons and attention function are set here.
       num_classes: foreground classes C.
       context_channels: K, channels of the fused context.
-      dtype: type of the encoder's activations, by autocast; parameters and everything behind stay float32.
+      dtype: type of the encoder's activations, by autocast; parameters and everything after the encoder are float32.
     """
 
     def __init__(self, encoder, num_classes, context_channels=15, dtype=torch.float32):
@@ -125,13 +124,13 @@ class TorchRML(nn.Module):
           real: bool [B, H, W], the real pixels of a padded crop; the others become the mean colour.
 
         Returns:
-          float32 [B, 3, H, W], with ImageNet's mean taken off and divided by its deviation.
+          float32 [B, 3, H, W], minus ImageNet's mean, divided by its standard deviation.
         """
         normalized = (images.permute(0, 3, 1, 2) / 255 - self.mean) / self.deviation
         return normalized * real[:, None]
 
     def forward(self, images):
-        """Computes what the losses need from a batch of images, float [B, 3, H, W], normalised: `Outputs`."""
+        """Computes the outputs for normalised images, float [B, 3, H, W]: `Outputs`."""
         stages, attention = self._encode(images, output_hidden_states=True, output_attentions=True)
         features = stages[-1]
         return Outputs(
@@ -143,7 +142,7 @@ class TorchRML(nn.Module):
         )
 
     def cam_logits(self, images):
-        """The classifier's scores [B, C, h, w] of every cell, without the heads that only training needs."""
+        """Computes the classifier's scores [B, C, h, w] of every cell, without the other heads."""
         stages, _ = self._encode(images, output_hidden_states=True)
         return self.classifier(stages[-1])
 
@@ -159,7 +158,7 @@ class TorchRML(nn.Module):
     def _affinity_logits(self, attention):
         """Mixes two blocks' logits [B, heads, N, N] into one symmetric map [B, N, N], x + x^T.
 
-        The head is linear: symmetrising once after it gives the same as symmetrising all of its inputs.
+        The head is linear, so symmetrising its output is the same as symmetrising its inputs.
         """
         weights = self.affinity.weight[0].chunk(2)
         mixed = sum(
@@ -168,7 +167,7 @@ class TorchRML(nn.Module):
         return mixed + mixed.transpose(1, 2) + self.affinity.bias
 
     def _fuse(self, stages):
-        """Eq. 5. A 1x1 convolution commutes with the resize: it is done on each stage's own, smaller grid."""
+        """Computes Eq. 5. The 1x1 convolution commutes with the resize and runs on each stage's smaller grid."""
         weights = self.fusion.weight.split([stage.shape[1] for stage in stages], dim=1)
         projected = [F.conv2d(stage, weight) for stage, weight in zip(stages, weights, strict=True)]
         context = projected[0] + self.fusion.bias[:, None, None]
@@ -176,10 +175,10 @@ class TorchRML(nn.Module):
 
 
 def _enlarge(maps, size):
-    """Bilinear resize of [B, K, h, w] as two matrix products.
+    """Resizes [B, K, h, w] bilinearly by two matrix products.
 
-    Not by `F.interpolate`: torch.compile of PyTorch 2.13 turns its gradient into sums of which some, on a CPU at 320
-    pixels, are read before they are added up. Stages 3 and 4 then get no gradient from the context.
+    Not by `F.interpolate`: with torch.compile of PyTorch 2.13, on a CPU at 320 pixels, some sums of its gradient are
+    read before they are complete, and stages 3 and 4 get no gradient from the context.
     """
     rows, columns = (
         _interpolation(given, wanted, maps.device) for given, wanted in zip(maps.shape[2:], size, strict=True)
@@ -188,12 +187,12 @@ def _enlarge(maps, size):
 
 
 def _interpolation(given, wanted, device):
-    """Matrix [given, wanted] of linear interpolation, half-pixel centres."""
+    """Computes the matrix [given, wanted] of linear interpolation with half-pixel centres."""
     return F.interpolate(torch.eye(given, device=device)[None], wanted, mode="linear", align_corners=False)[0]
 
 
 def from_flax(params, config, dtype=torch.float32):
-    """The PyTorch network with our parameters, or with gradients of them in their places.
+    """Builds the PyTorch network with our parameters, or with their gradients in place of them.
 
     Args:
       params: nnx.State of `rml_jax.models.RML`.

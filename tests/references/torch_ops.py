@@ -1,7 +1,6 @@
 """Tensor functions of RML in PyTorch: the transform A, PAR, CAMs and pseudo labels.
 
-A peer of `rml_jax.ops`, written on its own from the description of the method. Maps are [batch, channels, height,
-width] throughout.
+They are an independent counterpart of `rml_jax.ops`, after docs/method.md. Maps are [batch, channels, height, width].
 """
 
 import torch
@@ -15,7 +14,7 @@ IGNORE = 255
 
 
 def sampling_grid(theta, size):
-    """Where each place of a transformed map comes from.
+    """Computes the source position of each pixel of a transformed map.
 
     Args:
       theta: float32 [B, 2, 3].
@@ -24,24 +23,24 @@ def sampling_grid(theta, size):
     Returns:
       float32 [B, height, width, 2], for `F.grid_sample`.
     """
-    # In double: matrix products in TF32 or bfloat16 would misplace pixels.
+    # In double precision: products in TF32 or bfloat16 would misplace pixels.
     grid = F.affine_grid(theta.double(), (len(theta), 1, *size), align_corners=False)
     return grid.float()
 
 
 def warp(maps, grid, mode="bilinear"):
-    """A acting on maps [B, K, H, W] through their `sampling_grid`; 0 comes in from outside."""
+    """Applies A to maps [B, K, H, W] by their `sampling_grid`; 0 for pixels from outside."""
     return F.grid_sample(maps, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
 def warp_labels(labels, grid):
-    """A acting on label maps, integers [B, H, W]: the nearest pixel, `IGNORE` for what comes from outside."""
+    """Applies A to label maps, integers [B, H, W]: the nearest pixel, `IGNORE` for pixels from outside."""
     shifted = (labels - IGNORE)[:, None].float()
     return warp(shifted, grid, mode="nearest")[:, 0].long() + IGNORE
 
 
 def warp_pairs(pairs, grid):
-    """A acting on both axes of a matrix over pairs of cells: W R W^T.
+    """Applies A to both axes of a matrix over pairs of cells: W R W^T.
 
     Args:
       pairs: float [B, N, N], N = h w.
@@ -57,7 +56,7 @@ def warp_pairs(pairs, grid):
 
 
 def box_mask(box, size, canvas):
-    """Which cells of a map lie on real pixels of a padded crop.
+    """Computes which cells of a map lie on real pixels of a padded crop.
 
     Args:
       box: int [B, 4], top, left, bottom, right of the real pixels, half-open.
@@ -77,7 +76,7 @@ def box_mask(box, size, canvas):
 
 
 def validity(real, grid):
-    """Where all that a transformed map interpolates is real: bool [B, H, W] from bool [B, H, W]."""
+    """Computes where a transformed map interpolates real pixels only: bool [B, H, W] from bool [B, H, W]."""
     return warp(real[:, None].float(), grid)[:, 0] > 1 - 1e-4
 
 
@@ -85,11 +84,11 @@ def validity(real, grid):
 
 
 class PAR(nn.Module):
-    """Pixel-adaptive refinement of soft masks along the colours of an image, from AFA (Ru et al. 2022).
+    """Pixel-adaptive refinement of soft masks by the colours of an image, from AFA (Ru et al. 2022).
 
     Args:
       dilations: distances to the rings of eight neighbours, in pixels.
-      iterations: how many times to refine.
+      iterations: number of iterations.
     """
 
     def __init__(self, dilations, iterations):
@@ -103,7 +102,7 @@ class PAR(nn.Module):
         self.register_buffer("position", 0.01 * nearness.softmax(dim=0).float()[:, None, None])
 
     def forward(self, images, masks):
-        """Refines masks [B, K, H, W] along images [B, 3, H, W] with colours in 0..255."""
+        """Refines masks [B, K, H, W] by images [B, 3, H, W] with colours in 0..255."""
         weights = self.weights(images).unsqueeze(2).unbind(1)
         for _ in range(self.iterations):
             neighbours = self._neighbours(masks)
@@ -113,7 +112,7 @@ class PAR(nn.Module):
         return masks
 
     def weights(self, images):
-        """The weight of each neighbour, float [B, neighbours, H, W], summing to 1.01."""
+        """Computes the weight of each neighbour, float [B, neighbours, H, W], summing to 1.01."""
         neighbours = torch.stack(self._neighbours(images), dim=1)
         deviation = neighbours.std(dim=1, keepdim=True)
         likeness = self._likeness(neighbours - images[:, None], deviation).mean(dim=2)
@@ -124,7 +123,7 @@ class PAR(nn.Module):
         return -((differences / (deviation + 1e-8) / 0.3) ** 2)
 
     def _neighbours(self, maps):
-        """Maps [B, K, H, W] shifted to each neighbour, edges replicated: a list of views."""
+        """Shifts maps [B, K, H, W] to each neighbour, with replicated edges: a list of views."""
         height, width = maps.shape[2:]
         padded = F.pad(maps, (self.margin,) * 4, mode="replicate")
         starts = [(self.margin + i, self.margin + j) for i, j in self.offsets]
@@ -132,21 +131,21 @@ class PAR(nn.Module):
 
 
 def min_max_normalize(maps):
-    """Scales every map of [B, K, H, W] to [0, 1]: minimum taken off, divided by the maximum + 1e-5 (Eq. 1)."""
+    """Scales every map of [B, K, H, W] to [0, 1]: subtracts its minimum, divides by its maximum + 1e-5 (Eq. 1)."""
     maps = maps - maps.amin(dim=(2, 3), keepdim=True)
     return maps / (maps.amax(dim=(2, 3), keepdim=True) + 1e-5)
 
 
 def multi_scale_cam(model, images, classes, scales, flip, stride):
-    """Multi-scale, flipped CAMs of chosen classes at the images' resolution.
+    """Computes multi-scale, flipped CAMs of chosen classes at the images' resolution.
 
     Args:
       model: TorchRML in evaluation mode.
       images: float [B, 3, H, W], normalised.
-      classes: int64 [B, K], the classes wanted of each image: only these are enlarged.
+      classes: int64 [B, K], the chosen classes of each image; only these are enlarged.
       scales: factors on the image's size.
-      flip: whether mirrored images take part.
-      stride: pixels per cell of stage 4's grid, the least size at any scale.
+      flip: whether to include mirrored images.
+      stride: pixels per cell of stage 4's grid, the smallest size at any scale.
 
     Returns:
       float32 [B, K, H, W] in [0, 1].
@@ -167,13 +166,13 @@ def multi_scale_cam(model, images, classes, scales, flip, stride):
 
 
 def resize(maps, size):
-    """Bilinear resize of [B, K, H, W], half-pixel centres."""
+    """Resizes [B, K, H, W] bilinearly with half-pixel centres."""
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 @torch.no_grad()
 def make_pseudo_labels(model, refine, batch, config):
-    """Pseudo labels of the original view: a label per pixel where the CAMs are sure, 255 elsewhere.
+    """Computes pseudo labels of the original view: a label per pixel where the CAMs are confident, 255 elsewhere.
 
     Args:
       model: TorchRML in evaluation mode.
@@ -185,7 +184,7 @@ def make_pseudo_labels(model, refine, batch, config):
     """
     settings, size = config.pseudo_label, batch["image"].shape[1:3]
     real = box_mask(batch["box"], size, size)
-    # Stable: images with more tags than slots keep their first ones.
+    # Stable, so that images with more tags than slots keep their first ones.
     tagged, classes = batch["tags"].sort(dim=1, descending=True, stable=True)
     used, classes = tagged[:, : settings.slots] > 0, classes[:, : settings.slots]
     images = model.normalize(batch["image"], real)
@@ -193,7 +192,7 @@ def make_pseudo_labels(model, refine, batch, config):
 
     half = [max(1, side // 2) for side in size]
     scores = resize(cams, half).masked_fill(~used[:, :, None, None], -torch.inf)
-    # Both background scores side by side as channels: one pass of PAR refines them.
+    # Both background scores as channels, so that one pass of PAR refines them.
     probabilities = torch.cat(
         [
             F.pad(scores, (0, 0, 0, 0, 1, 0), value=background).softmax(dim=1)

@@ -1,7 +1,7 @@
 """One training step of RML in PyTorch, batched and without Python loops over images.
 
-An independent counterpart of `rml_jax.training.step`, written from the description of the method. It takes the same
-batches and the same configuration.
+It is an independent counterpart of `rml_jax.training.step`, after docs/method.md, with the same batches and
+configuration.
 """
 
 import torch
@@ -30,10 +30,10 @@ from tests.references.torch_ops import (
 
 
 def make_optimizer(model, config):
-    """AdamW (betas 0.9, 0.999) with one learning rate for the encoder and one for the heads.
+    """Builds AdamW (betas 0.9, 0.999) with one learning rate for the encoder and one for the heads.
 
     Args:
-      model: TorchRML; with `freeze_norms`, its encoder's LayerNorms stop taking gradients.
+      model: TorchRML; with `freeze_norms`, gradients of its encoder's LayerNorms are disabled.
       config: rml_jax.training.optimizer.OptimizerConfig; its base learning rates are used, without the schedule.
 
     Returns:
@@ -106,7 +106,7 @@ def all_losses(model, batch, labels, theta, config):
 
 
 def pair_losses(outputs, batch, labels, theta, config):
-    """Computes the same from the outputs for both views, one after the other in a batch of 2 B (`Outputs`)."""
+    """Computes `all_losses` from the outputs for both views, concatenated in a batch of 2 B (`Outputs`)."""
     view, warped = map(Outputs._make, zip(*(output.chunk(2) for output in outputs), strict=True))
     box, tags, canvas = batch["box"], batch["tags"], batch["image"].shape[1:3]
     real, canvas_grid = box_mask(box, canvas, canvas), sampling_grid(theta, canvas)

@@ -132,7 +132,7 @@ def test_run_interrupted_by_sigterm_and_resumed_equals_the_uninterrupted_one(fin
 
 def test_second_training_in_a_workdir_is_refused(finished):
     workdir, _ = finished
-    lock = occupy(tiny_config(), workdir)
+    lock = occupy(workdir)
     with pytest.raises(UserError, match=rf"is in use by process {os.getpid()} on "):
         loop.train(tiny_config(), workdir)
     lock.close()
@@ -226,7 +226,7 @@ def test_batch_that_devices_cannot_share_is_refused(tmp_path, monkeypatch):
 def test_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="expected a folder to write to"):
-        occupy(tiny_config(), tmp_path / "file" / "below")
+        occupy(tmp_path / "file" / "below")
 
 
 def test_empty_work_directory_cannot_be_evaluated(tmp_path):

@@ -21,6 +21,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
+from rml_jax.data.fingerprint import pack_items
 from rml_jax.data.images import decode_image
 from rml_jax.data.masks import check_same_size
 from rml_jax.data.sources.prepared import REPORT_FILE, read_report
@@ -88,6 +89,7 @@ class PreparedBuilder(FileReaderBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     OFFICIAL: dict[str, int] = {}  # noqa: RUF012 (images per split of the published data set)
+    category_ids: tuple[int, ...] = ()  # of the classes, in the annotation files
     upright = False  # whether a reader must apply the EXIF orientation
 
     def __init__(self, *, max_bad=0.01, **options):
@@ -129,7 +131,7 @@ class PreparedBuilder(FileReaderBuilder):
         self._write_shards(shards)
         self._check_rejected(shards, partial)
         report = self._make_report(plan, shards)
-        (partial / REPORT_FILE).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        _write_text(partial / REPORT_FILE, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         for path in (partial / REPORT_FILE, *(shard.path for shard in shards)):
             path.replace(Path(self.data_dir, path.name))
         self.info.set_splits(tfds.core.SplitDict([self._split_info(split, shards) for split in plan.splits]))
@@ -170,29 +172,26 @@ class PreparedBuilder(FileReaderBuilder):
 
     def _write_shard(self, path, planned, progress):
         """Writes a shard under a temporary name and its record, then renames the shard. Returns the record."""
-        sizes, counts = [], np.zeros(len(self.class_names), np.int64)
-        record = {"rejected": {}, "without_mask": 0, "untagged": 0, "most_tags": 0}
+        sizes, items, counts = [], [], np.zeros(len(self.class_names), np.int64)
+        record = {"rejected": {}, "without_mask": 0}
         serializer = tfds.core.ExampleSerializer(self.info.features.get_serialized_info())
 
         def examples():
-            for item, result in _in_threads(self._load, planned, progress):
+            for item, result in _in_threads(functools.partial(self._load, serializer), planned, progress):
                 if isinstance(result, UserError):
                     record["rejected"][item.id] = str(result)
                     continue
-                data, numbers, mask, size = result
-                record["without_mask"] += mask is None
-                record["untagged"] += not len(numbers)
-                record["most_tags"] = max(record["most_tags"], len(set(numbers)))
-                mask = np.full(size, IGNORE, np.uint8) if mask is None else mask
+                example, numbers, has_mask, size = result
+                record["without_mask"] += not has_mask
+                items.append([item.id, sorted({int(number) for number in numbers})])
                 sizes.append(size)
                 counts[list(numbers)] += 1
-                example = {"id": item.id, "image": io.BytesIO(data), "mask": _png(mask), "tags": numbers}
-                yield item.id, serializer.serialize_example(self.info.features.encode_example(example))
+                yield item.id, example
 
         temporary = path.with_name(path.name + ".tmp")
         try:
             tfds.core.ExampleWriter(tfds.core.FileFormat.ARRAY_RECORD).write(temporary, examples())
-            record |= {"images": len(sizes), "sizes": sizes, "classes": counts.tolist()}
+            record |= {"images": len(sizes), "sizes": sizes, "classes": counts.tolist(), "items": items}
             _record_path(path).write_text(json.dumps(record), encoding="utf-8")
             temporary.replace(path)
         # array_record has no exception of its own for a full disk.
@@ -204,16 +203,24 @@ class PreparedBuilder(FileReaderBuilder):
             temporary.unlink(missing_ok=True)
         return record
 
-    def _load(self, item):
-        """Returns the file's bytes, class numbers, mask and size of an image, or a UserError."""
+    def _load(self, serializer, item):
+        """Returns the serialized example, class numbers, whether there is a mask, and the size; or a UserError."""
         try:
             data, numbers, mask = item.load()
             image = decode_image(data, item.where, self.upright)
+            size = image.shape[:2]
             if mask is not None:
                 check_same_size(mask, image, f"mask of {item.where}")
+            stored = _png(np.full(size, IGNORE, np.uint8) if mask is None else mask)
+            example = {"id": item.id, "image": io.BytesIO(data), "mask": stored, "tags": numbers}
+            serialized = serializer.serialize_example(self.info.features.encode_example(example))
         except UserError as error:
             return error
-        return data, numbers, mask, image.shape[:2]
+        except Exception as error:  # One bad item must not end the preparation of all others.
+            return UserError(
+                f"{item.where}: {type(error).__name__}: {error}, expected an image with its mask and tags"
+            )
+        return serialized, numbers, mask is not None, size
 
     def _check_rejected(self, shards, partial):
         """Raises UserError if too many images are bad. The next run then writes their shards again."""
@@ -224,7 +231,7 @@ class PreparedBuilder(FileReaderBuilder):
         for shard in shards:
             if shard.record["rejected"]:
                 shard.path.unlink()
-        (partial / "rejected.txt").write_text("\n".join(rejected) + "\n", encoding="utf-8")
+        _write_text(partial / "rejected.txt", "\n".join(rejected) + "\n")
         raise UserError(
             f"{len(rejected)} of {listed} images are bad, expected at most {self._max_bad:.2%} (--max_bad); "
             f"all of them: {partial / 'rejected.txt'}\n" + "\n".join(rejected[:_SHOWN_REASONS])
@@ -245,8 +252,7 @@ class PreparedBuilder(FileReaderBuilder):
                 "listed": len(planned),
                 "list": plan.notes[split],
                 "without_mask": sum(record["without_mask"] for record in records),
-                "untagged": sum(record["untagged"] for record in records),
-                "most_tags": max(record["most_tags"] for record in records),
+                "items": pack_items([item for record in records for item in record["items"]]),
                 "bytes": sum(shard.path.stat().st_size for shard in shards if shard.split == split),
                 "height": _spread(sizes[:, 0]),
                 "width": _spread(sizes[:, 1]),
@@ -258,6 +264,7 @@ class PreparedBuilder(FileReaderBuilder):
         return {
             "name": self.name,
             "class_names": list(self.class_names),
+            **({"category_ids": list(self.category_ids)} if self.category_ids else {}),
             "tags_from": self.tags_from,
             "upright": self.upright,
             "settings": self.settings(),
@@ -307,7 +314,7 @@ def _finished_record(path):
         record = json.loads(_record_path(path).read_text(encoding="utf-8"))
         return (
             record
-            if "most_tags" in record and len(ArrayRecordDataSource(str(path))) == record["images"]
+            if "items" in record and len(ArrayRecordDataSource(str(path))) == record["images"]
             else None
         )
     # array_record raises RuntimeError or ValueError for a missing or damaged file.
@@ -317,6 +324,11 @@ def _finished_record(path):
 
 def _record_path(path):
     return path.with_name(path.name + ".json")
+
+
+def _write_text(path, text):
+    """Writes text that may hold file names, which need not be Unicode."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _in_threads(function, items, progress):

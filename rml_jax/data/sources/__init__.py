@@ -7,7 +7,7 @@ import sys
 
 from rml_jax.data.sources import coco, digits, folder, voc
 from rml_jax.data.sources.layout import DataLayout
-from rml_jax.data.sources.prepared import PreparedData, is_prepared, read_report
+from rml_jax.data.sources.prepared import PreparedData, is_prepared, read_report, stored_category_ids
 from rml_jax.utils.errors import UserError
 
 SOURCES = {"digits": digits.LAYOUT, "voc": voc.LAYOUT, "coco": coco.LAYOUT, "folder": folder.LAYOUT}
@@ -77,38 +77,51 @@ class SkipBad:
 
 
 def with_class_names(config):
-    """Fills in the class list where `config.data.class_names` is empty and the data itself names the classes.
+    """Fills in the class list and the categories' ids where they are empty and the data itself has them.
 
     Args:
       config: ConfigDict of a run.
 
     Returns:
-      The config itself, or a copy with the names that occur in the data.
+      The config itself, or a copy with `data.class_names` and `data.category_ids` as in the data.
 
     Raises:
       UserError: for an unknown `config.data.source`, or if the data or its tags can't be read.
     """
-    data, layout = config.data, find_layout(config.data)
-    if data.class_names or layout.find_classes is None:
+    layout = find_layout(config.data)
+    needs_names = layout.find_classes is not None and not config.data.class_names
+    needs_ids = layout.find_category_ids is not None and not config.data.category_ids
+    if not needs_names and not needs_ids:
         return config
     config = config.copy_and_resolve_references()
-    config.data.class_names = tuple(
-        read_report(data.root)["class_names"] if is_prepared(data.root) else layout.find_classes(data)
-    )
+    data = config.data
+    if needs_names:
+        data.class_names = tuple(
+            read_report(data.root)["class_names"] if is_prepared(data.root) else layout.find_classes(data)
+        )
+    if needs_ids:
+        is_stored = is_prepared(data.root)
+        data.category_ids = (
+            stored_category_ids(data.root, data.class_names) if is_stored else layout.find_category_ids(data)
+        )
     return config
 
 
-def has_masks(data_config):
-    """Returns whether every validation image has a mask to score by, as far as names tell.
+def has_masks(data_config, split=None):
+    """Returns whether there are masks to score by, as far as names tell.
+
+    Args:
+      data_config: the `data` part of a config.
+      split: name of the split, by default `data_config.val_split`.
 
     Raises:
       UserError: for an unknown `source` or a damaged report of prepared data.
     """
-    layout = find_layout(data_config)
+    layout, split = find_layout(data_config), split or data_config.val_split
     if is_prepared(data_config.root):
-        split = read_report(data_config.root)["splits"].get(data_config.val_split)
-        return split is not None and not split["without_mask"]
-    return layout.has_masks(data_config)
+        facts = read_report(data_config.root)["splits"].get(split)
+        return facts is not None and facts["without_mask"] < facts["images"]
+    return layout.has_masks(data_config, split)
 
 
 def _check_unused(data_config):

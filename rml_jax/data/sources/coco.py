@@ -1,214 +1,180 @@
-"""COCO's folder layout, as its archives unpack it.
+"""Data sets in COCO's format: COCO itself, and what annotation tools export.
 
-ROOT/train2014/COCO_train2014_000000000009.jpg      or whatever file_name says
-ROOT/annotations/instances_train2014.json           polygons, run lengths, compressed run lengths
+Classes are the categories of the annotation file. `coco_files.py` says where it and the images are.
 """
 
-import json
-from pathlib import Path
+import functools
+import hashlib
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from rml_jax.data.images import read_image
-from rml_jax.data.sources.coco_classes import CLASS_NAMES, CLASS_NUMBERS
+from rml_jax.data.images import read_bytes, read_image
+from rml_jax.data.sources.coco_annotations import load_json, parse_annotations
+from rml_jax.data.sources.coco_categories import CocoCategories, choose_categories, read_categories
+from rml_jax.data.sources.coco_files import find_annotations, find_images
+from rml_jax.data.sources.coco_masks import draw_mask, has_outline
+from rml_jax.data.sources.duplicates import draw_groups, first_copies
 from rml_jax.data.sources.layout import DataLayout
-from rml_jax.data.tags import TagCounts
 from rml_jax.utils.errors import UserError
-
-# In pixels. pycocotools takes memory by the length of an outline.
-_LARGEST_COORDINATE = 100_000
 
 
 class CocoFolder:
-    """Random-access source over one split of COCO's images with at least one object of the 80 classes.
+    """Random-access source over one split's images with at least one annotation.
 
-    `source[i]` is a dict with `id` (str, the file's name without suffix), `image` (uint8 [H, W, 3], pixels as
-    stored), `tags` (float32 [80], crowds count) and, only where `with_masks` is set, `mask` (uint8 [H, W], 0
-    background, 1..80 classes; COCO has no ignored pixels). Where objects overlap, the smaller one is on top, and all
-    are above crowds; COCO defines no order. Without masks, no outlines are kept.
+    `source[i]` is a dict with `id` (str, see `CocoImage`), `image` (uint8 [H, W, 3], pixels as stored), `tags`
+    (float32 [C], crowds count) and, only where `with_masks` is set, `mask` (uint8 [H, W], 0 background, 1..C classes;
+    COCO has no ignored pixels). Where objects overlap, the smaller one is on top, and all are above crowds; COCO
+    defines no order. Without masks, outlines are ignored and may be missing.
 
     Args:
-      root: the folder that holds annotations.
-      split: "train2014", "val2014" or another with both a folder and an annotation file.
-      with_masks: whether items carry their masks.
+      root: the folder of the data.
+      split: "train2014", "train" or another.
+      with_masks: whether items carry their masks. Every object then needs an outline.
+      categories: CocoCategories that the annotation file must agree with; None takes those of the file.
+      part: (is_training, val_fraction, seed), which part to draw where one file is of the whole data set; None takes
+        all of it. Identical images are never in both parts.
 
     Raises:
-      UserError: by the constructor if the annotation file or an image is missing, or the file isn't in COCO's format;
-        by `source[i]` for an image that can't be decoded or has another size than the file says.
+      UserError: by the constructor if the annotation file or an image is missing, the file isn't in COCO's format or
+        has other categories, or an object has no outline for its mask; by `source[i]` for an image whose entry or
+        annotations are wrong, that can't be decoded or has another size than the file says.
     """
 
-    class_names = CLASS_NAMES
-
-    def __init__(self, root, split, with_masks=False):
+    def __init__(self, root, split, with_masks=False, categories=None, part=None):
         self.with_masks = with_masks
-        self._folder = str(Path(root, split))
-        path = Path(root, "annotations", f"instances_{split}.json")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}, expected COCO's annotation file") from error
-        self._images, self.without_objects = parse_annotations(data, path, with_masks)
-        missing = [name for name, *_ in self._images if not Path(self._folder, name).is_file()]
-        if missing:
+        path, is_whole = find_annotations(root, split)
+        annotations = parse_annotations(read_bytes(path), path, categories, with_masks)
+        self.class_names, self.category_ids = annotations.categories.names, annotations.categories.ids
+        self.without_objects, self.notes = annotations.without_objects, annotations.notes
+        sound = [image for image in annotations.images if not image.error]
+        files = find_images(root, split, path, is_whole, [image.file for image in sound])
+        self._paths = {image.id: file for image, file in zip(sound, files, strict=True)}
+        self._images = annotations.images
+        if is_whole and part:
+            chosen = _draw([image.id for image in self._images], self._paths, *part)
+            self._images = [image for image in self._images if image.id in chosen]
+        if not self._images:
             raise UserError(
-                f"{path}: no image {Path(self._folder, missing[0])} "
-                f"(missing for {len(missing)} of {len(self._images)} images)"
+                f"{path}: no image is left for {split}, of {len(annotations.images)} (config.data.val_fraction)"
             )
+        if with_masks:
+            self._check_outlines(path)
 
     def __len__(self):
         return len(self._images)
 
     def __getitem__(self, index):
-        name, size, numbers, objects = self._images[index]
-        path = Path(self._folder, name)
-        item = {"id": path.stem, "image": read_image(path)}
-        if item["image"].shape[:2] != size:
-            found, expected = (f"{width}x{height}" for height, width in (item["image"].shape[:2], size))
+        image = self._images[index]
+        if image.error:
+            raise UserError(image.error)
+        path = self._paths[image.id]
+        item = {"id": image.id, "image": read_image(path)}
+        size = item["image"].shape[:2]
+        if image.size not in (None, size):
+            found, expected = (f"{width}x{height}" for height, width in (size, image.size))
             raise UserError(f"{path}: found {found} pixels, expected {expected} as in the annotation file")
-        item["tags"] = np.zeros(len(CLASS_NAMES), np.float32)
-        item["tags"][[number - 1 for number in numbers]] = 1.0
+        item["tags"] = np.zeros(len(self.class_names), np.float32)
+        item["tags"][list(image.tags)] = 1.0
         if self.with_masks:
-            item["mask"] = draw_mask(objects, size, path)
+            item["mask"] = draw_mask(image.objects, size, path)
         return item
 
-    def tag_counts(self):
-        """Counts the tags of the images: TagCounts."""
-        tags = [[number - 1 for number in numbers] for _, _, numbers, _ in self._images]
-        return TagCounts.of(tags, len(CLASS_NAMES))
+    def item_tags(self):
+        """Returns the id of each image and the positions of its tags, ascending; None for a wrong annotation."""
+        return [(image.id, None if image.error else image.tags) for image in self._images]
 
-
-def draw_mask(objects, size, name):
-    """Draws the class of each pixel.
-
-    Args:
-      objects: list of (class number, segmentation as in COCO's files, area, whether it is a crowd).
-      size: (height, width).
-      name: path of the image, for error messages.
-
-    Returns:
-      uint8 [H, W]: crowds first, then objects from the largest to the smallest, each over what was there.
-
-    Raises:
-      UserError: if an outline is in none of COCO's forms.
-    """
-    mask = np.zeros(size, np.uint8)
-    for number, segmentation, _, _ in sorted(objects, key=lambda thing: (not thing[3], -thing[2])):
-        try:
-            mask[_pixels(segmentation, size)] = number
-        # pycocotools raises bare Exception.
-        except Exception as error:
+    def _check_outlines(self, path):
+        without = [image for image in self._images if image.objects is None and not image.error]
+        if without:
             raise UserError(
-                f"{name}: found an outline that can't be drawn ({error}), expected polygons or run lengths"
-            ) from error
-    return mask
+                f"{path}: found no outline of an object in {without[0].file!r} (so for {len(without)} of "
+                f"{len(self._images)} images), expected polygons or run lengths, of which masks are drawn "
+                "(training needs none with --config.log.pictures_every=0)"
+            )
 
 
-def _pixels(segmentation, size):
-    """bool [H, W] of an outline in any of COCO's three forms."""
-    if isinstance(segmentation, dict):
-        return _decode_run_lengths(segmentation, size)
-    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
-    for polygon in polygons:
-        coordinates = np.asarray(polygon, np.float64)
-        if coordinates.size < 6 or coordinates.size % 2:
-            # Of 4 numbers pycocotools makes a box.
-            raise ValueError(f"a polygon of {coordinates.size} numbers instead of 6, 8, ...")
-        if not (np.abs(coordinates) <= _LARGEST_COORDINATE).all():  # NaN is not, either.
-            raise ValueError(f"coordinates that are not within {_LARGEST_COORDINATE}")
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))).astype(bool)
+def _draw(ids, paths, is_training, val_fraction, seed):
+    """Returns the set of the ids of one part. Of identical images, all are in the part of the first."""
+    first = {name: name for name in ids} | first_copies(paths)
+    # By hash rather than by a shuffle: when images are added later, nearly all others stay in their part.
+    order = sorted(ids, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    count = max(1, round(val_fraction * len(ids))) if val_fraction else 0
+    drawn = draw_groups([first[name] for name in order], count)
+    return {name for name in ids if (first[name] in drawn) != is_training}
 
 
-def _decode_run_lengths(code, size):
-    """bool [H, W] of run lengths, column by column, zeros first.
-
-    pycocotools leaves the pixels behind the last run uninitialised.
-    """
-    counts = code["counts"]
-    if isinstance(counts, str | bytes):
-        counts = _parse_counts(counts.encode() if isinstance(counts, str) else counts)
-    if "size" in code and list(code["size"]) != list(size):
-        raise ValueError(f"run lengths for height and width {code['size']} instead of {list(size)}")
-    if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size[0] * size[1]:
-        raise ValueError(f"run lengths that are not whole numbers with the sum {size[0]} x {size[1]}")
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
-
-
-def _parse_counts(text):
-    """The run lengths in COCO's compressed form, a list of int.
-
-    Each number is written in groups of 5 bits from the lowest, one to a character from "0" to "o": bit 5 says that
-    another follows, bit 4 of the last is the sign. From the fourth on, numbers are differences to the one two before.
-    """
-    counts, value, shift = [], 0, 0
-    for byte in text:
-        group = byte - 48
-        if not 0 <= group < 64:
-            raise ValueError(f"the character {chr(byte)!r} in compressed run lengths")
-        value |= (group & 31) << shift
-        shift += 5
-        if group & 32:
-            continue
-        if group & 16:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value = shift = 0
-    if shift:
-        raise ValueError("compressed run lengths that are cut off")
-    return counts
-
-
-def parse_annotations(data, path, with_masks):
-    """Reads the images and objects of an annotation file.
+def find_categories(data_config):
+    """Returns the CocoCategories of a data set.
 
     Args:
-      data: the file's bytes.
-      path: path of the file, for error messages.
-      with_masks: whether to keep the outlines.
-
-    Returns:
-      List of (file name, (height, width), class numbers 1..80, objects for `draw_mask` or None) of the images with at
-      least one object, and the number of those without.
+      data_config: the `data` part of a config. Its `class_names` and `category_ids` are used where they are set, else
+        the categories in the annotation file of the training split or, if there is none, of the validation split.
 
     Raises:
-      UserError: if the file isn't in COCO's format, or has no image with an object.
+      UserError: if no annotation file is found, its categories are malformed, or it lacks one of the class names.
     """
+    names, ids = tuple(data_config.class_names), tuple(data_config.category_ids)
+    if names and ids:
+        if len(names) != len(ids):
+            raise UserError(f"config.data.category_ids is {ids}: expected {len(names)}, one per class")
+        return CocoCategories(names, ids)
+    _check_root(data_config)
     try:
-        content = json.loads(data)
-        things = {}
-        for annotation in content["annotations"]:
-            number = CLASS_NUMBERS[annotation["category_id"]]
-            outline = (annotation["segmentation"], annotation["area"], bool(annotation["iscrowd"]))
-            things.setdefault(annotation["image_id"], []).append((number, *outline))
-        images = [
-            (image["file_name"], (image["height"], image["width"]), things[image["id"]])
-            for image in content["images"]
-            if image["id"] in things
-        ]
-        without_objects = len(content["images"]) - len(images)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: found {error!r}, expected COCO's instance annotations") from error
-    if not images:
-        raise UserError(f"{path}: found no image with an object")
-    numbers = [sorted({thing[0] for thing in objects}) for _, _, objects in images]
-    kept = [
-        (name, size, classes, objects if with_masks else None)
-        for (name, size, objects), classes in zip(images, numbers, strict=True)
-    ]
-    return kept, without_objects
+        path, _ = find_annotations(data_config.root, data_config.train_split)
+    except UserError:
+        try:
+            path, _ = find_annotations(data_config.root, data_config.val_split)
+        except UserError:
+            path = None
+        if path is None:
+            raise
+    categories = _read_file_categories(path, path.stat().st_mtime_ns)
+    return choose_categories(categories, names, path) if names else categories
+
+
+@functools.lru_cache(maxsize=2)
+def _read_file_categories(path, changed):
+    """CocoCategories of a file that last changed at some time. Cached, as COCO's files take seconds to read."""
+    return read_categories(load_json(read_bytes(path), path), path)[0]
+
+
+def _check_root(data_config):
+    if not data_config.root:
+        raise UserError(
+            "config.data.root is empty: expected the folder of images and annotations in COCO's format"
+        )
 
 
 def _make(data_config, split, with_masks):
-    if not data_config.root:
+    _check_root(data_config)
+    is_training = split == data_config.train_split
+    if not is_training and split != data_config.val_split and find_annotations(data_config.root, split)[1]:
         raise UserError(
-            "config.data.root is empty: expected the folder that holds annotations/ and train2014/"
+            f"{data_config.root} has no split {split!r}: expected {data_config.train_split} or "
+            f"{data_config.val_split}"
         )
-    return CocoFolder(data_config.root, split, with_masks)
+    part = (is_training, data_config.val_fraction, data_config.seed)
+    return CocoFolder(data_config.root, split, with_masks, find_categories(data_config), part)
+
+
+def _has_masks(data_config, split):
+    """Returns whether an object of a split has an outline."""
+    _check_root(data_config)
+    path, _ = find_annotations(data_config.root, split)
+    return _has_outlines(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2)
+def _has_outlines(path, changed):
+    entries = load_json(read_bytes(path), path)["annotations"]
+    return any(isinstance(entry, dict) and has_outline(entry.get("segmentation")) for entry in entries)
 
 
 LAYOUT = DataLayout(
     make=_make,
-    class_names=CLASS_NAMES,
-    licence="COCO's annotations are under CC BY 4.0; its images come from Flickr under several licences, some of "
-    "them non-commercial, listed in its annotation files.",
+    has_masks=_has_masks,
+    find_classes=lambda data_config: find_categories(data_config).names,
+    find_category_ids=lambda data_config: find_categories(data_config).ids,
+    licence="In COCO's format. If these are COCO's own images: the annotations are under CC BY 4.0; the images come "
+    "from Flickr under several licences, some of them non-commercial, listed in the annotation files.",
 )

@@ -29,6 +29,3 @@ UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 
 COCO_IDS = tuple(number for number in range(1, 92) if number not in UNUSED_IDS)
 """COCO's `category_id` of each class: class number i has COCO_IDS[i - 1]."""
-
-CLASS_NUMBERS = {coco_id: number for number, coco_id in enumerate(COCO_IDS, start=1)}
-"""From COCO's `category_id` to the class number 1..80."""

@@ -1,5 +1,6 @@
 """Identical files, found without reading most of them."""
 
+import collections
 import hashlib
 import os
 
@@ -25,6 +26,27 @@ def first_copies(files):
     first = {name: name for name in files}
     first.update((name, group[0]) for group in groups for name in group)
     return first
+
+
+def draw_groups(groups, count):
+    """Draws whole groups of identical images.
+
+    Args:
+      groups: the group of each image, in the order of the draw.
+      count: how many images to draw.
+
+    Returns:
+      Set of the groups that come first and have at most `count` images together; if all are larger, a smallest one,
+      but never the only one.
+    """
+    sizes, drawn, total = collections.Counter(groups), set(), 0
+    for group in sizes:
+        if total + sizes[group] <= count:
+            drawn.add(group)
+            total += sizes[group]
+    if count and not drawn and len(sizes) > 1:
+        drawn.add(min(sizes, key=sizes.get))
+    return drawn
 
 
 def _parts(group, files, key):

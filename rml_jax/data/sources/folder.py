@@ -19,11 +19,10 @@ import numpy as np
 
 from rml_jax.data.images import PLUGIN_PACKAGES, image_suffixes, read_image
 from rml_jax.data.masks import check_same_size, read_label_map, read_mask
-from rml_jax.data.sources.duplicates import first_copies
+from rml_jax.data.sources.duplicates import draw_groups, first_copies
 from rml_jax.data.sources.layout import DataLayout
-from rml_jax.data.sources.subfolders import is_system_path, is_utf8, notes, read_subfolders
+from rml_jax.data.sources.subfolders import is_system_path, notes, read_subfolders
 from rml_jax.data.tags import (
-    TagCounts,
     check_classes,
     class_list,
     image_id,
@@ -35,7 +34,7 @@ from rml_jax.data.tags import (
 )
 from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
-from rml_jax.utils.files import walk
+from rml_jax.utils.files import printable, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +120,13 @@ class PhotoFolder:
         self.notes = [*notes(folders.parts, left_out), *([unread] if unread else [])]
         first = first_copies({name: Path(root, files[name]) for name in sorted(tags)})
         tags, aliases = (tags, {}) if tags_file else _merge_copies(tags, first, folders.parts)
+        self.notes += _copies(len(aliases) - len(tags) if aliases else 0, [first[name] for name in tags])
         chosen = _split(tags, first, aliases, folders.parts, val_list, val_fraction, seed, is_training)
         if not chosen:
             part = "training" if is_training else "validation"
             raise UserError(
-                f"{root}: no image is left for {part}, of {len(tags)} with tags "
-                "(config.data.val_fraction, config.data.val_list)"
+                f"{root}: no image is left for {part}, of {len(tags)} with tags, {len(set(map(first.get, tags)))} "
+                "of them different (config.data.val_fraction, config.data.val_list)"
             )
         self._files = [(name, files[name], tags[name]) for name in chosen]
         if with_masks:
@@ -145,9 +145,9 @@ class PhotoFolder:
             check_same_size(item["mask"], item["image"], photo.mask)
         return item
 
-    def tag_counts(self):
-        """Counts the tags of this part: TagCounts."""
-        return TagCounts.of([numbers for _, _, numbers in self._files], len(self.class_names))
+    def item_tags(self):
+        """Returns the id of each image and the positions of its tags, ascending."""
+        return [(name, numbers) for name, _, numbers in self._files]
 
     def read_mask(self, index):
         """Returns an item's mask alone, uint8 [H, W]."""
@@ -199,7 +199,8 @@ def find_images(root, mask_folder=""):
       mask_folder: folder to leave out, "" for none.
 
     Returns:
-      Dict from `image_id` to the file's path below the folder, str, in the order of the paths.
+      Dict from `image_id` to the file's path below the folder, str, in the order of the paths. In ids, bytes of a
+      name that are no UTF-8 are written out (`printable`).
 
     Raises:
       UserError: if the folder or one in it can't be read, has no image, or two images differ in their suffix alone.
@@ -208,9 +209,7 @@ def find_images(root, mask_folder=""):
         raise UserError("config.data.root is empty: expected the folder of photographs")
     images = {}
     for path in list_images(root, mask_folder):
-        name = image_id(Path(path).as_posix())
-        if not is_utf8(path):
-            raise UserError(f"{root}: found the file name {path!r}, expected names in UTF-8")
+        name = image_id(printable(Path(path).as_posix()))
         if name in images:
             raise UserError(
                 f"{root}: found both {images[name]} and {path}, expected names that differ without suffix"
@@ -224,31 +223,32 @@ def find_images(root, mask_folder=""):
     return images
 
 
-def list_images(root, mask_folder=""):
+def list_images(root, *skip):
     """Returns the paths of the image files below a folder, relative to it, str, sorted. Hidden files are ignored.
 
     Args:
-      root, mask_folder: see `find_images`.
+      root: see `find_images`.
+      skip: folders to leave out; "" is none.
 
     Raises:
       UserError: if the folder or one in it can't be read.
     """
-    paths = (path for path in _visible_files(root, mask_folder) if _suffix(path) in image_suffixes())
+    paths = (path for path in _visible_files(root, skip) if _suffix(path) in image_suffixes())
     return sorted(os.path.relpath(path, root) for path in paths)
 
 
-def count_left_out(root, mask_folder=""):
+def count_left_out(root, *skip):
     """Counts the files that `list_images` leaves out, apart from hidden ones and those of systems.
 
     Returns:
       Counter by suffix, in lower case; "" for files without one.
     """
-    suffixes = map(_suffix, _visible_files(root, mask_folder))
+    suffixes = map(_suffix, _visible_files(root, skip))
     return collections.Counter(suffix for suffix in suffixes if suffix not in image_suffixes())
 
 
-def _visible_files(root, mask_folder):
-    for _, files in walk(root, skip=[os.path.realpath(mask_folder)] if mask_folder else ()):
+def _visible_files(root, skip):
+    for _, files in walk(root, skip=[os.path.realpath(folder) for folder in skip if folder]):
         for path in files:
             hidden = os.path.basename(path).startswith(".")
             if not hidden and not is_system_path(os.path.relpath(path, root)):
@@ -304,13 +304,23 @@ def _merge_copies(tags, first, parts):
     return {name: tuple(sorted(numbers)) for name, numbers in merged.items()}, aliases
 
 
+def _copies(merged, groups):
+    """Says how many images are copies. `groups` has the first image of the same content for each that is left."""
+    if merged:
+        yield f"copies in other class folders, merged into one image with several tags: {merged}"
+    if more := len(groups) - len(set(groups)):
+        yield f"images that are identical to another one, and stay in one part with it: {more}"
+
+
 def _split(tags, first, aliases, parts, val_list, val_fraction, seed, is_training):
     """Returns the names of one part, sorted. No two names of different parts have the same `first` copy."""
     names = sorted(name for name in tags if parts.get(name) != "test")
     if not val_list and "val" not in parts.values():
         # By hash rather than by a shuffle: when images are added later, nearly all others stay in their part.
-        count = max(1, round(val_fraction * len(names))) if val_fraction else 0
-        drawn = {first[name] for name in sorted(names, key=lambda name: _hash(f"{seed} {name}"))[:count]}
+        order = sorted(names, key=lambda name: _hash(f"{seed} {name}"))
+        drawn = draw_groups(
+            [first[name] for name in order], max(1, round(val_fraction * len(names))) if val_fraction else 0
+        )
         return [name for name in names if (first[name] in drawn) != is_training]
     if val_list:
         listed = {image_id(name) for name in read_list(val_list)}
@@ -360,7 +370,7 @@ def _make(data_config, split, with_masks):
 LAYOUT = DataLayout(
     make=_make,
     find_classes=lambda data_config: folder_classes(data_config.root, data_config.tags, data_config.masks),
-    has_masks=lambda data_config: bool(data_config.masks),
+    has_masks=lambda data_config, split: bool(data_config.masks),
     licence="The trainer's own photographs: their terms are not known here. **To be filled in before this model is "
     "passed on.**",
 )

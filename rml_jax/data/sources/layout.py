@@ -20,12 +20,15 @@ class DataLayout:
       class_names: the classes that the layout fixes; () where `data_config.class_names` gives them.
       find_classes: function data_config -> class names, used where `data_config.class_names` is empty; None where
         the config must name them.
-      has_masks: function data_config -> whether validation images have masks to score by.
+      find_category_ids: function data_config -> the `category_id` of each class in the data set's own annotation
+        files, used where `data_config.category_ids` is empty; None where there are none.
+      has_masks: function (data_config, split) -> whether there are masks to score the split by.
       licence: terms of the training data, for model cards. Markdown.
     """
 
     make: Callable[[Any, str, bool], Any]
     class_names: tuple[str, ...] = ()
     find_classes: Callable[[Any], tuple[str, ...]] | None = None
-    has_masks: Callable[[Any], bool] = lambda data_config: True
+    find_category_ids: Callable[[Any], tuple[int, ...]] | None = None
+    has_masks: Callable[[Any, str], bool] = lambda data_config, split: True
     licence: str = "None stated."

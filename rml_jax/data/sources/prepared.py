@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from rml_jax.data.fingerprint import unpack_items
 from rml_jax.data.images import decode_image
 from rml_jax.data.masks import decode_mask
-from rml_jax.data.tags import TagCounts, tag_key
+from rml_jax.data.sources.coco_classes import CLASS_NAMES, COCO_IDS
+from rml_jax.data.tags import tag_key
 from rml_jax.utils.errors import UserError
 
 REPORT_FILE = "report.json"
@@ -29,6 +31,17 @@ def read_report(folder):
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}, expected what `rml-jax prepare` writes") from error
+
+
+def stored_category_ids(root, class_names):
+    """Returns the `category_id` of classes in the annotation files that data were prepared from; () if unknown."""
+    report = read_report(root)
+    ids = report.get("category_ids")
+    if ids is None and tuple(report["class_names"]) == CLASS_NAMES:
+        ids = COCO_IDS  # prepared by version 0.1
+    by_key = dict(zip(map(tag_key, report["class_names"]), ids or (), strict=False))
+    found = tuple(by_key.get(tag_key(name)) for name in class_names)
+    return () if None in found else found
 
 
 class PreparedData:
@@ -73,16 +86,15 @@ class PreparedData:
     def __len__(self):
         return len(self._records)
 
-    def tag_counts(self):
-        """Counts the tags of the split: TagCounts."""
-        facts = read_report(self._root)["splits"][self._split]
-        if "most_tags" not in facts:  # prepared by version 0.1
-            return TagCounts.of(
-                [[self._places[n] for n in record["tags"] if n in self._places] for record in self._records],
-                len(self.class_names),
-            )
-        per_class = tuple(facts["images_per_class"][self._stored[stored]] for stored in self._places)
-        return TagCounts(facts["images"], per_class, facts["untagged"], facts["most_tags"])
+    def item_tags(self):
+        """Returns the id of each image and the positions of its tags, ascending."""
+        packed = read_report(self._root)["splits"][self._split].get("items")
+        if packed is None:  # prepared by version 0.1
+            items = [(record["id"].decode(), record["tags"].tolist()) for record in self._records]
+        else:
+            items = unpack_items(packed)
+        places = self._places
+        return [(name, tuple(sorted(places[n] for n in numbers if n in places))) for name, numbers in items]
 
     def __getitem__(self, index):
         record = self._records[index]

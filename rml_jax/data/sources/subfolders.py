@@ -99,15 +99,6 @@ def read_subfolders(root, files, class_names=()):
     return SubFolders(used, parts, counts)
 
 
-def is_utf8(path):
-    """Returns whether a path that the system gave is UTF-8."""
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def notes(parts, left_out):
     """Says what sub-folders were taken for, where they are not all tags."""
     lines = []

@@ -1,6 +1,6 @@
-"""Image-level tags from tables and from the exports of annotation tools, and the class list that they make.
+"""Image-level tags from tables and exports of annotation tools, and the list of classes in them.
 
-`read_tags` chooses the reader by the content of the file, not by its suffix. docs/data.md lists the forms:
+`read_tags` chooses the reader by the file's content, not by its suffix. docs/data.md lists the formats:
 
     table.py          CSV or TSV: image and tags, one row per tag, or one 0/1 column per class
     json_rows.py      JSON Lines or a JSON array of rows, metadata.jsonl of Hugging Face datasets
@@ -13,6 +13,7 @@ contains none of the classes. Surrounding whitespace and letter case of tags are
 """
 
 from rml_jax.data.tags.counts import TagCounts
+from rml_jax.data.tags.cvat import decode_xml
 from rml_jax.data.tags.names import (
     check_class_names,
     check_classes,
@@ -31,6 +32,7 @@ __all__ = [
     "check_classes",
     "class_list",
     "decode_text",
+    "decode_xml",
     "image_id",
     "match_images",
     "parse_list",

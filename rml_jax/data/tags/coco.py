@@ -1,4 +1,4 @@
-"""COCO JSON: the tags of an image are the categories of its annotations, by the names in the file itself."""
+"""COCO JSON: the tags of an image are the names of its annotations' categories."""
 
 from rml_jax.data.tags.names import clean
 from rml_jax.data.tags.row import Row
@@ -11,7 +11,9 @@ def is_coco(content):
 
 
 def read_coco(content, path):
-    """Reads the images of a COCO file. Annotations need no outlines; crowds count; no annotation means no tag.
+    """Reads the images of a COCO file.
+
+    Annotations need no segmentation. Crowds are included. An image without annotations has no tags.
 
     Args:
       content: the JSON object.

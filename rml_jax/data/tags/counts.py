@@ -1,4 +1,4 @@
-"""How many images have how many tags."""
+"""Counts of images by their tags."""
 
 import dataclasses
 
@@ -7,12 +7,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class TagCounts:
-    """Numbers of images of one part.
+    """Numbers of images in one part of a data set.
 
     Attributes:
-      images: all.
-      per_class: those with each of the C classes.
-      untagged: those without any.
+      images: number of all images.
+      per_class: number of images with each of the C classes.
+      untagged: number of images without tags.
       most: the greatest number of tags of an image.
     """
 
@@ -26,7 +26,7 @@ class TagCounts:
         """Counts tags.
 
         Args:
-          numbers: for each image, the positions of its tags in the class list, each once.
+          numbers: for each image, the distinct indices of its tags in the class list.
           num_classes: C.
         """
         lengths = [len(own) for own in numbers]

@@ -12,10 +12,10 @@ _DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)
 
 
 def decode_xml(data, path):
-    """Decodes XML by the encoding that it declares, else as `decode_text`.
+    """Decodes XML by its declared encoding, or as `decode_text` if it declares none.
 
     Raises:
-      UserError: for an unknown encoding or bytes that are not in it.
+      UserError: for an unknown encoding or bytes that are invalid in it.
     """
     declared = _DECLARED.match(data)
     if declared is None or declared[1].lower().startswith(b"utf"):
@@ -30,7 +30,7 @@ def decode_xml(data, path):
 
 
 def read_cvat(text, path):
-    """Reads the tags of each `<image>`. The labels of shapes count as tags as well.
+    """Reads the tags of each `<image>`, including the labels of shapes.
 
     Args:
       text: the content.
@@ -40,7 +40,7 @@ def read_cvat(text, path):
       List of Row. An image without any label has no tags.
 
     Raises:
-      UserError: if it is no XML, or none of "CVAT for images". The message names the line.
+      UserError: if it is not XML, or not in the format "CVAT for images". The message names the line.
     """
     parser, rows, open_elements = expat.ParserCreate(), [], []
 

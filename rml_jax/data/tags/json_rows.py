@@ -1,4 +1,4 @@
-"""JSON: which of its forms a file is, and the rows of JSON Lines, arrays and metadata.jsonl."""
+"""JSON files: detection of their format, and the rows of JSON Lines, arrays and metadata.jsonl."""
 
 import json
 
@@ -10,7 +10,7 @@ _EXPECTED = 'expected {"image": "NAME", "tags": ["TAG", ...]}'
 
 
 def read_json(text, path, known):
-    """Reads a JSON file in any of the forms of this package.
+    """Reads a JSON file in any of the supported formats.
 
     Args:
       text: the content.
@@ -21,7 +21,7 @@ def read_json(text, path, known):
       List of Row.
 
     Raises:
-      UserError: if it is no JSON or in none of the forms. The message names the line, or the item of an array.
+      UserError: if it is not JSON or has another format. The message names the line, or the item of an array.
     """
     try:
         content = json.loads(text)
@@ -45,7 +45,7 @@ def read_json(text, path, known):
 
 
 def _lines(text, path):
-    # Not `splitlines`, which also splits at separators that JSON allows inside of a text.
+    # Not `splitlines`, which also splits at separators that JSON allows inside strings.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{path} line {number}"

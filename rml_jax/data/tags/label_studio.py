@@ -1,8 +1,8 @@
 """Exports of Label Studio: CSV, JSON-MIN and JSON.
 
-In CSV and JSON-MIN, the tags lie in a column that is called like the `name` of the labelling control: one choice as a
-text, several as `{"choices": ["cat", "dog"]}`, regions as a list with their labels. Tasks without annotation are left
-out; an annotation without a choice means no tag.
+In CSV and JSON-MIN, the tags are in a column named after the labelling control: a single choice as a string, several
+as `{"choices": ["cat", "dog"]}`, regions as a list with their labels. Tasks without annotations are left out; an
+annotation without a choice means no tags.
 """
 
 import json
@@ -62,7 +62,7 @@ def read_records(records, known):
 
 
 def read_tasks(tasks, known):
-    """Reads the tasks of the JSON export: list of (dict, "PATH item N") to list of Row."""
+    """Reads the tasks of the JSON export, a list of (dict, "PATH item N"), into a list of Row."""
     rows = []
     for task, where in tasks:
         if not is_task(task):
@@ -78,7 +78,7 @@ def read_tasks(tasks, known):
 
 
 def _one_each(rows):
-    """Leaves out annotations that say the same of an image as one before; others are an error."""
+    """Removes repeated annotations of an image; annotations that differ raise a UserError."""
     kept = {}
     for row in rows:
         before = kept.setdefault(row.image, row)
@@ -96,7 +96,7 @@ def _image_key(record, where):
 
 
 def _values(cell, where, known):
-    """Returns the tags in a cell, or in a value of the JSON export, each once."""
+    """Returns the distinct tags in a cell, or in a value of the JSON export."""
     if isinstance(cell, str) and cell.strip()[:2] in ('{"', "[{"):
         try:
             cell = json.loads(cell)
@@ -107,12 +107,12 @@ def _values(cell, where, known):
         return tuple(dict.fromkeys(tag for tags in lists for tag in tags_of(tags, where, known)))
     if isinstance(cell, list) and all(isinstance(part, dict) for part in cell):
         return tuple(dict.fromkeys(tag for part in cell for tag in _values(part, where, known)))
-    # A single choice is written without quotes, and may hold any sign.
+    # A single choice is written without quotes and may contain any character.
     return (clean(cell),) if isinstance(cell, str) and clean(cell) else tags_of(cell, where, known)
 
 
 def _file_name(url):
-    """Returns the path of the file that a task's URL points to, as far as Label Studio keeps it."""
+    """Returns the path of the file that a task's URL refers to, as far as Label Studio preserves it."""
     if "://" not in url and not url.startswith("/data/"):
         return url
     try:

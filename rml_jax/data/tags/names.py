@@ -1,4 +1,4 @@
-"""Names of tags, classes and images: spelling, splitting and checks."""
+"""Names of tags, classes and images: normalisation, splitting and checks."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from rml_jax.data.images import image_suffixes
 from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
 
-# Cut from names in tag files and lists, whether or not an image of this kind can be read here.
+# Suffixes removed from names in tag files and lists, even if the format can't be read here.
 _NAME_SUFFIXES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl")
 
 # Class numbers of a mask are 1..254: 0 is background, 255 ignored.
@@ -22,20 +22,20 @@ _NO_NAME = re.compile(r"""^["\[\]{}]|[\[\]{}]$|^'.*'""")  # remains of a list
 
 
 def split_names(text, known=()):
-    """Splits a text that names several tags.
+    """Splits a string of several tags.
 
-    Tags are separated by `|`, `;` or `,`. A tag in quotes is taken as it is written. Lists as Python and JSON write
-    them are split as well: `['cat', 'dog']`, `["cat","dog"]`.
+    Tags are separated by `|`, `;` or `,`. A tag in quotes is taken literally. Lists in the syntax of Python or JSON
+    are split as well: `['cat', 'dog']`, `["cat","dog"]`.
 
     Args:
       text: str.
-      known: names of classes. A text that is one of them is not split, even if it holds a separator.
+      known: names of classes. A text that is one of them is not split, even if it contains a separator.
 
     Returns:
       Tuple of str, without surrounding whitespace; empty tags are left out.
 
     Raises:
-      ValueError: for brackets, braces or quotes that make no list. The message says what was found.
+      ValueError: for brackets, braces or quotes that do not form a list. The message shows the text.
     """
     text = text.strip()
     if tag_key(text) in {tag_key(name) for name in known}:
@@ -63,13 +63,13 @@ def _unquoted(match):
 
 
 def class_list(tags):
-    """Lists the class names that occur among tags.
+    """Returns the class names that occur among tags.
 
     Args:
       tags: iterable of str.
 
     Returns:
-      Tuple of str in alphabetical order; of spellings that differ in case alone, the first that occurs.
+      Tuple of str in alphabetical order; the first spelling, if several differ in case only.
     """
     names = {}
     for tag in tags:
@@ -78,9 +78,9 @@ def class_list(tags):
 
 
 def image_id(name):
-    """Returns the id that an image's file name or path stands for: without suffix, accents composed (NFC).
+    """Returns the id of an image by its file name or path: without suffix, accents composed (NFC).
 
-    Only suffixes of images are cut: an id may itself contain dots.
+    Only suffixes of images are removed, since an id may contain dots.
     """
     path = PurePosixPath(unicodedata.normalize("NFC", name.strip().replace("\\", "/")))
     suffix = path.suffix.lower()
@@ -92,10 +92,10 @@ def check_class_names(class_names, where="config.data.class_names"):
 
     Args:
       class_names: the C names, without background.
-      where: the key or file that they come from, for error messages.
+      where: the key or file of the list, for error messages.
 
     Raises:
-      UserError: if there are none or more than 254, one occurs twice, is empty, no text, or called background.
+      UserError: if there are none or more than 254, or a name occurs twice, is empty, is not a str, or is background.
     """
     if not isinstance(class_names, tuple | list) or not class_names:
         raise UserError(f"{where} is {class_names!r}: expected at least one name")
@@ -117,15 +117,15 @@ def check_class_names(class_names, where="config.data.class_names"):
 
 
 def check_classes(class_names, mask_values, ignore=IGNORE):
-    """Checks a class list and the number of each class in mask files.
+    """Checks a class list and the value of each class in mask files.
 
     Args:
       class_names: the C names, without background.
-      mask_values: the number of each class in the files.
-      ignore: the number of pixels that are not annotated, -1 for none.
+      mask_values: the value of each class in the files.
+      ignore: the value of pixels that are not annotated, -1 for none.
 
     Raises:
-      UserError: as `check_class_names`, and unless there are as many different mask values, 1 to 255 but `ignore`.
+      UserError: see `check_class_names`; or if mask_values are not C different values from 1 to 255 without `ignore`.
     """
     check_class_names(class_names, "class_names")
     if len(mask_values) != len(class_names) or len(set(mask_values)) != len(mask_values):
@@ -140,7 +140,7 @@ def check_classes(class_names, mask_values, ignore=IGNORE):
 
 
 def shown(names, most=20):
-    """Returns names as a text for an error message, with at most `most` of them."""
+    """Joins at most `most` names for an error message."""
     more = f", ... ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -151,5 +151,5 @@ def clean(tag):
 
 
 def tag_key(tag):
-    """Returns what the spellings of a tag have in common: whitespace and letter case are ignored."""
+    """Returns a key that is equal for all spellings of a tag: whitespace and letter case are ignored."""
     return clean(tag).casefold()

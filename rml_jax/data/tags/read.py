@@ -1,4 +1,4 @@
-"""Reads a tag file in any form, and finds the files of the images that it names."""
+"""Reading of tag files in all formats, and matching of their image names with files."""
 
 import os
 import re
@@ -12,19 +12,19 @@ from rml_jax.utils.errors import UserError
 
 TAG_FILE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-# Label Studio puts eight hexadecimal digits before the name of an uploaded file.
+# Label Studio prepends eight hexadecimal digits to the name of an uploaded file.
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
 
 def read_tags(path, class_names):
-    """Reads the tags of each image that a tag file lists, as class numbers.
+    """Reads the tags of each image in a tag file, as class indices.
 
     Args:
-      path: the file, in any form of this package (docs/data.md, Tag files).
+      path: the file, in any of the supported formats (docs/data.md, Tag files).
       class_names: the known tags.
 
     Returns:
-      Dict from `image_id` to a tuple of positions in `class_names`, ascending.
+      Dict from `image_id` to a tuple of indices in `class_names`, ascending.
 
     Raises:
       UserError: as `read_tag_names`, and for an unknown tag. The message names the line.
@@ -40,17 +40,17 @@ def read_tags(path, class_names):
 
 
 def read_tag_names(path, class_names=()):
-    """Reads the tags of each image that a tag file lists, as they are written.
+    """Reads the tags of each image in a tag file, in their original spelling.
 
     Args:
       path: see `read_tags`.
       class_names: known tags, if there is such a list. A cell that is one of them is not split at a comma.
 
     Returns:
-      Dict from `image_id` to (tuple of tags without whitespace around them, "PATH line N").
+      Dict from `image_id` to (tuple of tags without surrounding whitespace, "PATH line N").
 
     Raises:
-      UserError: if the file is missing, no Unicode text, empty, in none of the forms, or names an image twice, unless
+      UserError: if the file is missing, empty, not Unicode text, has another format, or names an image twice, unless
         it has one row per tag. The message names the line.
     """
     rows = _read_rows(path, class_names)
@@ -64,7 +64,7 @@ def read_tag_names(path, class_names=()):
             )
         tags[name] = row.tags, row.where
     if not tags:
-        raise UserError(f"{path}: found no images, expected one a line")
+        raise UserError(f"{path}: found no images, expected one per line")
     return tags
 
 
@@ -89,10 +89,11 @@ def _check_row(row):
 
 
 def match_images(tags, files, path, root):
-    """Finds the file of each image that a tag file names.
+    """Finds the file of each image in a tag file.
 
-    Tools write other paths than those below the image folder. So folders that all names begin with may be missing on
-    either side, and Label Studio's prefix of uploaded files is dropped, but only where that finds every image.
+    Tools may write paths other than those below the image folder. Therefore leading folders common to all names may
+    be missing on either side, and Label Studio's prefix of uploaded files is dropped, but only if that finds every
+    image.
 
     Args:
       tags: dict from image id, as from `read_tags`.
@@ -103,7 +104,7 @@ def match_images(tags, files, path, root):
       Dict from ids in `files` to the values of `tags`.
 
     Raises:
-      UserError: if an image is not found, or two names stand for the same one.
+      UserError: if an image is not found, or two names refer to the same image.
     """
     for names in _spellings(tags, files):
         if all(name in files for name in names):
@@ -116,7 +117,7 @@ def match_images(tags, files, path, root):
 
 
 def _spellings(tags, files):
-    """Yields the list of ids by each way to read them, as they are written first."""
+    """Yields the list of ids in each possible spelling, the original first."""
     folder = _common_folder(files)
     for dropped in range(len(_common_folder(tags)) + 1):
         shorter = ["/".join(name.split("/")[dropped:]) for name in tags]

@@ -1,4 +1,4 @@
-"""What every reader of a tag file yields."""
+"""The rows that all readers of tag files return."""
 
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -39,10 +39,10 @@ TAG_NAMES = (
 
 
 class Row(NamedTuple):
-    """The tags that one place in a file gives an image.
+    """The tags of an image at one place in a file.
 
     Attributes:
-      image: name of the image as it is written.
+      image: name of the image as written.
       tags: the tags, without surrounding whitespace.
       where: "PATH line N" or another place, for error messages.
     """
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 def find_names(keys, names):
-    """Returns the keys that are one of `names`, in the order of `names`; case, spaces and hyphens are ignored."""
+    """Returns the keys that are in `names`, in the order of `names`; case, spaces and hyphens are ignored."""
     spelled = {}
     for key in keys:
         spelled.setdefault(key.strip().casefold().replace(" ", "_").replace("-", "_"), key)
@@ -61,10 +61,10 @@ def find_names(keys, names):
 
 
 def merge_rows(rows):
-    """Merges the rows of each image where a file has one row per tag: no row of it has two tags.
+    """Merges the rows of each image if the file has one row per tag, that is, if no row has two tags.
 
-    Rows of an image are left as they are where the file has other rows as well, one of them has no tag, or they name
-    files with different suffixes; exact repetitions of one row per tag are left out.
+    Otherwise, rows are unchanged. So are rows of an image if one of them has no tag, or if their file names differ in
+    suffix. Repeated rows of the same tag are removed.
     """
     one_per_tag = all(len(row.tags) <= 1 for row in rows)
     merged = {}
@@ -82,7 +82,7 @@ def tags_of(cell, where, known):
     """Returns the tags in a cell.
 
     Args:
-      cell: a text, split by `split_names`, or a list of texts, each a tag.
+      cell: a string, split by `split_names`, or a list of strings, each a tag.
       where: the place of the cell, for error messages.
       known: see `split_names`.
 

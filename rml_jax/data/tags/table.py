@@ -1,4 +1,4 @@
-"""Tables: CSV, TSV or separated by semicolons, with a header."""
+"""Tables with a header, separated by commas, tabs or semicolons."""
 
 import csv
 import io
@@ -14,15 +14,15 @@ def read_table(text, path, known):
     """Reads a table with one row per image or per tag, or with a 0/1 column per class.
 
     Args:
-      text: the content. The separator is found from the header.
+      text: the content. The separator is detected from the header.
       path: path of the file, for error messages.
-      known: names of classes that may hold separators (`split_names`).
+      known: names of classes that may contain separators (`split_names`).
 
     Returns:
       List of Row.
 
     Raises:
-      UserError: if the header or a row is in none of the forms. The message names the line.
+      UserError: if the header or a row has another format. The message names the line.
     """
     header, rows = _cells(text, path)
     image = find_names(header, IMAGE_NAMES)[0]
@@ -52,7 +52,7 @@ def _tag_column(header, rows, image, column, path, known):
 
 def _class_columns(header, rows, image, path):
     image = header.index(image)
-    # pandas writes its index as a first column without a name.
+    # pandas writes its index as an unnamed first column.
     classes = [
         (number, name)
         for number, name in enumerate(header)
@@ -76,10 +76,10 @@ def _class_columns(header, rows, image, path):
 
 
 def _cells(text, path):
-    """Returns the header and a list of (cells, "PATH line N"), as long as the header, without empty rows."""
+    """Returns the header and a list of (cells, "PATH line N"), without empty rows; rows are as long as the header."""
     lines = text.split("\n")
     start = next((number for number, line in enumerate(lines) if line.strip()), 0)
-    if lines[start].strip().lower().startswith("sep="):  # Excel's hint to itself
+    if lines[start].strip().lower().startswith("sep="):  # Excel's hint of the separator
         start += 1
     first = lines[start] if start < len(lines) else ""
     delimiter, header = _find_delimiter(first, path)
@@ -106,7 +106,7 @@ def _cells(text, path):
 
 
 def _find_delimiter(first, path):
-    """Returns the delimiter by which the first line has a column of images and another one, and the header."""
+    """Returns the delimiter with which the first line has a column of images and another column, and the header."""
     for delimiter in ",;\t":
         try:
             header = [

@@ -1,4 +1,4 @@
-"""Text files: their encoding, and lists with one id a line."""
+"""Text files: their encoding, and lists with one id per line."""
 
 import codecs
 from pathlib import Path
@@ -16,7 +16,7 @@ _MARKS = (
 
 
 def read_list(path):
-    """Reads the ids in a text file, one a line.
+    """Reads the ids in a text file, one per line.
 
     Blank lines, whitespace around an id, CRLF line ends and a missing final newline are ignored.
 
@@ -27,17 +27,17 @@ def read_list(path):
       Tuple of str, in the file's order, at least one.
 
     Raises:
-      UserError: if the file is missing, is no Unicode text, holds no id, or names an id twice.
+      UserError: if the file is missing, is not Unicode text, has no ids, or has an id twice.
     """
     return parse_list(read_text(path), path)
 
 
 def parse_list(text, path):
-    """Does what `read_list` does with a text that was read before; errors call it `path`."""
+    """Parses the content of a list of ids, as `read_list`; `path` is for error messages."""
     lines = text.splitlines()
     ids = tuple(line.strip() for line in lines if line.strip())
     if not ids:
-        raise UserError(f"{path}: found no ids, expected one a line")
+        raise UserError(f"{path}: found no ids, expected one per line")
     seen = set()
     for name in ids:
         if name in seen:
@@ -68,7 +68,7 @@ def read_bytes(path):
 def decode_text(data, path):
     """Decodes UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
 
-    Other encodings can't be told apart, and a wrong guess would change names, so they are refused.
+    Other encodings are refused, since they can't be distinguished and a wrong guess would change names.
 
     Args:
       data: bytes.

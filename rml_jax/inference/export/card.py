@@ -11,18 +11,18 @@ METRICS = "metrics.json"
 
 
 def model_card(config, step, metrics, differences, content):
-    """Writes the text of MODEL_CARD.md.
+    """Returns the text of MODEL_CARD.md.
 
     Args:
       config: ConfigDict of the run.
-      step: that the weights were trained to.
+      step: training step of the weights.
       metrics: content of the run's eval/metrics.json, or None.
       differences: from `verify`.
-      content: one sentence on what the files are.
+      content: one sentence that describes the files.
 
     Returns:
-      Markdown. The licence of the training data is the one that its `DataLayout` states, "None stated." where the
-      layout is not registered in this process.
+      Markdown. The licence of the training data is that of its `DataLayout`, or "None stated." if the layout is not
+      registered in this process.
     """
     data, train = config.data, config.train
     verified = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
@@ -39,7 +39,7 @@ def model_card(config, step, metrics, differences, content):
 | classes | {len(data.class_names)} and background: {names} |
 | step | {step} of {train.steps}, {train.batch_size} images each, crop {train.crop_size} |
 | seed | {train.seed} |
-| verified | largest differences from the live model on noise and photographs: {verified} (masks: share of pixels) |
+| verified | largest differences from the live model on test images: {verified} (masks: share of pixels) |
 
 ## Scores
 
@@ -47,9 +47,9 @@ def model_card(config, step, metrics, differences, content):
 
 ## Intended use and limits
 
-It labels every pixel of a photograph with one of the classes above or background. It has learned from tags alone:
-outlines are coarser than those of networks trained on masks, things that always occur together may be confused, and
-it knows no class beside these. It was not examined for fairness or safety-critical use.
+The model labels every pixel of an image with one of the classes above or background. It was trained on tags alone:
+outlines are coarser than those of networks trained on masks, objects that always occur together may be confused, and
+no other classes are recognised. It was not evaluated for fairness or safety-critical use.
 
 ## Licence of the training data
 
@@ -61,6 +61,9 @@ def _scores(step, metrics):
     if metrics is None:
         return "Not scored: the run had no eval/metrics.json (`rml-jax eval --workdir=DIR`)."
     scored = f"{metrics['dataset']} {metrics['split']}, {metrics['images']} images, step {metrics['step']}"
+    if "miou" not in metrics:
+        tags = metrics["classification"]
+        return f"Tags alone, in percent on {scored}: F1 {100 * tags['f1']:.1f}, mAP {100 * tags['map']:.1f}."
     miou = {protocol: metrics["miou"][protocol] for protocol in PROTOCOLS if protocol in metrics["miou"]}
     lines = [
         f"mIoU in percent on {scored}"
@@ -77,7 +80,7 @@ def _scores(step, metrics):
 
 
 def read_metrics(workdir):
-    """What evaluation found for a checkpoint: eval/metrics.json of a run or metrics.json of an export, or None.
+    """Reads a checkpoint's scores: eval/metrics.json of a run or metrics.json of an export; None if there are none.
 
     Raises:
       UserError: if the file is damaged.

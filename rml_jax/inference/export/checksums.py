@@ -14,14 +14,14 @@ def write_sums(folder, names):
 
 
 def check_sums(folder, names):
-    """Checks that files of a folder are what was exported.
+    """Checks files of an exported folder against SHA256SUMS.
 
     Args:
       folder: pathlib.Path.
       names: of the files.
 
     Raises:
-      UserError: if SHA256SUMS or a file is missing, a file is not listed, or it was changed or cut short.
+      UserError: if SHA256SUMS or a file is missing, a file is not listed, or its checksum differs.
     """
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()

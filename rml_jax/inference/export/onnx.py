@@ -1,4 +1,4 @@
-"""A program for ONNX runtimes, by jax2onnx, which needs an environment of its own (docs/inference.md)."""
+"""Export as a program for ONNX runtimes, by jax2onnx, which needs a separate environment (docs/inference.md)."""
 
 import json
 
@@ -15,13 +15,13 @@ OUTPUTS = ("logits", "cams", "mask")
 
 
 def write_program(folder, config, params, step, size):
-    """Writes model.onnx and model.json, for any number of pictures of one size.
+    """Writes model.onnx and model.json, for any number of images of one size.
 
     Args:
       folder: pathlib.Path, an existing folder.
       config: ConfigDict of the run.
       params: nnx.State of `RML`.
-      step: that they were trained to.
+      step: training step of the parameters.
       size: (height, width).
 
     Raises:
@@ -53,7 +53,7 @@ def write_program(folder, config, params, step, size):
 
 
 def read_program(folder):
-    """Reads what `write_program` wrote, after a look at the checksums; needs onnxruntime.
+    """Loads the program that `write_program` wrote, after checking the checksums; needs onnxruntime.
 
     Args:
       folder: pathlib.Path.

@@ -1,4 +1,4 @@
-"""The function that is exported as a program: an image in; scores, CAMs and a mask out."""
+"""The exported function, from images to class scores, CAMs and masks."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ from rml_jax.stages.runner import TAG_THRESHOLD
 
 
 def make_program(config, params):
-    """Builds stage `cam` as one pure function with the weights inside, for images of any size.
+    """Builds stage `cam` as one pure function that includes the weights, for images of any size.
 
     Args:
       config: ConfigDict of the run.
@@ -25,7 +25,7 @@ def make_program(config, params):
       Function of images, uint8 [B, H, W, 3], RGB, whose axes may be symbolic. It gives a dict of
         logits: float32 [B, C], class logits of the whole image,
         cams: float32 [B, H, W, C] in [0, 1], multi-scale CAMs,
-        mask: uint8 [B, H, W], 0 background, 1..C classes, of those whose sigmoid exceeds TAG_THRESHOLD.
+        mask: uint8 [B, H, W], 0 background, 1..C classes, restricted to those whose sigmoid exceeds TAG_THRESHOLD.
     """
     graphdef, _ = build.build_graph(config)
     settings = stages_config(config)
@@ -34,7 +34,7 @@ def make_program(config, params):
 
     def program(images):
         batch, height, width, _ = images.shape
-        # In this form, a symbolic side can be divided by the step without remainder.
+        # In this form, jax.export can divide a symbolic side by the step without remainder.
         below, right = (step * ceil_div(side, step) - side for side in (height, width))
         canvas = jnp.pad(images, ((0, 0), (0, below), (0, right), (0, 0)))
         size = jnp.stack([jnp.asarray(height, jnp.int32), jnp.asarray(width, jnp.int32)])
@@ -45,9 +45,9 @@ def make_program(config, params):
 
 
 def make_fixed_program(config, params):
-    """Builds `make_program` for sides that are known; of its axes only B may be symbolic.
+    """Builds `make_program` for static sides; only the axis B may be symbolic.
 
-    Without padding inside it is a smaller graph, of operators that converters to other formats know.
+    Without padding, the graph is smaller and has only operators that converters to other formats support.
     """
     graphdef, _ = build.build_graph(config)
 
@@ -73,11 +73,11 @@ def _outputs(logits, cams, config):
 
 
 def describe(config, step, height, width):
-    """Returns what a user of a program must know, as a dict for JSON.
+    """Describes a program's inputs, outputs and settings, as a JSON-like dict.
 
     Args:
       config: ConfigDict of the run.
-      step: that the weights were trained to.
+      step: training step of the weights.
       height, width: of the images, ints or names.
     """
     classes = len(config.data.class_names)

@@ -1,4 +1,4 @@
-"""Writes and reads an exported model: weights as safetensors, configuration as JSON."""
+"""Export of weights as safetensors, with the configuration as JSON."""
 
 from safetensors import SafetensorError, safe_open
 
@@ -25,7 +25,7 @@ def write_model(folder, config, params, step):
 
 
 def read_model(folder):
-    """Reads what `write_model` wrote, without orbax.
+    """Loads the model that `write_model` wrote, without orbax.
 
     Args:
       folder: pathlib.Path.
@@ -34,8 +34,8 @@ def read_model(folder):
       ConfigDict, nnx.State of `RML`, step (int).
 
     Raises:
-      UserError: if a file is missing or was changed (`check_sums`), the backbone is not
-        registered, or a parameter is missing.
+      UserError: if a file is missing or was changed (`check_sums`), the backbone is not registered, or a parameter is
+        missing.
     """
     check_sums(folder, FILES)
     config = load_config(folder / CONFIG)

@@ -1,8 +1,8 @@
-"""Draws the README's figure from the report of a run's last evaluation: images and their masks.
+"""Draws a figure of images in the report of a run's last evaluation, with their maps and masks.
 
-    python -m experiments.picture --workdir=runs/demo --ids=ID,ID,... --out=docs/digits.png
+    python -m experiments.figure --workdir=runs/demo --ids=ID,ID,... --out=docs/digits.png
 
-Without --ids, the first images.
+Without --ids, it shows the first images.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _COLUMNS = ("image", "CAM", "pseudo label", "prediction: crf", "ground truth")
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m experiments.picture")
+    parser = argparse.ArgumentParser("python -m experiments.figure")
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--ids", default="", help="images among those that the report shows")
     parser.add_argument("--out", type=Path, required=True)
