@@ -57,6 +57,9 @@ def default_config():
     config.augment = augment = ConfigDict()
     augment.scale = (0.5, 2.0)  # (low, high) of the random scale of an image, above 0
     augment.flip = True  # mirror half of the images left to right
+    augment.contrast = 0.0  # greatest change of an image's contrast, as a logarithm; 0.7 halves or doubles it
+    augment.brightness = 0.0  # greatest change of an image's brightness, 0 to 1 of the whole range
+    augment.noise = 0.0  # greatest standard deviation of added noise, 0 to 1 of the whole range
 
     config.model = model = ConfigDict()
     model.variant = "b1"  # backbone, a name in rml_jax.models.BACKBONES: "b0" to "b5" or "mini"

@@ -99,6 +99,8 @@ _RULES = {
     "augment.scale": _RANGE,
     "affine.scale": _RANGE,
     "data.val_fraction": (lambda share: 0 <= share < 1, "a share below 1"),
+    **dict.fromkeys(("augment.brightness", "augment.noise"), (lambda share: 0 <= share <= 1, "0 to 1")),
+    "augment.contrast": (lambda value: 0 <= value < math.inf, "at least 0, and finite"),
     "affine.flip": (lambda rate: 0 <= rate <= 1, "a probability"),
     "model.drop_path_rate": (lambda rate: 0 <= rate < 1, "a probability below 1"),
     "cam.scales": (lambda scales: scales and all(map(_is_scale, scales)), "at least one scale above 0"),

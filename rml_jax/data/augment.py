@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 
-def augment(image, rng, *, crop_size, scale, flip):
+def augment(image, rng, *, crop_size, scale, flip, contrast=0.0, brightness=0.0, noise=0.0):
     """Draws a random view of an image.
 
     The image is rescaled, then mirrored, then cropped or padded; only the part of the rescaled image inside the crop
     is computed. The random draws are, in this order: the scale factor, uniform in [low, high]; if `flip` is set, a
     number in [0, 1), which mirrors if it is below 0.5; the position of the crop along the rows; its position along
-    the columns (both by `random_overlap`).
+    the columns (both by `random_overlap`); then those of `change_light`.
 
     Args:
       image: uint8 [H, W, 3].
@@ -24,6 +24,7 @@ def augment(image, rng, *, crop_size, scale, flip):
       crop_size: S, the side of the result.
       scale: (low, high), the range of the uniform random scale. (1.0, 1.0) keeps pixel values unchanged.
       flip: whether to mirror the image left to right with probability 0.5.
+      contrast, brightness, noise: see `change_light`.
 
     Returns:
       Dict with `image` (uint8 [S, S, 3], 0 in the padding) and `box` (int32 [4], top, left, bottom, right of the
@@ -36,10 +37,38 @@ def augment(image, rng, *, crop_size, scale, flip):
     if mirror:  # The window is on the mirrored image; find its pixels in the original.
         columns_from = slice(width - columns_from.stop, width - columns_from.start)
     window = resize_window(image, (height, width), rows_from, columns_from)
+    if contrast or brightness or noise:
+        window = change_light(window, rng, contrast=contrast, brightness=brightness, noise=noise)
     crop = np.zeros((crop_size, crop_size, 3), np.uint8)
     crop[rows_to, columns_to] = window[:, ::-1] if mirror else window
     box = np.array([rows_to.start, columns_to.start, rows_to.stop, columns_to.stop], np.int32)
     return {"image": crop, "box": box}
+
+
+def change_light(image, rng, *, contrast, brightness, noise):
+    """Changes contrast and brightness at random and adds noise, the same to all three channels.
+
+    A network that is trained from random weights otherwise recognises a kind of image by its exposure and grain
+    rather than by the object (docs/method.md, Light).
+
+    Args:
+      image: uint8 [H, W, 3].
+      rng: numpy.random.Generator. There are three draws of a number each, then one of H W for the noise.
+      contrast: the difference to the mean is multiplied by exp(u), u uniform in [-contrast, contrast].
+      brightness: the mean is shifted by up to this fraction of 255 either way, uniformly.
+      noise: greatest standard deviation of Gaussian noise, a fraction of 255. The drawn deviation is `noise` times
+        the square of a uniform number, so that most images keep most of their grain.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    factor = math.exp(rng.uniform(-contrast, contrast))
+    shift = 255 * rng.uniform(-brightness, brightness)
+    deviation = 255 * noise * rng.uniform() ** 2
+    mean = image.mean(dtype=np.float32)
+    changed = (image - mean) * np.float32(factor) + np.float32(mean + shift)
+    changed += np.float32(deviation) * rng.standard_normal((*image.shape[:2], 1), dtype=np.float32)
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
 
 
 def rescaled_size(size, factor):

@@ -39,7 +39,7 @@ def train_batches(config, source, process_index=0, process_count=1):
         _to_example,
         crop_size=config.train.crop_size,
         scale=tuple(config.augment.scale),
-        flip=config.augment.flip,
+        **{name: value for name, value in config.augment.items() if name != "scale"},
     )
     stream = (
         grain.MapDataset.source(source)
@@ -59,6 +59,6 @@ def train_batches(config, source, process_index=0, process_count=1):
     return iter(stream)
 
 
-def _to_example(item, rng, *, crop_size, scale, flip):
-    view = augment(item["image"], rng, crop_size=crop_size, scale=scale, flip=flip)
+def _to_example(item, rng, **settings):
+    view = augment(item["image"], rng, **settings)
     return {**view, "tags": item["tags"]}

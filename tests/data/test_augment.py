@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rml_jax.data.augment import augment, random_overlap, rescaled_size, resize_window
+from rml_jax.data.augment import augment, change_light, random_overlap, rescaled_size, resize_window
 
 SIDES = st.integers(1, 40)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -172,3 +172,44 @@ def test_same_generator_state_gives_the_same_view():
     np.testing.assert_array_equal(views[0]["image"], views[1]["image"])
     np.testing.assert_array_equal(views[0]["box"], views[1]["box"])
     assert not np.array_equal(views[0]["image"], views[2]["image"])
+
+
+def test_without_light_the_random_draws_are_as_before():
+    """Another draw would change every later one, and with it what a seed means."""
+    rngs = [np.random.default_rng(3) for _ in range(2)]
+    augment(picture(9, 9), rngs[0], crop_size=6, scale=(0.8, 1.2), flip=True)
+    rngs[1].uniform(0.8, 1.2)
+    rngs[1].random()
+    size = rescaled_size((9, 9), np.random.default_rng(3).uniform(0.8, 1.2))
+    for length in size:
+        random_overlap(length, 6, rngs[1])
+    assert rngs[0].random() == rngs[1].random()
+
+
+@given(SEEDS)
+def test_contrast_and_brightness_move_differences_and_mean_only(seed):
+    image = np.full((8, 8, 3), 120, np.uint8)
+    image[:4] = 136
+    changed = change_light(image, np.random.default_rng(seed), contrast=0.7, brightness=0.1, noise=0.0)
+    dark, light = np.unique(changed)
+    assert (changed[:4] == light).all()
+    assert 16 / 2.02 - 1 <= int(light) - int(dark) <= 16 * 2.02 + 1
+    assert abs((int(light) + int(dark)) / 2 - 128) <= 0.1 * 255 + 1
+
+
+def test_noise_is_grey_and_at_most_as_strong_as_said():
+    image = np.full((64, 64, 3), 128, np.uint8)
+    deviations = []
+    for seed in range(40):
+        changed = change_light(image, np.random.default_rng(seed), contrast=0.0, brightness=0.0, noise=0.1)
+        assert (changed == changed[..., :1]).all()
+        deviations.append(changed[..., 0].std())
+    assert max(deviations) <= 1.1 * 25.5
+    assert max(deviations) > 15
+    assert np.median(deviations) < 12
+
+
+def test_padding_stays_black_when_the_light_changes():
+    options = {"contrast": 0.5, "brightness": 0.5, "noise": 0.2}
+    view = augment(picture(8, 8), np.random.default_rng(0), crop_size=12, scale=(1.0, 1.0), flip=False, **options)
+    assert (view["image"][~inside(view)] == 0).all()
