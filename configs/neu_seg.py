@@ -4,8 +4,9 @@
     python -m experiments.defect_data neu_seg NEU_Seg --out=data/neu_seg
     python train.py --config=configs/neu_seg.py --config.data.root=data/neu_seg --workdir=runs/neu_seg
 
-3,630 training and 840 test images of 200x200 pixels. The repository states no licence. Training takes only the classes
-that occur from the masks. The background scores are chosen on 120 training images, whose masks are used for that.
+3,630 training and 840 test images of 200x200 pixels. The repository states no licence. Training takes only the
+classes that occur from the masks. The background scores are chosen on 120 training images, whose masks are used for
+that.
 """
 
 from rml_jax.config import default_config, size_for_cpu

@@ -5,8 +5,8 @@
     git clone https://github.com/abin24/Magnetic-tile-defect-datasets.
     python -m experiments.defect_data magnetic_tiles Magnetic-tile-defect-datasets. --out=data/magnetic_tiles
 
-OUT has JPEGImages, SegmentationClass, ImageSets/Segmentation with the lists train.txt and test.txt, and classes.txt. It
-is for `configs/neu_seg.py` and `configs/magnetic_tiles.py`. Tags are the classes in the masks. Neither repository
+OUT has JPEGImages, SegmentationClass, ImageSets/Segmentation with the lists train.txt and test.txt, and classes.txt.
+It is for `configs/neu_seg.py` and `configs/magnetic_tiles.py`. Tags are the classes in the masks. Neither repository
 states a licence (November 2026).
 """
 
@@ -35,7 +35,7 @@ TEST_SHARE = 0.2
 
 
 class Item(NamedTuple):
-    """One image: its id in the new layout, its files, and the number of its class where the mask is binary, else 0."""
+    """One image: its new id, its files, and the number of its class where the mask is binary, else 0."""
 
     id: str
     image: Path

@@ -211,5 +211,7 @@ def test_noise_is_grey_and_at_most_as_strong_as_said():
 
 def test_padding_stays_black_when_the_light_changes():
     options = {"contrast": 0.5, "brightness": 0.5, "noise": 0.2}
-    view = augment(picture(8, 8), np.random.default_rng(0), crop_size=12, scale=(1.0, 1.0), flip=False, **options)
+    view = augment(
+        picture(8, 8), np.random.default_rng(0), crop_size=12, scale=(1.0, 1.0), flip=False, **options
+    )
     assert (view["image"][~inside(view)] == 0).all()
