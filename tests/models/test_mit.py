@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax import export
 
 from rml_jax.models import BACKBONES, MiTConfig, MixTransformer, mit
 from tests.references.networks import SMALL_BACKBONE
@@ -149,32 +150,68 @@ def test_layer_norms_are_right_around_large_means(build, mean):
 # --- Depthwise convolution ---
 
 
-def test_depthwise_convolution_and_its_gradients_equal_the_grouped_one():
-    rng = np.random.default_rng(0)
-    x, kernel, cotangent = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 5, 6, 3), (3, 3, 3), (2, 5, 6, 3))
+def grouped_convolution(x, kernel):
+    """XLA's own depthwise convolution."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel[:, :, None],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
     )
 
-    def grouped(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel[:, :, None],
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=3,
+
+def value_and_gradients(convolve):
+    """The function (x, kernel, cotangent) -> (value, x's gradient, kernel's gradient)."""
+
+    def both(x, kernel, cotangent):
+        value, pull_back = jax.vjp(convolve, x, kernel)
+        return value, *pull_back(cotangent)
+
+    return both
+
+
+def normal_arrays(*shapes):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize("platforms", [("cpu",), ("tpu",), ("cuda",), ("cpu", "cuda", "tpu")], ids="+".join)
+@pytest.mark.parametrize("vmapped", [False, True], ids=["plain", "vmap"])
+def test_depthwise_convolution_and_its_gradients_equal_the_grouped_one(platforms, vmapped):
+    """Platforms have different gradients. A program for another one runs here without the check of its platform."""
+    arguments = normal_arrays((4, 2, 5, 6, 3), (3, 3, 3), (4, 2, 5, 6, 3))
+    axes = (0, None, 0)
+    ours, theirs = (
+        jax.jit(jax.vmap(value_and_gradients(convolve), axes))
+        for convolve in (mit.depthwise_conv3x3, grouped_convolution)
+    )
+    if not vmapped:
+        arguments = [arguments[0][0], arguments[1], arguments[2][0]]
+        ours, theirs = (
+            jax.jit(value_and_gradients(convolve))
+            for convolve in (mit.depthwise_conv3x3, grouped_convolution)
         )
+    exported = export.export(
+        ours, platforms=platforms, disabled_checks=[export.DisabledSafetyCheck.platform()]
+    )(*arguments)
+    for found, expected in zip(exported.call(*arguments), theirs(*arguments), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
-    @jax.jit
-    def both():
-        results = []
-        for convolve in (mit.depthwise_conv3x3, grouped):
-            value, pull_back = jax.vjp(convolve, x, kernel)
-            results.append((value, *pull_back(cotangent)))
-        return results
 
-    for ours, theirs in zip(*both(), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_the_depthwise_kernels_gradient_sums_in_float32(platform):
+    """2000 pixels of 1 times 1 + 2**-7: a sum in bfloat16 stops at 256."""
+    x = jnp.ones((1, 40, 50, 1), jnp.bfloat16)
+    cotangent = jnp.full_like(x, 1 + 2**-7)
+    exported = export.export(
+        jax.jit(value_and_gradients(mit.depthwise_conv3x3)),
+        platforms=(platform,),
+        disabled_checks=[export.DisabledSafetyCheck.platform()],
+    )(x, jnp.zeros((3, 3, 1), jnp.bfloat16), cotangent)
+    centre = exported.call(x, jnp.zeros((3, 3, 1), jnp.bfloat16), cotangent)[2][1, 1, 0]
+    assert float(centre) == pytest.approx(2000 * (1 + 2**-7), rel=2**-8)  # bfloat16's rounding of the result
 
 
 def test_depthwise_convolution_of_one_pixel():
