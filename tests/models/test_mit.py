@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax import export
 
 from rml_jax.models import BACKBONES, MiTConfig, MixTransformer, mit
+from tests.platforms import as_on
 from tests.references.networks import SMALL_BACKBONE
 
 TINY = MiTConfig(
@@ -180,38 +180,25 @@ def normal_arrays(*shapes):
 @pytest.mark.parametrize("platforms", [("cpu",), ("tpu",), ("cuda",), ("cpu", "cuda", "tpu")], ids="+".join)
 @pytest.mark.parametrize("vmapped", [False, True], ids=["plain", "vmap"])
 def test_depthwise_convolution_and_its_gradients_equal_the_grouped_one(platforms, vmapped):
-    """Platforms have different gradients. A program for another one runs here without the check of its platform."""
-    arguments = normal_arrays((4, 2, 5, 6, 3), (3, 3, 3), (4, 2, 5, 6, 3))
-    axes = (0, None, 0)
-    ours, theirs = (
-        jax.jit(jax.vmap(value_and_gradients(convolve), axes))
-        for convolve in (mit.depthwise_conv3x3, grouped_convolution)
-    )
-    if not vmapped:
-        arguments = [arguments[0][0], arguments[1], arguments[2][0]]
-        ours, theirs = (
-            jax.jit(value_and_gradients(convolve))
-            for convolve in (mit.depthwise_conv3x3, grouped_convolution)
-        )
-    exported = export.export(
-        ours, platforms=platforms, disabled_checks=[export.DisabledSafetyCheck.platform()]
-    )(*arguments)
-    for found, expected in zip(exported.call(*arguments), theirs(*arguments), strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+    x, kernel, cotangent = normal_arrays((4, 2, 5, 6, 3), (3, 3, 3), (4, 2, 5, 6, 3))
+    ours, theirs = map(value_and_gradients, (mit.depthwise_conv3x3, grouped_convolution))
+    if vmapped:
+        ours, theirs = (jax.vmap(function, (0, None, 0)) for function in (ours, theirs))
+    else:
+        x, cotangent = x[0], cotangent[0]
+    found, expected = as_on(platforms, ours)(x, kernel, cotangent), jax.jit(theirs)(x, kernel, cotangent)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_the_depthwise_kernels_gradient_sums_in_float32(platform):
     """2000 pixels of 1 times 1 + 2**-7: a sum in bfloat16 stops at 256."""
     x = jnp.ones((1, 40, 50, 1), jnp.bfloat16)
-    cotangent = jnp.full_like(x, 1 + 2**-7)
-    exported = export.export(
-        jax.jit(value_and_gradients(mit.depthwise_conv3x3)),
-        platforms=(platform,),
-        disabled_checks=[export.DisabledSafetyCheck.platform()],
-    )(x, jnp.zeros((3, 3, 1), jnp.bfloat16), cotangent)
-    centre = exported.call(x, jnp.zeros((3, 3, 1), jnp.bfloat16), cotangent)[2][1, 1, 0]
-    assert float(centre) == pytest.approx(2000 * (1 + 2**-7), rel=2**-8)  # bfloat16's rounding of the result
+    kernel, cotangent = jnp.zeros((3, 3, 1), jnp.bfloat16), jnp.full_like(x, 1 + 2**-7)
+    gradients = as_on((platform,), value_and_gradients(mit.depthwise_conv3x3))(x, kernel, cotangent)
+    expected = 2000 * (1 + 2**-7)  # of the centre; the result is rounded to bfloat16
+    assert float(gradients[2][1, 1, 0]) == pytest.approx(expected, rel=2**-8)
 
 
 def test_depthwise_convolution_of_one_pixel():
