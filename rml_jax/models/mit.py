@@ -140,31 +140,48 @@ def _depthwise_forward(x, kernel):
 
 def _depthwise_backward(residuals, gradient):
     x, kernel = residuals
-    kernel_gradient = _depthwise_kernel_gradient(x, gradient).astype(kernel.dtype)
-    return depthwise_conv3x3(gradient, kernel[::-1, ::-1]), kernel_gradient
+    # A CPU's caches and an accelerator's fusions want different loops. Only the platform's own is compiled.
+    kernel_gradient = jax.lax.platform_dependent(
+        x, gradient, cpu=_kernel_gradient_by_rows, default=_kernel_gradient_by_taps
+    )
+    return depthwise_conv3x3(gradient, kernel[::-1, ::-1]), kernel_gradient.astype(kernel.dtype)
 
 
-def _depthwise_kernel_gradient(x, gradient):
+_TAPS = [(i, j) for i in range(3) for j in range(3)]
+
+
+def _kernel_gradient_by_taps(x, gradient):
     """Computes the sums over all pixels of the nine shifted products: [B, H, W, C] each -> float32 [3, 3, C].
 
-    The loop runs over rows of pixels, which stay in a core's cache for all nine products. The sums over a row and the
-    batch come last: CPUs sum columns slowly (17 ms on 2 cores, 30 with the sums inside the loop and 72 for nine
-    reductions over whole maps, 4x80x80x256), and a batch split over devices then needs one reduction rather than one
-    per row.
+    GPU and TPU compilers fuse the shift, the product and its sum, so that no product reaches memory
+    (docs/accelerators.md, The depthwise convolution). The sums are float32, unlike those of JAX's own gradient.
+    """
+    height, width, channels = x.shape[1:]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    exact = gradient.astype(jnp.float32)
+    shifted = [padded[:, i : i + height, j : j + width].astype(jnp.float32) for i, j in _TAPS]
+    return jnp.stack([jnp.sum(tap * exact, axis=(0, 1, 2)) for tap in shifted]).reshape(3, 3, channels)
+
+
+def _kernel_gradient_by_rows(x, gradient):
+    """Computes `_kernel_gradient_by_taps` in a loop over rows of pixels, for CPUs.
+
+    A row stays in a core's cache for all nine products. The sums over a row and the batch come last: CPUs sum columns
+    slowly (17 ms on 2 cores, 30 with the sums inside the loop and 72 for nine reductions over whole maps,
+    4x80x80x256), and a batch split over devices then needs one reduction rather than one per row.
     """
     batch, height, width, channels = x.shape
     # In float32: XLA's CPU compiler fails on such a loop in bfloat16 under vmap.
     padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
     exact = gradient.astype(jnp.float32)
-    taps = [(i, j) for i in range(3) for j in range(3)]
 
     def add_row(totals, row):
         window = jax.lax.dynamic_slice_in_dim(padded, row, 3, axis=1)
         wanted = jax.lax.dynamic_index_in_dim(exact, row, axis=1, keepdims=False)
-        products = [window[:, i, j : j + width] * wanted for i, j in taps]
+        products = [window[:, i, j : j + width] * wanted for i, j in _TAPS]
         return jax.tree.map(jnp.add, totals, products), None
 
-    zeros = [jnp.zeros((batch, width, channels))] * len(taps)
+    zeros = [jnp.zeros((batch, width, channels))] * len(_TAPS)
     totals, _ = jax.lax.scan(add_row, zeros, jnp.arange(height))
     return jnp.stack([total.sum(axis=(0, 1)) for total in totals]).reshape(3, 3, channels)
 

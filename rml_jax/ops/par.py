@@ -58,9 +58,9 @@ def par(
 
     def refine(masks, _):
         masks = replicate_edges(masks, sizes, axes=(2, 3))
-        neighbours = _neighbours(masks, dilations)
-        terms = (weight[:, None] * n for weight, n in zip(weights, neighbours, strict=True))
-        return functools.reduce(jnp.add, terms), None
+        forms = {"cpu": _weighted_sum, "default": _weighted_sum_by_dilation}
+        forms = {platform: functools.partial(form, dilations=dilations) for platform, form in forms.items()}
+        return jax.lax.platform_dependent(weights, masks, **forms), None
 
     masks, _ = jax.lax.scan(refine, masks, length=iterations)
     return jnp.moveaxis(masks, 1, -1)
@@ -85,6 +85,31 @@ def par_weights(
     return jax.nn.softmax(likeness, axis=0) + _position_weights(dilations)[:, None, None, None]
 
 
+def _weighted_sum(weights, masks, dilations):
+    """Computes the weighted sum over the neighbours: [n, B, H, W], [B, K, H, W] -> [B, K, H, W]."""
+    neighbours = _neighbours(masks, dilations)
+    terms = (weight[:, None] * n for weight, n in zip(weights, neighbours, strict=True))
+    return functools.reduce(jnp.add, terms)
+
+
+def _weighted_sum_by_dilation(weights, masks, dilations):
+    """Computes `_weighted_sum` in a loop over the dilations, for GPUs and TPUs.
+
+    Their compilers write all shifted maps to memory if one expression holds all of them; the sixteen of two dilations
+    are fused (docs/accelerators.md, PAR). The terms are added in the same order.
+    """
+    starts = jnp.asarray(_starts(dilations)).reshape(len(dilations), len(_DIRECTIONS), 2)
+    padded = _pad_edges(masks, dilations)
+
+    def add(total, step):
+        for weight, (top, left) in zip(*step, strict=True):
+            total += weight[:, None] * jax.lax.dynamic_slice(padded, (0, 0, top, left), masks.shape)
+        return total, None
+
+    grouped = weights.reshape(len(dilations), len(_DIRECTIONS), *weights.shape[1:])
+    return jax.lax.scan(add, jnp.zeros_like(masks), (grouped, starts), unroll=2)[0]
+
+
 def _position_weights(dilations):
     distances = np.array([d * np.hypot(i, j) for d in dilations for i, j in _DIRECTIONS])
     nearness = -np.square(distances / (distances.std(ddof=1) + 1e-8) / _SHARPNESS)
@@ -95,7 +120,16 @@ def _position_weights(dilations):
 def _neighbours(maps, dilations):
     """Shifts maps [B, K, H, W] to each neighbour, with replicated edges: a list of 8 per dilation."""
     height, width = maps.shape[2:]
+    padded = _pad_edges(maps, dilations)
+    return [padded[:, :, top : top + height, left : left + width] for top, left in _starts(dilations)]
+
+
+def _pad_edges(maps, dilations):
     margin = max(dilations)
-    padded = jnp.pad(maps, ((0, 0), (0, 0), (margin, margin), (margin, margin)), mode="edge")
-    starts = [(margin + d * i, margin + d * j) for d in dilations for i, j in _DIRECTIONS]
-    return [padded[:, :, top : top + height, left : left + width] for top, left in starts]
+    return jnp.pad(maps, ((0, 0), (0, 0), (margin, margin), (margin, margin)), mode="edge")
+
+
+def _starts(dilations):
+    """Returns the first row and column of each neighbour's map in the padded one."""
+    margin = max(dilations)
+    return [(margin + d * i, margin + d * j) for d in dilations for i, j in _DIRECTIONS]

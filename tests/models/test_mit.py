@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from rml_jax.models import BACKBONES, MiTConfig, MixTransformer, mit
+from tests.platforms import as_on
 from tests.references.networks import SMALL_BACKBONE
 
 TINY = MiTConfig(
@@ -149,32 +150,55 @@ def test_layer_norms_are_right_around_large_means(build, mean):
 # --- Depthwise convolution ---
 
 
-def test_depthwise_convolution_and_its_gradients_equal_the_grouped_one():
-    rng = np.random.default_rng(0)
-    x, kernel, cotangent = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 5, 6, 3), (3, 3, 3), (2, 5, 6, 3))
+def grouped_convolution(x, kernel):
+    """XLA's own depthwise convolution."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel[:, :, None],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
     )
 
-    def grouped(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel[:, :, None],
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=3,
-        )
 
-    @jax.jit
-    def both():
-        results = []
-        for convolve in (mit.depthwise_conv3x3, grouped):
-            value, pull_back = jax.vjp(convolve, x, kernel)
-            results.append((value, *pull_back(cotangent)))
-        return results
+def value_and_gradients(convolve):
+    """The function (x, kernel, cotangent) -> (value, x's gradient, kernel's gradient)."""
 
-    for ours, theirs in zip(*both(), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    def both(x, kernel, cotangent):
+        value, pull_back = jax.vjp(convolve, x, kernel)
+        return value, *pull_back(cotangent)
+
+    return both
+
+
+def normal_arrays(*shapes):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize("platforms", [("cpu",), ("tpu",), ("cuda",), ("cpu", "cuda", "tpu")], ids="+".join)
+@pytest.mark.parametrize("vmapped", [False, True], ids=["plain", "vmap"])
+def test_depthwise_convolution_and_its_gradients_equal_the_grouped_one(platforms, vmapped):
+    x, kernel, cotangent = normal_arrays((4, 2, 5, 6, 3), (3, 3, 3), (4, 2, 5, 6, 3))
+    ours, theirs = map(value_and_gradients, (mit.depthwise_conv3x3, grouped_convolution))
+    if vmapped:
+        ours, theirs = (jax.vmap(function, (0, None, 0)) for function in (ours, theirs))
+    else:
+        x, cotangent = x[0], cotangent[0]
+    found, expected = as_on(platforms, ours)(x, kernel, cotangent), jax.jit(theirs)(x, kernel, cotangent)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_the_depthwise_kernels_gradient_sums_in_float32(platform):
+    """2000 pixels of 1 times 1 + 2**-7: a sum in bfloat16 stops at 256."""
+    x = jnp.ones((1, 40, 50, 1), jnp.bfloat16)
+    kernel, cotangent = jnp.zeros((3, 3, 1), jnp.bfloat16), jnp.full_like(x, 1 + 2**-7)
+    gradients = as_on((platform,), value_and_gradients(mit.depthwise_conv3x3))(x, kernel, cotangent)
+    expected = 2000 * (1 + 2**-7)  # of the centre; the result is rounded to bfloat16
+    assert float(gradients[2][1, 1, 0]) == pytest.approx(expected, rel=2**-8)
 
 
 def test_depthwise_convolution_of_one_pixel():

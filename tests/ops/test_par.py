@@ -1,5 +1,6 @@
 """PAR: against the formula of AFA written as loops over pixels and neighbours."""
 
+import functools
 import math
 import statistics
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rml_jax.ops.par import par, par_weights
+from tests.platforms import as_on
 from tests.references import loops as references
 
 PUBLISHED = (1, 2, 4, 8, 12, 24)
@@ -36,6 +38,15 @@ def test_equals_loops(noisy, dilations, iterations):
     expected = [references.par(i, m, dilations, iterations) for i, m in zip(images, masks, strict=True)]
     np.testing.assert_allclose(result, expected, rtol=2e-4, atol=1e-5)
     assert result.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("platforms", [("tpu",), ("cpu", "cuda", "tpu")], ids="+".join)
+@pytest.mark.parametrize("dilations", [(1,), (1, 2, 5)])
+def test_the_form_of_accelerators_equals_loops(noisy, platforms, dilations):
+    images, masks = noisy
+    refine = functools.partial(par, dilations=dilations, iterations=2)
+    expected = [references.par(i, m, dilations, 2) for i, m in zip(images, masks, strict=True)]
+    np.testing.assert_allclose(as_on(platforms, refine)(images, masks), expected, rtol=2e-4, atol=1e-5)
 
 
 def test_a_single_row_equals_loops(noisy):
