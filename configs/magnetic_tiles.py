@@ -27,6 +27,11 @@ def get_config(variant="full"):
 
     size_for_cpu(config)
     config.augment.scale = (0.4, 0.8)  # The whole tile, or most of it, is in the crop.
+    # The plates of one kind of defect share their exposure and grain, which say nothing about where the defect is.
+    config.augment.contrast = 0.7
+    config.augment.brightness = 0.2
+    config.augment.noise = 0.1
+    config.model.padding = "edge"
     config.loss.start_step = 600
     config.train.steps = 900
     config.train.batch_size = 16

@@ -65,6 +65,9 @@ def default_config():
     model.variant = "b1"  # backbone, a name in rml_jax.models.BACKBONES: "b0" to "b5" or "mini"
     model.drop_path_rate = 0.1  # greatest rate of stochastic depth, from 0 to below 1
     model.pooling = "max"  # of class scores over the last grid: "max" or "average"
+    # What convolutions see outside an image: "zeros", or "edge", the image's last row and column (docs/method.md,
+    # Beyond the paper).
+    model.padding = "zeros"
     model.context_channels = 15  # K, channels of the fused context R_c
     # Stages, counted from the last, that R_c is fused from: 4 = all, 1 = no fusion.
     model.fused_stages = 4

@@ -6,6 +6,7 @@ from rml_jax.data.sources import SOURCES
 from rml_jax.data.tags import check_class_names
 from rml_jax.losses import TERMS, loss_names
 from rml_jax.models import BACKBONES, build
+from rml_jax.models.mit import PADDINGS
 from rml_jax.models.rml import POOLINGS
 from rml_jax.ops.cam import scaled_size
 from rml_jax.ops.crf import SETTINGS
@@ -17,6 +18,7 @@ from rml_jax.utils.errors import UserError
 _CHOICES = {
     "data.source": SOURCES,
     "model.variant": BACKBONES,
+    "model.padding": PADDINGS,
     "model.pooling": POOLINGS,
     "model.dtype": ("float32", "bfloat16"),
     "optimizer.freeze_norms": ("pretrained", "always", "never"),

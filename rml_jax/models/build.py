@@ -53,7 +53,9 @@ def backbone(config) -> BackboneConfig:
     name = config.model.variant
     if name not in BACKBONES:
         raise UserError(f"config.model.variant is {name!r}: expected one of {', '.join(BACKBONES)}")
-    return BACKBONES[name](drop_path_rate=config.model.drop_path_rate)
+    # Other families need not know the setting.
+    padding = {} if config.model.padding == "zeros" else {"padding": config.model.padding}
+    return BACKBONES[name](drop_path_rate=config.model.drop_path_rate, **padding)
 
 
 def backbone_name(config) -> str:

@@ -5,8 +5,8 @@ of spatial-reduction attention and a feed-forward layer with a depthwise convolu
 width, channels].
 
 Images of several sizes can share a batch, each in the top left corner of the canvas, if `sizes`, int32 [B, 2], gives
-their heights and widths. Every convolution then sees zeros outside an image, as if the image were alone, and no cell
-attends to a key outside. Results outside an image are undefined.
+their heights and widths. Every convolution then sees outside an image what it would see if the image were alone
+(`PADDINGS`), and no cell attends to a key outside. Results outside an image are undefined.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flax import nnx
 
 from rml_jax.models.backbone import BACKBONES
 from rml_jax.ops.grid import ceil_div
-from rml_jax.ops.region import blank_outside, inside
+from rml_jax.ops.region import blank_outside, inside, replicate_edges
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 # The original weights were trained with two different epsilons (docs/method.md, Network).
 BLOCK_EPSILON = 1e-6
 EMBEDDING_EPSILON = 1e-5
+
+
+PADDINGS = {"zeros": blank_outside, "edge": replicate_edges}
+"""Name in `model.padding` -> function that fills a map [B, H, W, C] outside images of `sizes` before a convolution.
+
+"zeros" is the original's. It tells a network where the border of the image is; "edge" repeats the image's last row
+and column (docs/method.md, Beyond the paper).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +54,11 @@ class MiTConfig:
       mlp_ratio: ratio of the feed-forward layers' width to that of their stage.
       drop_path_rate: probability in [0, 1) of stochastic depth in the last block, rising linearly from 0 in the
         first.
+      padding: what convolutions see outside an image, a key of `PADDINGS`.
 
     Raises:
-      ValueError: if the last stage has fewer than two blocks or reduces its keys: its attention maps must be square.
+      ValueError: if the last stage has fewer than two blocks or reduces its keys: its attention maps must be square;
+        or if the padding is unknown.
     """
 
     embed_dims: tuple[int, ...]
@@ -59,6 +69,7 @@ class MiTConfig:
     strides: tuple[int, ...] = (4, 2, 2, 1)
     mlp_ratio: int = 4
     drop_path_rate: float = 0.1
+    padding: str = "zeros"
 
     family: ClassVar[str] = "MiT"
 
@@ -68,6 +79,8 @@ class MiTConfig:
                 "the affinity needs the last two blocks in stage 4, without reduction: expected depths[3] >= 2 and "
                 f"sr_ratios[3] == 1, found {self.depths[-1]} and {self.sr_ratios[-1]}"
             )
+        if self.padding not in PADDINGS:
+            raise ValueError(f"unknown padding {self.padding!r}: expected one of {', '.join(PADDINGS)}")
 
     @property
     def stride(self) -> int:
@@ -189,18 +202,27 @@ def _kernel_gradient_by_rows(x, gradient):
 depthwise_conv3x3.defvjp(_depthwise_forward, _depthwise_backward)
 
 
+def _pad_edges(x, margin):
+    """Repeats the outermost rows and columns of [B, H, W, C] `margin` times on each side."""
+    return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")
+
+
 class DepthwiseConv(nnx.Module):
     """3x3 depthwise convolution with bias."""
 
-    def __init__(self, channels, *, dtype, rngs):
+    def __init__(self, channels, padding="zeros", *, dtype, rngs):
         initializer = nnx.initializers.normal(math.sqrt(2.0 / 9.0))
         self.kernel = nnx.Param(initializer(rngs.params(), (3, 3, channels), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.padding = padding
         self.dtype = dtype
 
     def __call__(self, x):
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return depthwise_conv3x3(x.astype(self.dtype), kernel) + bias
+        x = x.astype(self.dtype)
+        if self.padding == "edge":
+            return depthwise_conv3x3(_pad_edges(x, 1), kernel)[:, 1:-1, 1:-1] + bias
+        return depthwise_conv3x3(x, kernel) + bias
 
 
 class Dense(nnx.Linear):
@@ -292,14 +314,14 @@ class EfficientSelfAttention(nnx.Module):
 class MixFFN(nnx.Module):
     """Feed-forward layer with a depthwise convolution, which replaces a positional embedding."""
 
-    def __init__(self, channels, mlp_ratio, *, dtype, rngs):
+    def __init__(self, channels, mlp_ratio, padding="zeros", *, dtype, rngs):
         self.expand = _linear(channels, channels * mlp_ratio, dtype=dtype, rngs=rngs)
-        self.depthwise = DepthwiseConv(channels * mlp_ratio, dtype=dtype, rngs=rngs)
+        self.depthwise = DepthwiseConv(channels * mlp_ratio, padding, dtype=dtype, rngs=rngs)
         self.contract = _linear(channels * mlp_ratio, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, sizes=None):
         """Maps [B, H, W, C] to [B, H, W, C]."""
-        hidden = blank_outside(self.expand(x), sizes)
+        hidden = PADDINGS[self.depthwise.padding](self.expand(x), sizes)
         # Without the barrier, XLA's CPU backend materialises each of the nine shifted maps for the GELU's two uses.
         return self.contract(gelu(jax.lax.optimization_barrier(self.depthwise(hidden))))
 
@@ -340,11 +362,13 @@ def drop_path(x: Float[Array, "b ..."], rate: float, key: Key[Array, ""] | None)
 class Block(nnx.Module):
     """Pre-norm transformer block: attention and feed-forward, each on a residual branch."""
 
-    def __init__(self, channels, num_heads, sr_ratio, mlp_ratio, drop_path_rate, *, dtype, rngs):
+    def __init__(
+        self, channels, num_heads, sr_ratio, mlp_ratio, drop_path_rate, padding="zeros", *, dtype, rngs
+    ):
         self.attention_norm = _norm(channels, BLOCK_EPSILON, dtype=dtype, rngs=rngs)
         self.attention = EfficientSelfAttention(channels, num_heads, sr_ratio, dtype=dtype, rngs=rngs)
         self.ffn_norm = _norm(channels, BLOCK_EPSILON, dtype=dtype, rngs=rngs)
-        self.ffn = MixFFN(channels, mlp_ratio, dtype=dtype, rngs=rngs)
+        self.ffn = MixFFN(channels, mlp_ratio, padding, dtype=dtype, rngs=rngs)
         self.drop_path_rate = drop_path_rate
 
     def __call__(self, x, key, sizes=None):
@@ -362,8 +386,11 @@ class Stage(nnx.Module):
     def __init__(self, config, index, channels_in, drop_path_rates, *, dtype, rngs):
         channels = config.embed_dims[index]
         kernel = config.patch_sizes[index]
+        # The margin that `__call__` adds itself; the convolution can add zeros only.
+        self.edge_margin = kernel // 2 if config.padding == "edge" else 0
+        margin = kernel // 2 - self.edge_margin
         self.embedding = _conv(
-            channels_in, channels, kernel, config.strides[index], kernel // 2, dtype=dtype, rngs=rngs
+            channels_in, channels, kernel, config.strides[index], margin, dtype=dtype, rngs=rngs
         )
         self.embedding_norm = _norm(channels, EMBEDDING_EPSILON, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
@@ -373,6 +400,7 @@ class Stage(nnx.Module):
                 config.sr_ratios[index],
                 config.mlp_ratio,
                 rate,
+                config.padding,
                 dtype=dtype,
                 rngs=rngs,
             )
@@ -388,6 +416,8 @@ class Stage(nnx.Module):
           keys: random key or None of each block.
           sizes: int32 [B, 2], in cells of the result, or None.
         """
+        if self.edge_margin:
+            x = _pad_edges(x, self.edge_margin)
         x = self.embedding_norm(self.embedding(x))
         logits = []
         for block, key in zip(self.blocks, keys, strict=True):
@@ -442,7 +472,7 @@ class MixTransformer(nnx.Module):
         features, attention, x = [], [], images
         for stage, stride in zip(self.stages, self.config.strides, strict=True):
             count = len(stage.blocks)
-            x = blank_outside(x, sizes)
+            x = PADDINGS[self.config.padding](x, sizes)
             sizes = None if sizes is None else ceil_div(sizes, stride)
             x, logits = stage(x, keys[:count], sizes)
             keys = keys[count:]
