@@ -8,8 +8,10 @@ from PIL import Image
 
 from rml_jax.evaluation import metrics
 from rml_jax.evaluation.samples import Sample
+from rml_jax.evaluation.sweep import sweep_batch
 from rml_jax.ops.grid import ceil_div
 from rml_jax.stages.canvas import crop_labels
+from rml_jax.stages.refine import make_sweep
 from rml_jax.stages.registry import background_key
 from rml_jax.stages.runner import TAG_THRESHOLD, StageRunner
 from rml_jax.stages.sample_maps import make_sample_maps
@@ -39,6 +41,7 @@ class Evaluator:
         self._runner = StageRunner(config, graphdef)
         self._stages = self._runner.stages
         self._batch_size = config.eval.batch_size * self._runner.devices
+        self._sweep = self._runner.shard_map(make_sweep(self._stages, len(self._classes)), 0, 6)
         self._sample_maps = self._runner.shard_map(make_sample_maps(self._stages), 0, 5)
         self.programs, self.canvases, self.resized = self._runner.programs, collections.Counter(), []
 
@@ -82,31 +85,37 @@ class Evaluator:
         scores.classification = metrics.classification_scores(np.stack(probabilities), np.stack(tags))
         return scores
 
-    def sweep(self, params, source, count, grid, progress):
+    def sweep(self, params, source, indices, grid, progress):
         """Computes the mIoU of the base of every chain at each background score of a grid.
 
         Args:
           params: nnx.State of the network.
           source: random-access source with masks.
-          count: number of its first images to use.
+          indices: of the images to use.
           grid: the background scores.
           progress: called with the number of images done.
 
         Returns:
           Dict protocol -> base -> list of mIoU, one for each score of the grid.
         """
-        names = ("background", *self._classes)
-        scores = [Scores(names) for _ in grid]
-        soft = self._stages.bases
-        for done, (index, item, prediction) in enumerate(self._swept(params, source, count, grid), 1):
-            for score, masks_of in zip(scores, prediction, strict=True):
-                for protocol, masks in masks_of.items():
-                    for stage, mask in masks.items():
-                        score.add(protocol, stage, index, mask, item["mask"])
+        side = 1 + len(self._classes)
+        sums = {p: dict.fromkeys(self._stages.bases, 0) for p in self._config.eval.protocols}
+        params, done = self._runner.replicate(params), 0
+        for batch, tags in self._batches(source, indices):
+            maps, probabilities = self._runner.maps(params, batch)
+            allowed = self._allowed(tags, probabilities)
+            for protocols, base, matrices in sweep_batch(
+                self._runner, self._sweep, batch, jax.device_get(maps), allowed, np.float32(grid), side
+            ):
+                for protocol in protocols:
+                    sums[protocol][base] = sums[protocol][base] + matrices
+            done += len(batch.entries)
             progress(done)
         return {
-            protocol: {stage: [score.mean_iou()[protocol][stage] for score in scores] for stage in soft}
-            for protocol in self._config.eval.protocols
+            protocol: {
+                base: [metrics.mean_iou(matrix) for matrix in matrices] for base, matrices in of.items()
+            }
+            for protocol, of in sums.items()
         }
 
     def samples(self, params, source, indices, backgrounds=None):
@@ -185,21 +194,6 @@ class Evaluator:
                     prediction["pseudo_label"] = _cut(batch, number, shown["pseudo_label"])
                 yield index, item, prediction
 
-    def _swept(self, params, source, count, grid):
-        """Yields (index, item, list of masks by protocol and stage, one for each score of the grid)."""
-        runner, params = self._runner, self._runner.replicate(params)
-        for batch, tags in self._batches(source, range(count)):
-            maps, probabilities = runner.maps(params, batch)
-            slots = self._slots(tags, probabilities)
-            results = []
-            for score in grid:
-                scores = dict.fromkeys(self._stages.bases, score)
-                masks = {p: runner.soft(batch, maps, slots[p], scores)["masks"] for p in slots}
-                results.append(jax.device_get(masks))
-            for number, (index, item, _) in enumerate(batch.entries):
-                soft = self._stages.bases
-                yield index, item, [self._in_order(batch, number, masks, soft) for masks in results]
-
     def _in_order(self, batch, number, masks, stages):
         """Returns one image's masks by protocol and stage in the configured order; jax sorts the keys of dicts."""
         return {
@@ -210,9 +204,13 @@ class Evaluator:
 
     def _slots(self, tags, probabilities):
         """Returns protocol -> (classes, used) of `tagged_slots`, with the same number of slots for all protocols."""
+        allowed = self._allowed(tags, probabilities)
+        return dict(zip(allowed, self._runner.slots(*allowed.values()), strict=True))
+
+    def _allowed(self, tags, probabilities):
+        """Returns protocol -> bool [B, C], the allowed classes."""
         allowed = {"predicted": probabilities > TAG_THRESHOLD, "given": tags > 0}
-        protocols = self._config.eval.protocols
-        return dict(zip(protocols, self._runner.slots(*(allowed[p] for p in protocols)), strict=True))
+        return {protocol: allowed[protocol] for protocol in self._config.eval.protocols}
 
 
 def _cut(batch, number, masks):
