@@ -98,24 +98,17 @@ class Evaluator:
         Returns:
           Dict protocol -> base -> list of mIoU, one for each score of the grid.
         """
-        side = 1 + len(self._classes)
-        sums = {p: dict.fromkeys(self._stages.bases, 0) for p in self._config.eval.protocols}
-        params, done = self._runner.replicate(params), 0
-        for batch, tags in self._batches(source, indices):
-            maps, probabilities = self._runner.maps(params, batch)
-            allowed = self._allowed(tags, probabilities)
-            for protocols, base, matrices in sweep_batch(
-                self._runner, self._sweep, batch, jax.device_get(maps), allowed, np.float32(grid), side
-            ):
-                for protocol in protocols:
-                    sums[protocol][base] = sums[protocol][base] + matrices
-            done += len(batch.entries)
+        scores = [Scores(("background", *self._classes)) for _ in grid]
+        soft = self._stages.bases
+        for done, (index, _, matrices) in enumerate(self._swept(params, source, indices, grid), 1):
+            for protocol, stages in matrices.items():
+                for stage, one_each in stages.items():
+                    for score, matrix in zip(scores, one_each, strict=True):
+                        score.add_matrix(protocol, stage, index, matrix)
             progress(done)
         return {
-            protocol: {
-                base: [metrics.mean_iou(matrix) for matrix in matrices] for base, matrices in of.items()
-            }
-            for protocol, of in sums.items()
+            protocol: {stage: [score.mean_iou()[protocol][stage] for score in scores] for stage in soft}
+            for protocol in self._config.eval.protocols
         }
 
     def samples(self, params, source, indices, backgrounds=None):
@@ -194,6 +187,16 @@ class Evaluator:
                     prediction["pseudo_label"] = _cut(batch, number, shown["pseudo_label"])
                 yield index, item, prediction
 
+    def _swept(self, params, source, indices, grid):
+        """Yields (index, item, matrices): int64 [T, 1 + C, 1 + C] by protocol and stage, for T scores of a grid."""
+        runner, params = self._runner, self._runner.replicate(params)
+        for batch, tags in self._batches(source, indices):
+            maps, probabilities = runner.maps(params, batch)
+            arguments = batch, jax.device_get(maps), self._allowed(tags, probabilities), np.float32(grid)
+            matrices = sweep_batch(runner, self._sweep, *arguments)
+            for (index, item, _), of_image in zip(batch.entries, matrices, strict=True):
+                yield index, item, of_image
+
     def _in_order(self, batch, number, masks, stages):
         """Returns one image's masks by protocol and stage in the configured order; jax sorts the keys of dicts."""
         return {
@@ -239,7 +242,10 @@ class Scores:
 
     def add(self, protocol, stage, index, mask, annotation):
         """Adds one image's mask, uint8 [H, W]."""
-        matrix = metrics.confusion_matrix(mask, annotation, len(self.names))
+        self.add_matrix(protocol, stage, index, metrics.confusion_matrix(mask, annotation, len(self.names)))
+
+    def add_matrix(self, protocol, stage, index, matrix):
+        """Adds the confusion matrix, int64 [K, K], of one image's mask."""
         key = (protocol, stage)
         self.matrices[key] = self.matrices.get(key, 0) + matrix
         self.by_image.setdefault(key, {})[index] = metrics.image_iou(matrix)

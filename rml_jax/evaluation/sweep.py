@@ -46,7 +46,7 @@ def draw_images(source, count, seed):
     return sorted(drawn)
 
 
-def sweep_batch(runner, program, batch, maps, allowed, grid, side):
+def sweep_batch(runner, program, batch, maps, allowed, grid):
     """Computes the confusion matrices of a batch's images at each background score of a grid.
 
     Protocols that allow the same classes in an image share its computation.
@@ -58,18 +58,18 @@ def sweep_batch(runner, program, batch, maps, allowed, grid, side):
       maps: from the runner's `maps`, NumPy arrays.
       allowed: dict protocol -> bool [B, C], the allowed classes.
       grid: float32 [T], the background scores.
-      side: 1 + C.
 
-    Yields:
-      (protocols, base, int64 [T, 1 + C, 1 + C]) for each image, base of a chain, and set of protocols that agree.
+    Returns:
+      List with a dict protocol -> base of a chain -> int64 [T, 1 + C, 1 + C] for each image.
     """
     protocols = collections.defaultdict(list)
     for number in range(len(batch.entries)):
-        for protocol, classes in allowed.items():
-            protocols[number, tuple(np.flatnonzero(classes[number]).tolist())].append(protocol)
+        for protocol, tags in allowed.items():
+            protocols[number, tuple(np.flatnonzero(tags[number]).tolist())].append(protocol)
     by_slots = collections.defaultdict(list)
     for number, classes in protocols:
         by_slots[runner.slot_count(len(classes), _SLOTS)].append((number, classes))
+    side, result = 1 + maps["cams"].shape[-1], [{} for _ in batch.entries]
     for slots, cases in by_slots.items():
         for first in range(0, len(cases), runner.devices):
             part = cases[first : first + runner.devices]
@@ -77,9 +77,12 @@ def sweep_batch(runner, program, batch, maps, allowed, grid, side):
             arguments = _arguments(batch, maps, part + part[:1] * (runner.devices - len(part)), slots)
             found = runner.call(program, "sweep", batch, *arguments, grid, slots=slots)
             for place, (number, classes) in enumerate(part):
-                for base in found["counts"]:
-                    matrices = _matrices(batch.entries[number], found, place, base, classes, side)
-                    yield protocols[number, classes], base, matrices
+                of_base = {
+                    base: _matrices(batch.entries[number], found, place, base, classes, side)
+                    for base in runner.stages.bases
+                }
+                result[number] |= dict.fromkeys(protocols[number, classes], of_base)
+    return result
 
 
 def _arguments(batch, maps, cases, slots):
