@@ -46,7 +46,9 @@ def default_config():
     data.val_split = "val"  # split that is scored by default, and whose images are logged
     data.num_train = 0  # training scenes, at least 1; digits only
     data.num_val = 0  # validation scenes, at least 1; digits only
-    data.seed = 0  # seed of digits' scenes and of the draw of validation images, at least 0
+    data.seed = (
+        0  # seed of digits' scenes and of the draws of validation images and of eval.sweep's, at least 0
+    )
     data.scene = scene = ConfigDict()  # digits only, see DigitScenes
     scene.size = 64  # side of a scene, in pixels
     scene.digits = (1, 2)  # (least, greatest) number of digits in a scene
@@ -145,7 +147,7 @@ def default_config():
     evaluation.crf = "afa"  # name of the CRF's settings (rml_jax.ops.SETTINGS)
     evaluation.sweep = sweep = ConfigDict()
     sweep.split = ""  # split to choose the background scores on; "" uses eval.background
-    sweep.images = 0  # number of its first images to use; 0 = all
+    sweep.images = 0  # number of its images to use, drawn by data.seed evenly over the classes; 0 = all
     sweep.grid = tuple(round(0.05 * i, 2) for i in range(1, 20))  # background scores to try, at least 0
     evaluation.checkpoint = "newest"  # to score and predict with: "newest", "best" or a step, "6000"
     evaluation.pictures = 8  # images in each part of the report: the first ones, the worst, the best

@@ -8,8 +8,10 @@ from PIL import Image
 
 from rml_jax.evaluation import metrics
 from rml_jax.evaluation.samples import Sample
+from rml_jax.evaluation.sweep import sweep_batch
 from rml_jax.ops.grid import ceil_div
 from rml_jax.stages.canvas import crop_labels
+from rml_jax.stages.refine import make_sweep
 from rml_jax.stages.registry import background_key
 from rml_jax.stages.runner import TAG_THRESHOLD, StageRunner
 from rml_jax.stages.sample_maps import make_sample_maps
@@ -39,6 +41,7 @@ class Evaluator:
         self._runner = StageRunner(config, graphdef)
         self._stages = self._runner.stages
         self._batch_size = config.eval.batch_size * self._runner.devices
+        self._sweep = self._runner.shard_map(make_sweep(self._stages, len(self._classes)), 0, 6)
         self._sample_maps = self._runner.shard_map(make_sample_maps(self._stages), 0, 5)
         self.programs, self.canvases, self.resized = self._runner.programs, collections.Counter(), []
 
@@ -82,27 +85,26 @@ class Evaluator:
         scores.classification = metrics.classification_scores(np.stack(probabilities), np.stack(tags))
         return scores
 
-    def sweep(self, params, source, count, grid, progress):
+    def sweep(self, params, source, indices, grid, progress):
         """Computes the mIoU of the base of every chain at each background score of a grid.
 
         Args:
           params: nnx.State of the network.
           source: random-access source with masks.
-          count: number of its first images to use.
+          indices: of the images to use.
           grid: the background scores.
           progress: called with the number of images done.
 
         Returns:
           Dict protocol -> base -> list of mIoU, one for each score of the grid.
         """
-        names = ("background", *self._classes)
-        scores = [Scores(names) for _ in grid]
+        scores = [Scores(("background", *self._classes)) for _ in grid]
         soft = self._stages.bases
-        for done, (index, item, prediction) in enumerate(self._swept(params, source, count, grid), 1):
-            for score, masks_of in zip(scores, prediction, strict=True):
-                for protocol, masks in masks_of.items():
-                    for stage, mask in masks.items():
-                        score.add(protocol, stage, index, mask, item["mask"])
+        for done, (index, _, matrices) in enumerate(self._swept(params, source, indices, grid), 1):
+            for protocol, stages in matrices.items():
+                for stage, one_each in stages.items():
+                    for score, matrix in zip(scores, one_each, strict=True):
+                        score.add_matrix(protocol, stage, index, matrix)
             progress(done)
         return {
             protocol: {stage: [score.mean_iou()[protocol][stage] for score in scores] for stage in soft}
@@ -185,20 +187,15 @@ class Evaluator:
                     prediction["pseudo_label"] = _cut(batch, number, shown["pseudo_label"])
                 yield index, item, prediction
 
-    def _swept(self, params, source, count, grid):
-        """Yields (index, item, list of masks by protocol and stage, one for each score of the grid)."""
+    def _swept(self, params, source, indices, grid):
+        """Yields (index, item, matrices): int64 [T, 1 + C, 1 + C] by protocol and stage, for T scores of a grid."""
         runner, params = self._runner, self._runner.replicate(params)
-        for batch, tags in self._batches(source, range(count)):
+        for batch, tags in self._batches(source, indices):
             maps, probabilities = runner.maps(params, batch)
-            slots = self._slots(tags, probabilities)
-            results = []
-            for score in grid:
-                scores = dict.fromkeys(self._stages.bases, score)
-                masks = {p: runner.soft(batch, maps, slots[p], scores)["masks"] for p in slots}
-                results.append(jax.device_get(masks))
-            for number, (index, item, _) in enumerate(batch.entries):
-                soft = self._stages.bases
-                yield index, item, [self._in_order(batch, number, masks, soft) for masks in results]
+            arguments = batch, jax.device_get(maps), self._allowed(tags, probabilities), np.float32(grid)
+            matrices = sweep_batch(runner, self._sweep, *arguments)
+            for (index, item, _), of_image in zip(batch.entries, matrices, strict=True):
+                yield index, item, of_image
 
     def _in_order(self, batch, number, masks, stages):
         """Returns one image's masks by protocol and stage in the configured order; jax sorts the keys of dicts."""
@@ -210,9 +207,13 @@ class Evaluator:
 
     def _slots(self, tags, probabilities):
         """Returns protocol -> (classes, used) of `tagged_slots`, with the same number of slots for all protocols."""
+        allowed = self._allowed(tags, probabilities)
+        return dict(zip(allowed, self._runner.slots(*allowed.values()), strict=True))
+
+    def _allowed(self, tags, probabilities):
+        """Returns protocol -> bool [B, C], the allowed classes."""
         allowed = {"predicted": probabilities > TAG_THRESHOLD, "given": tags > 0}
-        protocols = self._config.eval.protocols
-        return dict(zip(protocols, self._runner.slots(*(allowed[p] for p in protocols)), strict=True))
+        return {protocol: allowed[protocol] for protocol in self._config.eval.protocols}
 
 
 def _cut(batch, number, masks):
@@ -241,7 +242,10 @@ class Scores:
 
     def add(self, protocol, stage, index, mask, annotation):
         """Adds one image's mask, uint8 [H, W]."""
-        matrix = metrics.confusion_matrix(mask, annotation, len(self.names))
+        self.add_matrix(protocol, stage, index, metrics.confusion_matrix(mask, annotation, len(self.names)))
+
+    def add_matrix(self, protocol, stage, index, matrix):
+        """Adds the confusion matrix, int64 [K, K], of one image's mask."""
         key = (protocol, stage)
         self.matrices[key] = self.matrices.get(key, 0) + matrix
         self.by_image.setdefault(key, {})[index] = metrics.image_iou(matrix)

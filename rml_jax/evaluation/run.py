@@ -16,6 +16,7 @@ from rml_jax.data.sources import SkipBad, has_masks, make_source, with_class_nam
 from rml_jax.evaluation.evaluator import Evaluator, Scores
 from rml_jax.evaluation.masks import MaskFolder
 from rml_jax.evaluation.samples import Sample
+from rml_jax.evaluation.sweep import draw_images
 from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.stages.registry import base_stage, parse_stage, stage_needs
@@ -208,9 +209,9 @@ def _mask_sample(item, masks_by_id, names):
 def _sweep(config, evaluator, params, source):
     """Returns the content of sweep.json: mIoU over background scores, and the best score of each stage."""
     settings = config.eval.sweep
-    count = min(settings.images or len(source), len(source))
-    progress = Progress(f"sweep on {settings.split}", count, "images")
-    curves = evaluator.sweep(params, source, count, settings.grid, progress.update)
+    indices = draw_images(source, settings.images or len(source), config.data.seed)
+    progress = Progress(f"sweep on {settings.split}", len(indices), "images")
+    curves = evaluator.sweep(params, source, indices, settings.grid, progress.update)
     best = {
         protocol: {
             stage: max(zip(scores, settings.grid, strict=True), key=lambda pair: pair[0])[1]
@@ -220,7 +221,7 @@ def _sweep(config, evaluator, params, source):
     }
     return {
         "split": settings.split,
-        "images": count,
+        "images": len(indices),
         "grid": list(settings.grid),
         "miou": curves,
         "best": best,

@@ -1,9 +1,14 @@
 """Functions from the network's maps to probabilities and masks."""
 
+import jax
 import jax.numpy as jnp
 
+from rml_jax.ops.grid import ceil_div
 from rml_jax.ops.pseudo_label import gather_classes
 from rml_jax.stages.registry import STAGES, base_stage, split_stage
+
+SWEPT_AT_ONCE = 2**25
+"""Most probabilities that the sweep computes at once: 128 MiB in float32. Stages take a few times as much."""
 
 
 def make_refine(config):
@@ -36,6 +41,57 @@ def make_refine(config):
         }
 
     return refine
+
+
+def make_sweep(config, num_classes, at_once=SWEPT_AT_ONCE):
+    """Builds the pure function that compares the masks of all chains' bases with annotations, for many backgrounds.
+
+    What does not depend on the background's score, such as the weights of PAR, is computed once.
+
+    Args:
+      config: StagesConfig.
+      num_classes: C.
+      at_once: see SWEPT_AT_ONCE; one background's score is the least.
+
+    Returns:
+      Function, to be jitted, of
+        cams: float32 [B, H, W, K] in [0, 1], of the allowed classes of each image,
+        used: bool [B, K], which of the K slots hold an allowed class,
+        affinity, images, sizes: see `make_network`,
+        annotations: uint8 [B, H, W], 0..C, 255 for pixels that are not scored,
+        backgrounds: float32 [T], the background's scores.
+      It gives a dict of
+        counts: dict base -> int32 [B, T, 1 + C, 1 + K], the pixels by annotated class and by slot, background first,
+        slots: dict base -> uint8 [B, T, H, W], 0 background, 1..K slots.
+    """
+
+    def sweep(cams, used, affinity, images, sizes, annotations, backgrounds):
+        inputs = {"images": images, "sizes": sizes, "affinity": affinity}
+        # Ignored pixels are zeros in all classes. float32 is exact up to 2**24 pixels.
+        truth = jax.nn.one_hot(annotations, 1 + num_classes)
+
+        def at(background):
+            soft = {name: _base(name, cams, used, background, inputs, config) for name in config.bases}
+            slots = {name: probabilities.argmax(axis=-1) for name, probabilities in soft.items()}
+            return {
+                "counts": {name: _count(truth, chosen, 1 + used.shape[1]) for name, chosen in slots.items()},
+                "slots": {name: chosen.astype(jnp.uint8) for name, chosen in slots.items()},
+            }
+
+        count, values = len(backgrounds), cams.size + cams[..., 0].size
+        parts = ceil_div(count, max(1, at_once // values))
+        size = ceil_div(count, parts)
+        # A remainder would be compiled as a second program.
+        filled = jnp.pad(backgrounds, (0, parts * size - count), mode="edge")
+        found = jax.lax.map(at, filled, batch_size=size)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:count], 0, 1), found)
+
+    return sweep
+
+
+def _count(truth, slots, num_slots):
+    """Counts pixels by class, one-hot in `truth` [B, H, W, 1 + C], and slot, [B, H, W]: int32."""
+    return jnp.einsum("bhwc,bhwk->bck", truth, jax.nn.one_hot(slots, num_slots)).astype(jnp.int32)
 
 
 def make_link(stage, config):

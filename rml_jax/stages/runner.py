@@ -71,14 +71,17 @@ class StageRunner:
         maps = self.call(self._network, "network", batch, params, batch.images, batch.sizes)
         return maps, np.asarray(maps.pop("probabilities"))
 
+    def slot_count(self, tags, counts=_SLOTS):
+        """Returns the number of slots for some number of tags: the least of `counts` that is enough, at most C."""
+        return min(next(slots for slots in (*counts, tags) if slots >= tags), self._classes)
+
     def slots(self, *allowed):
         """Computes `tagged_slots` of one or more bool [B, C], in the same number of slots for all of them.
 
         Returns:
           List of (classes, used), NumPy arrays.
         """
-        most = max(tags.sum(axis=1).max() for tags in allowed)
-        slots = min(next(slots for slots in (*_SLOTS, most) if slots >= most), self._classes)
+        slots = self.slot_count(max(tags.sum(axis=1).max() for tags in allowed))
         return [jax.device_get(tagged_slots(tags, slots)) for tags in allowed]
 
     def soft(self, batch, maps, slots, backgrounds):

@@ -223,20 +223,32 @@ def test_split_without_annotation_is_a_users_error(network, runs):
         evaluate(runs[3][0], network[1], source).mean_iou()
 
 
-def test_sweep_scores_every_background(network, runs):
-    evaluator = runs[3][0]
-    programs = set(evaluator.programs)
-    curves = evaluator.sweep(network[1], Source(), 5, (0.4, 0.2, 9.0), lambda done: None)
-    fixed = runs[3][1].mean_iou()
-    for protocol in ("predicted", "given"):
-        assert curves[protocol].keys() == {"cam", "affinity", "par"}
-        assert curves[protocol]["cam"][0] == fixed[protocol]["cam"], "0.4 is the configuration's"
-        assert curves[protocol]["affinity"][1] == fixed[protocol]["affinity"]
-        assert len(curves[protocol]["par"]) == 3
-        # All background: the share of the background's pixels, and 0 for the two other classes in the annotations.
-        labels = np.concatenate([item["mask"].ravel() for item in Source().items])
-        assert curves[protocol]["cam"][2] == pytest.approx(np.mean(labels[labels != 255] == 0) / 3)
-    assert evaluator.programs == programs, "no new program"
+def test_sweep_gives_the_scores_of_one_evaluation_for_each_background(network, runs):
+    evaluator, grid = runs[3][0], (0.4, 0.2, 0.6, 9.0)
+    curves = evaluator.sweep(network[1], Source(), range(5), grid, lambda done: None)
+    assert {protocol: set(of) for protocol, of in curves.items()} == {
+        protocol: {"cam", "affinity", "par"} for protocol in ("predicted", "given")
+    }
+    for number, score in enumerate(grid):
+        backgrounds = {protocol: dict.fromkeys(of, score) for protocol, of in curves.items()}
+        expected = evaluator.evaluate(network[1], Source(), backgrounds, lambda done: None).mean_iou()
+        for protocol, of in curves.items():
+            assert {stage: scores[number] for stage, scores in of.items()} == {
+                stage: expected[protocol][stage] for stage in of
+            }
+    # All background: the share of the background's pixels, and 0 for the two other classes in the annotations.
+    labels = np.concatenate([item["mask"].ravel() for item in Source().items])
+    share = np.mean(labels[labels != 255] == 0) / 3
+    assert [of["cam"][3] for of in curves.values()] == pytest.approx([share] * 2)
+
+
+def test_sweep_scores_the_images_that_are_asked_for(network, runs):
+    source, progress = Source(), []
+    source.items[2:] = [None] * 3
+    curves = runs[1][0].sweep(network[1], source, [1, 0], (0.4,), progress.append)
+    source.items[2:] = []
+    assert curves["given"]["cam"] == [evaluate(runs[1][0], network[1], source).mean_iou()["given"]["cam"]]
+    assert progress == [1, 2]
 
 
 def test_worst_and_best_images():
@@ -260,13 +272,15 @@ from flax import nnx
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 config = t.make_config(1, ("cam",))
 graphdef, params = nnx.split(random_network(lambda: t.build_module.build_model(config, seed=0)))
-scores = t.evaluate(t.Evaluator(config, graphdef), params, t.Source())
+evaluator = t.Evaluator(config, graphdef)
+scores = t.evaluate(evaluator, params, t.Source())
+curves = evaluator.sweep(params, t.Source(), range(5), (0.3, 0.5), lambda done: None)
 matrices = {" ".join(key): matrix.tolist() for key, matrix in scores.matrices.items()}
-print(json.dumps([jax.device_count(), matrices, scores.classification]))
+print(json.dumps([jax.device_count(), matrices, scores.classification, curves]))
 """
 
 
-def test_number_of_devices_does_not_matter(runs):
+def test_number_of_devices_does_not_matter(network, runs):
     """Two simulated devices share the images."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PROGRAM, str(jax.config.jax_compilation_cache_dir)]
@@ -274,9 +288,10 @@ def test_number_of_devices_does_not_matter(runs):
         command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    devices, matrices, classification = json.loads(done.stdout)
+    devices, matrices, classification, curves = json.loads(done.stdout)
     assert devices == 2
-    scores = runs[1][1]
+    evaluator, scores = runs[1][:2]
+    assert curves == evaluator.sweep(network[1], Source(), range(5), (0.3, 0.5), lambda done: None)
     assert matrices == {" ".join(key): matrix.tolist() for key, matrix in scores.matrices.items()}
     assert classification == pytest.approx(scores.classification)
 
