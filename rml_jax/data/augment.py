@@ -49,7 +49,7 @@ def change_light(image, rng, *, contrast, brightness, noise):
     """Changes contrast and brightness at random and adds noise, the same to all three channels.
 
     A network that is trained from random weights otherwise recognises a kind of image by its exposure and grain
-    rather than by the object (docs/method.md, Light).
+    rather than by the object (docs/method.md, Beyond the paper).
 
     Args:
       image: uint8 [H, W, 3].
