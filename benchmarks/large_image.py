@@ -39,7 +39,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_mosaic(folder / "large.jpg", size)
-        output = OutputFolder(folder, predictor.classes, (), with_cams=False, with_rle=False)
+        output = OutputFolder(folder, predictor.classes, (), with_cams=False)
         begin = measure.Seconds.now()
         image = as_image(folder / "large.jpg")
         images = [("large", image, predictor.classes[: chosen.tags])]

@@ -24,9 +24,12 @@ from rml_jax.inference.datasets import (
 from rml_jax.inference.outputs import OutputFolder
 from rml_jax.inference.predictor import LARGE, allowed_classes, as_image, load
 from rml_jax.stages.runner import TAG_THRESHOLD
+from rml_jax.utils.ahead import map_ahead
 from rml_jax.utils.compilation_cache import use_compilation_cache
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.progress import Progress
+
+_AHEAD = 2  # images that are read before they are needed, and as many that are being written
 
 
 @cli.command
@@ -119,22 +122,33 @@ def predict(chosen):
     )
     progress, failed, images = Progress("predict", len(files), "images"), [], {}
 
+    def read(name):
+        path, relative = files[name]
+        try:
+            return name, given(relative), as_image(path)
+        except UserError as error:
+            return name, None, error
+
     def readable():
-        for name, (path, relative) in files.items():
-            try:
-                tags = given(relative)
-                images[name] = as_image(path)
-            except UserError as error:
-                print(f"left out: {error}", file=sys.stderr)
+        for name, tags, image in map_ahead(read, files, _AHEAD):
+            if isinstance(image, UserError):
+                path, _ = files[name]
+                print(f"left out: {image}", file=sys.stderr)
                 failed.append(path)
-                output.fail(path, str(error))
+                output.fail(path, str(image))
                 continue
-            yield name, images[name], tags
+            images[name] = image
+            yield name, image, tags
+
+    def write(pair):
+        name, prediction = pair
+        return name, prediction, output.write(name, files[name][0], images.pop(name), prediction)
 
     try:
         done = without_tags = 0
-        for name, prediction in predictor.stream(readable(), with_maps=chosen.save_cams):
-            output.save(name, files[name][0], images.pop(name), prediction)
+        predictions = predictor.stream(readable(), with_maps=chosen.save_cams)
+        for name, prediction, entry in map_ahead(write, predictions, _AHEAD):
+            output.record(name, prediction, entry)
             done += 1
             without_tags += not prediction.tags
             progress.update(done + len(failed), f"{prediction.tiles} tiles" if prediction.tiles > 1 else "")

@@ -8,9 +8,7 @@ from rml_jax.data.summary import item_tags
 from rml_jax.evaluation import metrics
 from rml_jax.labels import IGNORE
 from rml_jax.stages.canvas import crop_labels
-
-# Numbers of slots that classes are swept in. Most images have one or two, and unused slots cost as much as used ones.
-_SLOTS = (1, 2, 4, 8, 16, 32, 64, 128)
+from rml_jax.stages.runner import FEW_SLOTS
 
 
 def draw_images(source, count, seed):
@@ -68,7 +66,7 @@ def sweep_batch(runner, program, batch, maps, allowed, grid):
             protocols[number, tuple(np.flatnonzero(tags[number]).tolist())].append(protocol)
     by_slots = collections.defaultdict(list)
     for number, classes in protocols:
-        by_slots[runner.slot_count(len(classes), _SLOTS)].append((number, classes))
+        by_slots[runner.slot_count(len(classes), FEW_SLOTS)].append((number, classes))
     side, result = 1 + maps["cams"].shape[-1], [{} for _ in batch.entries]
     for slots, cases in by_slots.items():
         for first in range(0, len(cases), runner.devices):

@@ -49,6 +49,14 @@ class OutputFolder:
           image: uint8 [H, W, 3].
           prediction: `rml_jax.inference.predictor.Prediction`.
         """
+        self.record(name, prediction, self.write(name, path, image, prediction))
+
+    def write(self, name, path, image, prediction):
+        """Writes the files of one prediction, arguments as in `save`; several threads may.
+
+        Returns:
+          Its entry for `record`.
+        """
         mask = self._numbers[prediction.mask]
         write_file(self._root / "masks" / f"{name}.png", palette_png(mask))
         counts = np.bincount(mask.ravel(), minlength=256)
@@ -60,23 +68,25 @@ class OutputFolder:
                 file = f"{self._number_of[tag]}_{re.sub(_UNUSUAL, '_', tag)}.jpg"
                 heat = _in_strips(visualize.heat_map, image, cam)
                 write_file(self._root / "cams" / name / file, _jpeg(heat))
+        return {
+            "name": name,
+            "file": str(path),
+            "height": mask.shape[0],
+            "width": mask.shape[1],
+            "tags": prediction.tags,
+            "scores": dict(zip(prediction.classes, map(float, prediction.scores), strict=True)),
+            "areas": {
+                label: {"pixels": int(counts[number]), "share": float(counts[number] / mask.size)}
+                for number, label in {0: "background", **{n: self._names[n] for n in found}}.items()
+            },
+            "tiles": prediction.tiles,
+        }
+
+    def record(self, name, prediction, entry):
+        """Adds one prediction to predictions.json, with its entry from `write`, and to the data sets."""
         for dataset in self._datasets:
             dataset.add(name, prediction)
-        self._images.append(
-            {
-                "name": name,
-                "file": str(path),
-                "height": mask.shape[0],
-                "width": mask.shape[1],
-                "tags": prediction.tags,
-                "scores": dict(zip(prediction.classes, map(float, prediction.scores), strict=True)),
-                "areas": {
-                    label: {"pixels": int(counts[number]), "share": float(counts[number] / mask.size)}
-                    for number, label in {0: "background", **{n: self._names[n] for n in found}}.items()
-                },
-                "tiles": prediction.tiles,
-            }
-        )
+        self._images.append(entry)
 
     def fail(self, path, reason):
         """Records an image that could not be read."""

@@ -20,7 +20,7 @@ from rml_jax.ops.pseudo_label import gather_classes
 from rml_jax.stages.canvas import crop_labels
 from rml_jax.stages.network import make_tile_network
 from rml_jax.stages.registry import background_key
-from rml_jax.stages.runner import TAG_THRESHOLD, Batch, StageRunner
+from rml_jax.stages.runner import FEW_SLOTS, TAG_THRESHOLD, Batch, StageRunner
 from rml_jax.utils.errors import UserError
 from rml_jax.validate import check_config
 
@@ -277,11 +277,22 @@ class Predictor:
     def _batch(self, batch, with_maps):
         maps, scores = self._runner.maps(self._params, batch)
         allowed = self._allowed(batch.items, scores)
-        masks, probabilities, cams = self._refine(batch, maps, allowed, with_maps)
+        # One image per device at a time, in as few slots as these need.
+        at_once = self._runner.devices
+        parts = []
+        for first in range(0, len(batch.entries), at_once):
+            rows, part = slice(first, first + at_once), batch.part(first, at_once)
+            here = jax.tree.map(lambda leaf, rows=rows: leaf[rows], maps)
+            parts.append((part, rows, self._refine(part, here, allowed[rows], with_maps)))
+        for part, rows, refined in parts:
+            yield from self._predictions(part, scores[rows], allowed[rows], *jax.device_get(refined))
+
+    def _predictions(self, batch, scores, allowed, masks, probabilities, cams):
+        """Yields (key, Prediction) of each image of a batch; `probabilities` and `cams` may be None."""
         for number, (key, item, size) in enumerate(batch.entries):
             wanted, count = item["image"].shape[:2], allowed[number].sum()
             parts = (None, None)
-            if with_maps:
+            if cams is not None:
                 inside = np.s_[number, : size[0], : size[1]]
                 normalized = _normalized(probabilities[inside][..., : 1 + count])
                 parts = (_resize_maps(part, wanted) for part in (normalized, cams[inside][..., :count]))
@@ -290,14 +301,16 @@ class Predictor:
 
     def _refine(self, batch, maps, allowed, with_maps):
         """Computes the stage's masks, and probabilities and CAMs in slots, allowed classes first, or two None."""
-        (slots,) = self._runner.slots(allowed)
+        if not with_maps and not allowed.any():
+            return np.zeros(batch.images.shape[:3], np.uint8), None, None
+        (slots,) = self._runner.slots(allowed, counts=FEW_SLOTS)
         masks, probabilities = self._runner.refined(batch, maps, slots, self._backgrounds)
         if not with_maps:
-            return np.asarray(masks[self.stage]), None, None
+            return masks[self.stage], None, None
         cams = self._runner.call(
             self._gather, "gather", batch, maps["cams"], slots[0], slots=slots[0].shape[1]
         )
-        return jax.device_get((masks[self.stage], probabilities[self.stage], cams))
+        return masks[self.stage], probabilities[self.stage], cams
 
     def _prediction(self, mask, scores, allowed, probabilities, cams, tiles=1):
         numbers = np.flatnonzero(allowed)
@@ -353,7 +366,8 @@ class Predictor:
             for places, batch in tiles.batches([row]):
                 maps = self._tile_maps(batch, least, greatest)
                 repeated = np.tile(allowed, (len(batch.images), 1))
-                _, probabilities, cams = self._refine(batch, maps, repeated, True)
+                refined = self._refine(batch, maps, repeated, True)
+                _, probabilities, cams = jax.device_get(refined)
                 for number, place in enumerate(places):
                     inside = np.s_[number, : tiles.tile[0], : tiles.tile[1]]
                     parts = [_normalized(probabilities[inside][..., : 1 + count])]

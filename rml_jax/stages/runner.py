@@ -1,5 +1,7 @@
 """Execution of the stages on this process's devices, batch by batch, for evaluation and prediction."""
 
+import copy
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -20,6 +22,8 @@ TAG_THRESHOLD = 0.5
 
 # Numbers of slots that classes are refined in: the smallest that is enough for every image of the batch is used.
 _SLOTS = (4, 8, 16, 32, 64, 128)
+FEW_SLOTS = (1, 2, *_SLOTS)
+"""The same, where images are refined one by one. Most have one or two tags; unused slots cost as much as others."""
 
 
 class StageRunner:
@@ -75,13 +79,13 @@ class StageRunner:
         """Returns the number of slots for some number of tags: the least of `counts` that is enough, at most C."""
         return min(next(slots for slots in (*counts, tags) if slots >= tags), self._classes)
 
-    def slots(self, *allowed):
+    def slots(self, *allowed, counts=_SLOTS):
         """Computes `tagged_slots` of one or more bool [B, C], in the same number of slots for all of them.
 
         Returns:
           List of (classes, used), NumPy arrays.
         """
-        slots = self.slot_count(max(tags.sum(axis=1).max() for tags in allowed))
+        slots = self.slot_count(max(tags.sum(axis=1).max() for tags in allowed), counts)
         return [jax.device_get(tagged_slots(tags, slots)) for tags in allowed]
 
     def soft(self, batch, maps, slots, backgrounds):
@@ -209,3 +213,10 @@ class Batch:
         self.items = [item for _, item, _ in filled]
         self.images = np.stack([pad_image(item["image"], size, canvas) for _, item, size in filled])
         self.sizes = np.array([size for _, _, size in filled], np.int32)
+
+    def part(self, first, count):
+        """Returns the Batch of the images from `first` to before `first + count`, at least one of them an entry's."""
+        part, rows = copy.copy(self), slice(first, first + count)
+        part.entries, part.items = self.entries[rows], self.items[rows]
+        part.images, part.sizes = self.images[rows], self.sizes[rows]
+        return part

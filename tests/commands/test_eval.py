@@ -27,7 +27,7 @@ def tiny_config(*stages):
     config.data.num_train, config.data.num_val = 2, 3
     config.data.scene.size, config.data.scene.digit_size = 32, (14, 20)
     config.train.crop_size = 32
-    config.pseudo_label.iterations = 2
+    config.pseudo_label.dilations, config.pseudo_label.iterations = (1, 2), 2
     config.eval.canvases, config.eval.batch_size, config.eval.pictures = ((32, 32),), 3, 1
     config.eval.stages = stages or ("cam", "affinity", "par", "par+crf")
     config.eval.sweep.grid = (0.1, 0.3)

@@ -689,7 +689,7 @@ def test_from_archives_to_scores(kind, photos, tmp_path, monkeypatch, capsys):
         {"folder": configs.folder, "voc": configs.voc, "coco": configs.coco}[kind].get_config().data
     )
     config.data.root = root
-    config.loss.start_step = 2
+    config.loss.start_step, config.pseudo_label.dilations = 2, (1, 2)
     config.train.steps, config.train.batch_size, config.train.crop_size = 4, 2, 32
     config.checkpoint.every, config.log.every, config.log.pictures_every = 4, 1, 0
     config.eval.canvases, config.eval.batch_size, config.eval.pictures = ((48, 48),), 2, 2

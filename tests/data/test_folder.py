@@ -371,6 +371,7 @@ def test_from_photographs_to_scores(tmp_path):
     config.data.root, config.data.masks = str(root), str(masks)
     config.model.drop_path_rate = 0.1
     config.loss.start_step = 4  # Mutual learning is another program, and none of the data's business.
+    config.pseudo_label.dilations = (1, 2)
     config.train.steps, config.train.batch_size, config.train.crop_size = 4, 2, 32
     config.checkpoint.every, config.log.every, config.log.pictures_every = 2, 1, 0
     config.eval.canvases, config.eval.batch_size, config.eval.pictures = ((32, 32),), 2, 2

@@ -69,6 +69,7 @@ def test_a_backbone_from_outside_trains_is_scored_and_exported(tmp_path, monkeyp
     config = digits_small.get_config()
     config.model.variant, config.model.fused_stages = "vit", 1
     config.train.steps, config.train.batch_size, config.loss.start_step = 1, 2, 0
+    config.pseudo_label.dilations = (1, 2)
     config.data.num_val, config.log.pictures_every, config.eval.batch_size = 2, 0, 2
     config.eval.stages, config.eval.protocols = ("affinity",), ("given",)
     params = train(config, tmp_path / "run").params

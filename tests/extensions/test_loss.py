@@ -37,6 +37,7 @@ SMALL = {
     "train.crop_size": 32,
     "eval.canvases": "((32,32),)",
     "loss.start_step": 0,
+    "pseudo_label.dilations": "(1,2)",
     "log.pictures_every": 0,
 }
 

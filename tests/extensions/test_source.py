@@ -42,7 +42,8 @@ def test_a_layout_from_outside_is_trained_on_scored_and_exported(tmp_path, monke
     config.cam.scales, config.cam.flip = (1.0,), False
     config.train.steps, config.train.batch_size, config.train.crop_size = 2, 2, 32
     config.loss.start_step, config.log.pictures_every, config.eval.canvases = 1, 0, ((40, 40),)
-    config.eval.stages, config.pseudo_label.slots = ("cam",), 2
+    config.eval.stages = ("cam",)
+    config.pseudo_label.slots, config.pseudo_label.dilations = 2, (1, 2)
     with pytest.raises(UserError, match=r"^config\.data\.source is 'squares': expected one of digits, "):
         train(config, tmp_path / "refused")  # Before anything is trained.
     monkeypatch.setitem(SOURCES, "squares", LAYOUT)

@@ -110,6 +110,16 @@ def test_options(model_folder, images):
     assert (nothing.tags, nothing.mask.any(), nothing.cams.shape) == ({}, False, (32, 32, 0))
 
 
+def test_masks_do_not_depend_on_whether_maps_are_asked_for(model_folder, images, results):
+    """Also of an image without tags, which is background."""
+    tags = [None, ("ant", "cow"), ()]
+    stream = rml_jax.load(model_folder).stream(zip(range(3), images, tags, strict=True), with_maps=False)
+    masks = {number: prediction.mask for number, prediction in stream}
+    for number in (0, 1):
+        np.testing.assert_array_equal(masks[number], results[number].mask)
+    np.testing.assert_array_equal(masks[2], np.zeros(SIZES[2]))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

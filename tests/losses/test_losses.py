@@ -11,27 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rml_jax.losses import (
-    Pair,
-    affinity_loss,
-    apml,
-    ciml,
-    equivariance_distance,
-    masked_mean,
-    mfml,
-    multilabel_soft_margin,
-    mutual_information,
-    prototype_similarity,
-    prototypes,
-    self_training,
-    standardize,
-)
+from rml_jax import losses
+from rml_jax.losses import Pair, apml, ciml, masked_mean, mfml
 from tests.references import loops as references
 
 IDENTITY = np.array([[[1.0, 0, 0], [0, 1, 0]]], np.float32)
 FLIP = np.array([[[-1.0, 0, 0], [0, 1, 0]]], np.float32)
 
-information = jax.jit(mutual_information)
+# Compiled as wholes: operation by operation, they take several times as long.
+affinity_loss = jax.jit(losses.affinity_loss)
+equivariance_distance = jax.jit(losses.equivariance_distance)
+information = jax.jit(losses.mutual_information)
+multilabel_soft_margin = jax.jit(losses.multilabel_soft_margin)
+prototype_similarity = jax.jit(losses.prototype_similarity)
+prototypes = jax.jit(losses.prototypes)
+self_training = jax.jit(losses.self_training)
+standardize = jax.jit(losses.standardize)
 
 
 def floats(*shape, seed=0):
@@ -161,8 +156,8 @@ def test_information_excludes_samples_of_no_weight():
 
 def test_information_has_a_finite_gradient_at_zeros():
     values = jnp.asarray(np.eye(3)[[0, 0, 1]], jnp.float32)  # the third value never occurs
-    gradient = jax.grad(lambda p, q: mutual_information(p, q, jnp.ones(3)), argnums=(0, 1))
-    assert all(np.isfinite(g).all() for g in gradient(values, values))
+    gradient = jax.grad(lambda p, q: information(p, q, jnp.ones(3)), argnums=(0, 1))
+    assert all(np.isfinite(g).all() for g in jax.jit(gradient)(values, values))
 
 
 def test_information_counts_a_million_samples_exactly():
@@ -258,7 +253,8 @@ def test_ciml_is_the_distance_of_the_cams_plus_alpha_times_the_likeness_of_both_
     views = ciml_views()
     tags, valid = np.array([[1, 1, 0], [0, 1, 0]]), np.array([[[0, 1, 1, 1]]] * 2, bool)
     matrix = np.tile(shift_right(4), (2, 1, 1))
-    loss, parts = ciml(pair_of(*views, tags=tags, matrix=matrix, valid=valid), 0.3)
+    compiled = jax.jit(lambda views: ciml(pair_of(*views, tags=tags, matrix=matrix, valid=valid), 0.3))
+    loss, parts = compiled(views)
     arrays = (tuple(np.asarray(view[name]) for name in ("cam_logits", "features")) for view in views)
     expected, distance, likeness = references.ciml(*arrays, tags, matrix, valid, 0.3)
     assert parts["equivariance"] == pytest.approx(distance, abs=1e-5)
@@ -294,11 +290,12 @@ def test_standardized_constant_is_0_with_a_finite_gradient():
     constant = jnp.full((1, 3, 3, 2), 7.25)
     np.testing.assert_allclose(standardize(constant, real), np.zeros((1, 3, 3, 2)), atol=1e-5)
     weight = jnp.asarray(floats(1, 3, 3, 2))
-    gradient = jax.grad(lambda c: jnp.sum(weight * standardize(c, real)))(constant)
+    gradient = jax.jit(jax.grad(lambda c: jnp.sum(weight * standardize(c, real))))(constant)
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() > 0
 
 
+@jax.jit
 def mfml_of(first, second, theta, valid, beta1):
     views = ({"context": jnp.asarray(context)} for context in (first, second))
     return mfml(pair_of(*views, theta=jnp.asarray(theta), valid_context=jnp.asarray(valid)), beta1)
@@ -370,6 +367,7 @@ def apml_case(seed=0):
     return logits + logits.T, warped_logits + warped_logits.T, labels, warped_labels, matrix, valid
 
 
+@jax.jit
 def run_apml(logits, warped_logits, labels, warped_labels, matrix, valid, beta2, affinity_weight=1.0):
     views = ({"affinity_logits": jnp.asarray(a, jnp.float32)[None]} for a in (logits, warped_logits))
     labels, warped_labels, matrix = (jnp.asarray(a)[None] for a in (labels, warped_labels, matrix))
@@ -533,7 +531,7 @@ def test_self_training_learns_nothing_from_ignored_cells_and_no_class_from_the_b
     class. Unsigned, it wraps to 255."""
     labels, tags = jnp.asarray([[[0, 255]]], dtype), jnp.ones((1, num_classes))
     logits = jnp.zeros((1, 1, 2, num_classes))
-    loss, gradient = jax.value_and_grad(self_training)(logits, labels, tags)
+    loss, gradient = jax.jit(jax.value_and_grad(self_training))(logits, labels, tags)
     assert loss == pytest.approx(0.5 * math.log(2), rel=1e-5)
     assert (gradient[0, 0, 0] > 0).all(), "all classes become weaker"
     np.testing.assert_array_equal(gradient[0, 0, 1], 0)
@@ -541,7 +539,8 @@ def test_self_training_learns_nothing_from_ignored_cells_and_no_class_from_the_b
 
 def test_self_training_gradient_is_finite_far_out_and_pulls_the_right_way():
     labels, tags = jnp.asarray([[[1, 0, 255]]]), jnp.asarray([[1.0, 0.0]])
-    gradient = jax.grad(self_training)(jnp.full((1, 1, 3, 2), 1e4), labels, tags)[0, 0]
+    gradient_of = jax.jit(jax.grad(self_training))
+    gradient = gradient_of(jnp.full((1, 1, 3, 2), 1e4), labels, tags)[0, 0]
     np.testing.assert_allclose(gradient, [[0, 0], [0.5, 0], [0, 0]], atol=1e-6)
-    gradient = jax.grad(self_training)(jnp.zeros((1, 1, 3, 2)), labels, tags)[0, 0]
+    gradient = gradient_of(jnp.zeros((1, 1, 3, 2)), labels, tags)[0, 0]
     np.testing.assert_allclose(gradient, [[-0.25, 0], [0.25, 0], [0, 0]], atol=1e-6)

@@ -33,6 +33,7 @@ def tiny_config():
     config.data.num_train, config.data.num_val = 5, 3
     config.data.scene.size, config.data.scene.digit_size = 32, (14, 20)
     config.model.drop_path_rate = 0.1
+    config.pseudo_label.dilations = (1, 2)
     config.loss.start_step = 2
     config.train.steps, config.train.batch_size, config.train.crop_size = 4, 2, 32
     config.checkpoint.every, config.checkpoint.keep = 2, 5
