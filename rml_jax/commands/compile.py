@@ -33,7 +33,7 @@ def main(arguments=None):
     """Runs the command."""
     parser = cli.Parser("rml-jax compile", description=__doc__)
     parser.add_config(without="voc")
-    parser.add_argument("--topology", required=True, help=", ".join(compilation.topology_names()))
+    parser.add_argument("--topology", required=True, help="one of " + ", ".join(compilation.topology_names()))
     names = ",".join(compilation.PROGRAMS)
     parser.add_argument("--programs", default=names, help="some of %(default)s, which is the default")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
@@ -44,16 +44,16 @@ def main(arguments=None):
         "--largest_batch", action="store_true", help="search the largest batch that fits; one compile per try"
     )
     chosen, config = parser.parse_config(arguments, default="voc")
-    # The described devices come from a compiler; a GPU or TPU of this machine must not be occupied.
-    jax.config.update("jax_platforms", "cpu")
-    # A program from the cache would have no compile time.
-    jax.config.update("jax_enable_compilation_cache", False)
     programs = _programs(chosen.programs)
-    for flag, path in (("json", chosen.json and chosen.json.parent), ("dump", chosen.dump)):
-        _check_folder(flag, path)
     config = with_class_names(config)
     check_config(config)
+    # The described devices come from a compiler; a GPU or TPU of this machine must not be occupied.
+    jax.config.update("jax_platforms", "cpu")
     topology = compilation.open_topology(chosen.topology)
+    for flag, path in (("json", chosen.json and chosen.json.parent), ("dump", chosen.dump)):
+        _check_folder(flag, path)
+    # A program from the cache would have no compile time.
+    jax.config.update("jax_enable_compilation_cache", False)
     print(_headline(config, topology), flush=True)
     found = compilation.compile_config(config, topology, programs, chosen.dump, _print_program)
     result = _result(config, topology, found)

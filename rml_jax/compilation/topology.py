@@ -80,7 +80,7 @@ def _compiler(name, kind):
     """Returns a compiler's package and version."""
     package = {"tpu": "libtpu", "cuda": "jax-cuda13-plugin"}[kind]
     install = {
-        "tpu": "pip install libtpu",
+        "tpu": f"pip install libtpu 'jax[tpu]=={jax.__version__}'",
         "cuda": f"pip install --no-deps jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__}",
     }[kind]
     try:
