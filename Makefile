@@ -16,6 +16,9 @@ demo: $(VENV)/.installed
 	$(RUN) eval.py --workdir=$(DEMO)
 	$(RUN) -m rml_jax report --workdir=$(DEMO)
 
+# With the compilers of `.[compilers]`, JAX would look for a TPU and a GPU.
+test test-slow: export JAX_PLATFORMS = cpu
+
 test: lint
 	$(PYTEST)
 
@@ -47,5 +50,5 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.installed-interop: $(VENV)/.installed-dev
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable .[interop]
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable .[interop,compilers]
 	touch $@

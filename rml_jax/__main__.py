@@ -12,6 +12,7 @@ COMMANDS = {
     "prepare": ("rml_jax.commands.prepare", "check a data set and pack it for training"),
     "inspect": ("rml_jax.commands.inspect", "show augmented training pairs and time the input pipeline"),
     "convert": ("rml_jax.commands.convert", "convert weights from and to other layouts"),
+    "compile": ("rml_jax.commands.compile", "compile for a GPU or TPU that need not be there"),
 }
 """Name of a command -> (module whose `main(arguments)` runs it, description)."""
 

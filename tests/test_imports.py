@@ -24,6 +24,7 @@ ORDER = (
     ("validate",),
     ("evaluation",),
     ("training",),
+    ("compilation",),
     ("inference",),
     ("report",),
     ("commands",),

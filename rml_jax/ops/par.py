@@ -95,7 +95,7 @@ def _weighted_sum(weights, masks, dilations):
 def _weighted_sum_by_dilation(weights, masks, dilations):
     """Computes `_weighted_sum` in a loop over the dilations, for GPUs and TPUs.
 
-    Their compilers write all shifted maps to memory if one expression holds all of them; the sixteen of two dilations
+    Their compilers write all shifted maps to memory if one expression holds all of them; those of three dilations
     are fused (docs/accelerators.md, PAR). The terms are added in the same order.
     """
     starts = jnp.asarray(_starts(dilations)).reshape(len(dilations), len(_DIRECTIONS), 2)
@@ -107,7 +107,7 @@ def _weighted_sum_by_dilation(weights, masks, dilations):
         return total, None
 
     grouped = weights.reshape(len(dilations), len(_DIRECTIONS), *weights.shape[1:])
-    return jax.lax.scan(add, jnp.zeros_like(masks), (grouped, starts), unroll=2)[0]
+    return jax.lax.scan(add, jnp.zeros_like(masks), (grouped, starts), unroll=3)[0]
 
 
 def _position_weights(dilations):

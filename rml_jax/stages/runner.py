@@ -36,26 +36,29 @@ class StageRunner:
       config: ConfigDict of a run.
       graphdef: nnx.GraphDef of `RML`.
       probabilities_of: the chains whose probabilities are returned besides their masks.
+      devices: sequence of devices; None for all of this process.
 
     Attributes:
       stages: StagesConfig.
+      network, refine: the jitted functions of `make_network` and `make_refine`.
+      links: name of a stage -> the jitted function of `make_link`.
       devices: number of devices.
       canvases: (height, width) of each.
       smallest: smallest side of an image that the network accepts.
       programs: the programs used so far, each (name, canvas, class slots).
     """
 
-    def __init__(self, config, graphdef, probabilities_of=()):
+    def __init__(self, config, graphdef, probabilities_of=(), devices=None):
         self.stages = stages_config(config, probabilities_of)
         self.canvases = tuple(map(tuple, config.eval.canvases))
         self.smallest = smallest_side(build.backbone(config), config.cam.scales)
-        self._mesh = Mesh(np.array(jax.local_devices()), ("data",))
+        self._mesh = Mesh(np.array(jax.local_devices() if devices is None else devices), ("data",))
         self.devices = self._mesh.size
         self._classes = len(config.data.class_names)
-        self._network = self.shard_map(make_network(graphdef, self.stages), 1, 3)
-        self._refine = self.shard_map(make_refine(self.stages), 0, 5)
+        self.network = self.shard_map(make_network(graphdef, self.stages), 1, 3)
+        self.refine = self.shard_map(make_refine(self.stages), 0, 5)
         links = {part for name in self.stages.stages for part in split_stage(name)[1]}
-        self._links = {name: self.shard_map(make_link(STAGES[name], self.stages), 0, 3) for name in links}
+        self.links = {name: self.shard_map(make_link(STAGES[name], self.stages), 0, 3) for name in links}
         self.programs = set()
 
     def grouper(self, batch_size):
@@ -72,7 +75,7 @@ class StageRunner:
         Returns:
           `make_network`'s maps, on the devices, and the class probabilities as NumPy float32 [B, C].
         """
-        maps = self.call(self._network, "network", batch, params, batch.images, batch.sizes)
+        maps = self.call(self.network, "network", batch, params, batch.images, batch.sizes)
         return maps, np.asarray(maps.pop("probabilities"))
 
     def slot_count(self, tags, counts=_SLOTS):
@@ -103,7 +106,7 @@ class StageRunner:
         # Traced scalars, so that other background scores need no new program.
         scores = {name: np.float32(backgrounds[name]) for name in self.stages.bases}
         arguments = maps, batch.images, batch.sizes, *slots, scores
-        return self.call(self._refine, "refine", batch, *arguments, slots=slots[0].shape[1])
+        return self.call(self.refine, "refine", batch, *arguments, slots=slots[0].shape[1])
 
     def refined(self, batch, maps, slots, backgrounds):
         """Runs all stages; arguments as for `soft`.
@@ -125,9 +128,7 @@ class StageRunner:
                 before, path = (base, *links[: count - 1]), (base, *links[:count])
                 if path not in done:
                     arguments = STAGES[name].select(inputs), slots[0], done[before]["probabilities"]
-                    done[path] = self.call(
-                        self._links[name], name, batch, *arguments, slots=slots[0].shape[1]
-                    )
+                    done[path] = self.call(self.links[name], name, batch, *arguments, slots=slots[0].shape[1])
             masks[chain] = done[base, *links]["masks"]
             if chain in self.stages.probabilities_of:
                 probabilities[chain] = done[base, *links]["probabilities"]

@@ -14,12 +14,13 @@ from rml_jax.training.step import TrainState
 from rml_jax.utils.errors import UserError
 
 
-def make_mesh(batch_size, grad_accum_steps=1):
+def make_mesh(batch_size, grad_accum_steps=1, devices=None):
     """Creates the mesh of all devices.
 
     Args:
       batch_size: images in a batch, over all devices.
       grad_accum_steps: number of parts that each device's shard of the batch is split into.
+      devices: sequence of devices; None for all of this run.
 
     Returns:
       jax.sharding.Mesh with the axis `data`.
@@ -27,13 +28,13 @@ def make_mesh(batch_size, grad_accum_steps=1):
     Raises:
       UserError: if the batch, or a part of it, does not divide evenly among the devices.
     """
-    devices = jax.device_count()
-    if batch_size % (devices * grad_accum_steps):
+    count = jax.device_count() if devices is None else len(devices)
+    if batch_size % (count * grad_accum_steps):
         parts = f" times config.train.grad_accum_steps = {grad_accum_steps}" if grad_accum_steps > 1 else ""
         raise UserError(
-            f"config.train.batch_size is {batch_size}: expected a multiple of the {devices} devices{parts}"
+            f"config.train.batch_size is {batch_size}: expected a multiple of the {count} devices{parts}"
         )
-    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def shard(batch, mesh):
@@ -107,11 +108,37 @@ def initial_state(params, optimizer, seed, mesh, shard_optimizer=False):
     params = replicate(params, mesh)
     everywhere = _replicated(mesh)
     step, key = jax.jit(lambda: (jax.numpy.int32(0), jax.random.key(seed)), out_shardings=everywhere)()
-    shapes = jax.eval_shape(optimizer.init, params)
-    shardings = jax.tree.map(
-        lambda leaf: _longest_axis_sharded(leaf, mesh) if shard_optimizer else everywhere, shapes
-    )
+    shardings = _optimizer_shardings(jax.eval_shape(optimizer.init, params), mesh, shard_optimizer)
     return TrainState(step, params, jax.jit(optimizer.init, out_shardings=shardings)(params), key)
+
+
+def abstract_state(params, optimizer, mesh, shard_optimizer=False):
+    """Describes `initial_state`, without arrays, for programs that are only compiled.
+
+    Args:
+      params: nnx.State of jax.ShapeDtypeStruct.
+      optimizer, mesh, shard_optimizer: see `initial_state`.
+
+    Returns:
+      TrainState of jax.ShapeDtypeStruct with shardings.
+    """
+    shapes = jax.eval_shape(optimizer.init, params)
+    step, key = jax.eval_shape(lambda: (jax.numpy.int32(0), jax.random.key(0)))
+    replicated = jax.tree.map(lambda _: _replicated(mesh), (step, params, key))
+    shardings = TrainState(
+        replicated[0], replicated[1], _optimizer_shardings(shapes, mesh, shard_optimizer), replicated[2]
+    )
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        TrainState(step, params, shapes, key),
+        shardings,
+    )
+
+
+def _optimizer_shardings(shapes, mesh, shard_optimizer):
+    return jax.tree.map(
+        lambda leaf: _longest_axis_sharded(leaf, mesh) if shard_optimizer else _replicated(mesh), shapes
+    )
 
 
 def _replicated(mesh):
