@@ -23,6 +23,8 @@ from rml_jax.inference.datasets import (
 )
 from rml_jax.inference.outputs import OutputFolder
 from rml_jax.inference.predictor import LARGE, allowed_classes, as_image, load
+from rml_jax.report.explorer import MAX_IMAGES
+from rml_jax.report.score_page import ScorePage
 from rml_jax.stages.runner import TAG_THRESHOLD
 from rml_jax.utils.compilation_cache import use_compilation_cache
 from rml_jax.utils.errors import UserError
@@ -36,7 +38,10 @@ def main(arguments=None):
     parser.add_argument(
         "inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are searched recursively"
     )
-    parser.add_argument("--workdir", required=True, help="folder of a run, or an exported model")
+    parser.add_argument("--workdir", help="folder of a run, or an exported model")
+    parser.add_argument(
+        "--model", help="instead: name of an exported model on the hub, USER/MODEL[@REVISION]"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder to write, new or empty")
     parser.add_argument("--checkpoint", help="newest, best or a step; the run's eval.checkpoint by default")
     parser.add_argument(
@@ -65,6 +70,11 @@ def main(arguments=None):
     )
     parser.add_argument("--save_cams", action="store_true", help="write heat maps of the tags' CAMs")
     parser.add_argument(
+        "--page",
+        action="store_true",
+        help=f"write page.html, on which the background score is chosen, with the first {MAX_IMAGES} images",
+    )
+    parser.add_argument(
         "--format",
         choices=FORMATS,
         default=FORMATS[0],
@@ -78,6 +88,8 @@ def main(arguments=None):
         help="take the ids of images and categories from this COCO file; a COCO run's own by default",
     )
     chosen = parser.parse_args(arguments)
+    if bool(chosen.workdir) == bool(chosen.model):
+        raise UserError("rml-jax predict: expected either --workdir=DIR or --model=USER/MODEL")
     use_compilation_cache()
     failed = predict(chosen)
     if failed:
@@ -98,7 +110,7 @@ def predict(chosen):
       UserError: if the model, an option, a folder or the tag file is not as expected, or --out is not empty.
     """
     predictor = load(
-        chosen.workdir,
+        Path(chosen.workdir) if chosen.workdir else chosen.model,
         checkpoint=chosen.checkpoint,
         stage=chosen.stage,
         scales=chosen.scales,
@@ -117,6 +129,7 @@ def predict(chosen):
         with_cams=chosen.save_cams,
         datasets=datasets,
     )
+    page = ScorePage(predictor) if chosen.page else None
     progress, failed, images = Progress("predict", len(files), "images"), [], {}
 
     def readable():
@@ -133,13 +146,19 @@ def predict(chosen):
 
     try:
         done = without_tags = 0
-        for name, prediction in predictor.stream(readable(), with_maps=chosen.save_cams):
-            output.save(name, files[name][0], images.pop(name), prediction)
+        with_maps = chosen.save_cams or chosen.page
+        for name, prediction in predictor.stream(readable(), with_maps=with_maps):
+            image = images.pop(name)
+            output.save(name, files[name][0], image, prediction)
+            if page:
+                page.add(name, image, prediction)
             done += 1
             without_tags += not prediction.tags
             progress.update(done + len(failed), f"{prediction.tiles} tiles" if prediction.tiles > 1 else "")
     finally:  # An interrupted run lists what it has done.
         output.finish(predictor.settings())
+        if page:
+            page.write(chosen.out / "page.html")
     print(f"{done} of {len(files)} images by stage {predictor.stage}: {chosen.out}")
     if without_tags and chosen.tags is None:
         print(

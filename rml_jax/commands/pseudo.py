@@ -15,7 +15,7 @@ from rml_jax.inference.predictor import load_model
 from rml_jax.inference.pseudo import PseudoFolder, image_ids, make_pseudo_masks, pseudo_settings
 from rml_jax.models import build
 from rml_jax.utils import distributed
-from rml_jax.utils.errors import Interrupted
+from rml_jax.utils.errors import Interrupted, UserError
 from rml_jax.utils.progress import Progress
 from rml_jax.utils.trees import digest
 from rml_jax.validate import check_config
@@ -37,10 +37,8 @@ def main(arguments=None):
         with distributed.noticing_lost_processes("repeat the command, which keeps the masks that there are"):
             pseudo(config, Path(chosen.workdir), chosen.out, chosen.split, chosen.stage, chosen.save_images)
     except OSError as error:
-        raise UserError(
-            f"{error.filename or chosen.out}: {error.strerror or error}, expected room to write (the masks that there "
-            "are will be kept)"
-        ) from error
+        where = error.filename or chosen.out
+        raise UserError(f"{where}: {error.strerror or error}, expected room to write") from error
     except KeyboardInterrupt as error:
         message = f"\nstopped; the masks in {chosen.out} are kept, the same command goes on"
         raise Interrupted(message, signal.SIGINT) from error

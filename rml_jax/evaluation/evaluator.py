@@ -109,7 +109,7 @@ class Evaluator:
             for protocol in self._config.eval.protocols
         }
 
-    def samples(self, params, source, indices, backgrounds=None):
+    def samples(self, params, source, indices, backgrounds=None, *, with_class_cams=False):
         """Computes the Samples of some images for the report.
 
         Args:
@@ -117,6 +117,7 @@ class Evaluator:
           source: random-access source with masks.
           indices: of the images.
           backgrounds: see `evaluate`; None uses those of the configuration.
+          with_class_cams: whether the samples have `class_cams`, of the predicted tags or, without any, the given.
 
         Returns:
           List of Sample, in the order of `indices`.
@@ -124,7 +125,9 @@ class Evaluator:
         backgrounds = backgrounds or self.fixed_backgrounds()
         found = {
             index: self._sample(item, prediction)
-            for index, item, prediction in self._predictions(params, source, indices, backgrounds, True)
+            for index, item, prediction in self._predictions(
+                params, source, indices, backgrounds, with_maps=True, with_class_cams=with_class_cams
+            )
         }
         return [found[index] for index in indices]
 
@@ -145,6 +148,7 @@ class Evaluator:
             ground_truth=item.get("mask"),
             affinity=prediction["affinity"],
             pixel=tuple(prediction["pixel"].tolist()),
+            class_cams=prediction.get("class_cams"),
         )
 
     def _names(self, tags):
@@ -162,7 +166,7 @@ class Evaluator:
                 self.resized += [i["id"] for _, i, size in batch.entries if size != i["image"].shape[:2]]
                 yield batch, np.stack([item["tags"] for item in batch.items])
 
-    def _predictions(self, params, source, indices, backgrounds, with_maps=False):
+    def _predictions(self, params, source, indices, backgrounds, *, with_maps=False, with_class_cams=False):
         """Yields (index, item, prediction): a dict of probabilities and, by protocol of `backgrounds`, masks."""
         runner, params = self._runner, self._runner.replicate(params)
         for batch, tags in self._batches(source, indices):
@@ -183,6 +187,11 @@ class Evaluator:
                     prediction["affinity"] = shown["affinity"][number, : grid[0], : grid[1]]
                     prediction["pixel"] = shown["pixel"][number] * item["image"].shape[:2] // size
                     prediction["pseudo_label"] = _cut(batch, number, shown["pseudo_label"])
+                if with_class_cams:
+                    cams = np.asarray(maps["cams"][number])[: size[0], : size[1]]
+                    allowed = probabilities[number] > TAG_THRESHOLD
+                    labels = np.flatnonzero(allowed if allowed.any() else item["tags"])
+                    prediction["class_cams"] = {int(label) + 1: cams[..., label] for label in labels}
                 yield index, item, prediction
 
     def _swept(self, params, source, count, grid):

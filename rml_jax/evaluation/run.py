@@ -145,7 +145,7 @@ def score_candidate(candidate, save=None):
     }
 
     def samples(indices):
-        return evaluator.samples(params, source, indices, backgrounds)
+        return evaluator.samples(params, source, indices, backgrounds, with_class_cams=True)
 
     return Evaluation(config, metrics, scores, samples, sweep)
 

@@ -8,6 +8,7 @@ from rml_jax.evaluation.plots import confusion_figure, sweep_figure
 from rml_jax.losses import term_weights
 from rml_jax.models import build
 from rml_jax.report import write_report
+from rml_jax.report.explorer import cell_size
 from rml_jax.report.scores import best_stage, class_table
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
@@ -96,6 +97,10 @@ def _write(folder, evaluation, facts):
         parts={heading: [drawn[index] for index in indices] for heading, indices in parts.items()},
         figures=figures,
         class_names=config.data.class_names,
+        explorer={
+            "background": config.eval.background.cam,
+            "cell": cell_size(build.stride(config), config.cam.scales),
+        },
     )
     return page
 

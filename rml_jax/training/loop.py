@@ -84,7 +84,7 @@ def _train(config, workdir, mesh, source, shown, closing):
     next(batches)  # An unreadable data set fails here, before anything is written.
     batches.set_state(first_state)
 
-    graphdef, state, optimizer = _initial_state(config, mesh)
+    graphdef, state, optimizer, origin = _initial_state(config, mesh)
     lock = on_first_process(lambda: occupy(workdir))
     closing.enter_context(lock or contextlib.nullcontext())
     settings = config.checkpoint
@@ -97,7 +97,7 @@ def _train(config, workdir, mesh, source, shown, closing):
         state = restored.state
         _check_workers(config, restored.run)
         batches.set_state(restored.data)
-    on_first_process(lambda: record_start(config, workdir))
+    on_first_process(lambda: record_start(config, workdir, origin))
     if is_first():
         _print_start(state, workdir, resumed=restored is not None)
     log = RunLog(workdir, int(state.step), config.train.steps) if is_first() else SilentLog()
@@ -263,12 +263,14 @@ def _image_source(config):
 
 
 def _initial_state(config, mesh):
-    """Returns the graph, the train state at step 0 and the optimizer."""
+    """Returns the graph, the train state at step 0, the optimizer, and where weights from the hub are from."""
     seed = config.train.seed
     graphdef, params = init_model(lambda: build.build_model(config, seed), mesh)
     optimizer = make_optimizer(optimizer_config(config), params)
+    origin = {}
     if config.model.init_from:
         params, report = load_weights(params, config.model.init_from)
         print(f"started from {report}")
+        origin = report.origin
     state = initial_state(params, optimizer, seed, mesh, config.train.shard_optimizer)
-    return graphdef, state, optimizer
+    return graphdef, state, optimizer, origin

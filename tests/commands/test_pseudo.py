@@ -120,7 +120,9 @@ def test_a_folder_with_other_files_is_refused(model, tmp_path, capsys):
     (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(SystemExit):
         main([f"--workdir={model}", f"--out={tmp_path}"])
-    assert "found files in it, expected a new or empty folder, or one to go on with" in capsys.readouterr().err
+    assert (
+        "found files in it, expected a new or empty folder, or one to go on with" in capsys.readouterr().err
+    )
     assert not (tmp_path / "SegmentationClass").exists()
 
 
