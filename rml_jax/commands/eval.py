@@ -10,6 +10,7 @@ from pathlib import Path
 from rml_jax.commands import cli
 from rml_jax.report import score_table
 from rml_jax.report.evaluation import evaluate_masks, evaluate_run
+from rml_jax.utils import distributed
 from rml_jax.utils.errors import UserError
 
 
@@ -36,10 +37,13 @@ def main(arguments=None):
         )
     cli.start_jax(config)
     workdir, split = Path(chosen.workdir), chosen.split or config.data.val_split
-    if chosen.masks:
-        metrics, page = evaluate_masks(config, workdir, split, chosen.masks)
-    else:
-        metrics, page = evaluate_run(config, workdir, split, chosen.weights, chosen.save_masks)
+    with distributed.noticing_lost_processes("start all of them again, they go on with what is scored"):
+        if chosen.masks:
+            metrics, page = evaluate_masks(config, workdir, split, chosen.masks)
+        else:
+            metrics, page = evaluate_run(config, workdir, split, chosen.weights, chosen.save_masks)
+    if not distributed.is_first():
+        return
     print(score_table(metrics))
     if "programs" in metrics:
         print(f"{metrics['programs']} programs for canvases {', '.join(metrics['canvases'])}")

@@ -90,6 +90,14 @@ class CocoResults:
                 }
             )
 
+    def content(self):
+        """Returns what was added, as JSON-like values, for the `extend` of another process's object."""
+        return self._results
+
+    def extend(self, content):
+        """Adds what another process's object was given (`content`)."""
+        self._results += content
+
     def write(self):
         """Writes the file."""
         write_file(self._path, json.dumps(self._results) + "\n")
@@ -140,6 +148,18 @@ class CocoDataset:
                 }
             )
 
+    def content(self):
+        """See `CocoResults`."""
+        return [self._images, self._annotations]
+
+    def extend(self, content):
+        """See `CocoResults`."""
+        self._images += content[0]
+        self._annotations += [
+            annotation | {"id": number}
+            for number, annotation in enumerate(content[1], len(self._annotations) + 1)
+        ]
+
     def write(self):
         """Writes the file."""
         categories = [
@@ -184,6 +204,14 @@ class VocDataset:
         mask = palette_png(self._numbers[prediction.mask])
         write_file(self._root / "SegmentationClass" / f"{name}.png", mask)
         self._names.append(name)
+
+    def content(self):
+        """See `CocoResults`."""
+        return self._names
+
+    def extend(self, content):
+        """See `CocoResults`."""
+        self._names += content
 
     def write(self):
         """Writes the label map and the list of names."""

@@ -27,8 +27,20 @@ class ScorePage:
         cams = {label: prediction.cams[..., number] for number, label in enumerate(labels)}
         self._scenes.append(explorer_scene(name, image, cams, self._cell))
 
-    def write(self, path):
-        """Writes the page to a pathlib.Path."""
+    def content(self):
+        """Returns what was added, as JSON-like values, for the `extend` of another process's object."""
+        return [self._scenes, self._left_out]
+
+    def extend(self, content):
+        """Adds what another process's object was given (`content`)."""
+        scenes = self._scenes + content[0]
+        self._left_out += content[1] + max(0, len(scenes) - MAX_IMAGES)
+        self._scenes = scenes[:MAX_IMAGES]
+
+    def write(self, path, names):
+        """Writes the page to a pathlib.Path, with the images in the order of some names."""
+        order = {name: number for number, name in enumerate(names)}
+        self._scenes.sort(key=lambda scene: order[scene["name"]])
         settings = self._predictor.settings()
         shown = f"{len(self._scenes)}" + (f", {self._left_out} more are left out" if self._left_out else "")
         scales = ", ".join(f"{scale:g}" for scale in settings["scales"])

@@ -23,6 +23,7 @@ from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.training.interruption import InterruptionNotice
 from rml_jax.training.optimizer import learning_rates, make_optimizer, optimizer_config
+from rml_jax.training.programs import StepPrograms
 from rml_jax.training.runlog import RunLog, SilentLog, Window
 from rml_jax.training.sharding import init_model, initial_state, jit_train_step, make_mesh, shard
 from rml_jax.training.step import make_train_step, step_config
@@ -104,7 +105,10 @@ def _train(config, workdir, mesh, source, shown, closing):
     closing.callback(log.close)
     train_step = make_train_step(graphdef, optimizer, step_config(with_slots(config, source)))
     facts = _facts(config, items)
-    loop = _Loop(config, mesh, jit_train_step(train_step, state), batches, checkpoints, log, restored, facts)
+    steps = range(int(state.step) + 1, config.train.steps + 1)
+    needed = sorted({step > config.loss.start_step for step in steps})
+    programs = StepPrograms(jit_train_step(train_step, state), needed)
+    loop = _Loop(config, mesh, programs, batches, checkpoints, log, restored, facts)
     background = config.eval.background.cam
     show = functools.partial(_write_images, log, Evaluator(config, graphdef), shown, background)
     state = loop.run(state, show)
@@ -176,6 +180,7 @@ class _Loop:
         step, metrics = self._unread
         self._unread = None
         self.window.add({name: float(value) for name, value in jax.device_get(metrics).items()})
+        self._log.computed(step, self._config.loss.start_step)
         if self.window.skipped_in_row >= self._config.train.max_skipped:
             first = step - self.window.skipped_in_row + 1
             good = [saved for saved in self._checkpoints.steps() if saved < first]

@@ -13,7 +13,8 @@ from flax import nnx
 
 import rml_jax
 from rml_jax.config import default_config
-from rml_jax.evaluation.evaluator import Evaluator, Scores
+from rml_jax.evaluation.evaluator import Evaluator
+from rml_jax.evaluation.scores import Scores
 from rml_jax.models import BACKBONES
 from rml_jax.models import build as build_module
 from rml_jax.stages.canvas import crop_labels, pad_image, place, smallest_side
