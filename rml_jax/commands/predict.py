@@ -147,7 +147,7 @@ def predict(chosen):
     )
     page = ScorePage(predictor) if chosen.page else None
     mine = distributed.share(list(files))
-    progress, failed, images = Progress("predict", len(mine), "images"), [], {}
+    progress, failed, images = distributed.on_first(Progress("predict", len(mine), "images").update), [], {}
 
     def readable():
         for name in mine:
@@ -172,7 +172,7 @@ def predict(chosen):
                 page.add(name, image, prediction)
             done += 1
             without_tags += not prediction.tags
-            progress.update(done + len(failed), f"{prediction.tiles} tiles" if prediction.tiles > 1 else "")
+            progress(done + len(failed), f"{prediction.tiles} tiles" if prediction.tiles > 1 else "")
     finally:  # An interrupted run lists what it has done.
         if jax.process_count() == 1:
             _finish(chosen, predictor, files, output, page)

@@ -72,7 +72,7 @@ def pseudo(config, workdir, out, split=None, stage="par", with_images=False):
     missing = output.missing(ids)
     distributed.wait_for_all("all processes know which masks are missing")
     mine = distributed.share(missing)
-    progress = Progress("pseudo", len(mine), "images").update if distributed.is_first() else lambda done: None
+    progress = distributed.on_first(Progress("pseudo", len(mine), "images").update)
     make_pseudo_masks(graphdef, params, source, mine, config, output, progress)
     distributed.wait_for_all("all masks are written")
     written = distributed.on_first_process(lambda: output.finish(ids))

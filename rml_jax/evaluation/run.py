@@ -133,7 +133,7 @@ def score_candidate(candidate, folder, save=None):
         sweep = _sweep(config, evaluator, params, candidate.swept, folder / "sweep", weights)
         backgrounds, chosen_on = sweep["best"], f"chosen on {sweep['split']} ({sweep['images']} images)"
     facts = {"parameters": weights, "split": candidate.split, "backgrounds": backgrounds, "saves": bool(save)}
-    parts = _open_parts(folder / candidate.split, config, source, facts)
+    parts = _open_parts(folder / "scores", config, source, facts)
     progress = _progress("eval", len(source), parts)
     scores = evaluator.evaluate(params, source, backgrounds, progress, save, parts)
     metrics = {
@@ -235,13 +235,11 @@ def _open_parts(folder, config, source, facts, count=1):
 
 
 def _progress(name, total, parts):
-    """Returns the function that shows the number of images done; it prints on the first process only."""
-    if not distributed.is_first():
-        return lambda done: None
+    """Returns the function that shows the number of images done, on the first process."""
     done = len(parts.load().tags)
-    if done:
+    if done and distributed.is_first():
         print(f"{name}: goes on after {done} of {total} images", file=sys.stderr)
-    return Progress(name, total, "images", start=done).update
+    return distributed.on_first(Progress(name, total, "images", start=done).update)
 
 
 def _sweep(config, evaluator, params, source, folder, weights):

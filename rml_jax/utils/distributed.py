@@ -47,6 +47,11 @@ def wait_for_all(name):
         multihost_utils.sync_global_devices(name)
 
 
+def on_first(show):
+    """Returns a function without result as it is on the first process, and one that does nothing on the others."""
+    return show if is_first() else lambda *arguments: None
+
+
 @contextlib.contextmanager
 def noticing_lost_processes(what_next):
     """Turns the error that another process's end causes here into a UserError.
