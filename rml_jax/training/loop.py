@@ -29,7 +29,7 @@ from rml_jax.training.sharding import init_model, initial_state, jit_train_step,
 from rml_jax.training.step import make_train_step, step_config
 from rml_jax.training.workdir import check_data, check_workdir, occupy, record_start
 from rml_jax.utils import provenance
-from rml_jax.utils.distributed import is_first, on_first_process
+from rml_jax.utils.distributed import is_first, noticing_lost_processes, on_first_process
 from rml_jax.utils.errors import Interrupted, UserError
 from rml_jax.utils.trees import digest
 from rml_jax.validate import check_config
@@ -62,20 +62,14 @@ def train(config, workdir):
     shown = _image_source(config)
     if is_first():
         print("\n".join(data_summary(config, source, shown or validation_source(config))))
-    with contextlib.ExitStack() as closing:
+    what_next = "start all of them again with the same command; they resume from the last checkpoint"
+    with noticing_lost_processes(what_next), contextlib.ExitStack() as closing:
         try:
             return _train(config, workdir, mesh, source, shown, closing)
-        except BaseException as error:
-            if jax.process_count() == 1:
-                raise
-            closing.pop_all()  # Closing a checkpoint waits for the other processes, which may be dead.
-            if not isinstance(error, jax.errors.JaxRuntimeError):
-                raise
-            raise UserError(
-                f"process {jax.process_index()} of {jax.process_count()} failed or lost another one "
-                f"({str(error).splitlines()[0][:200]}): start all of them again with the same command; they resume "
-                "from the last checkpoint"
-            ) from error
+        except BaseException:
+            if jax.process_count() > 1:
+                closing.pop_all()  # Closing a checkpoint waits for the other processes, which may be dead.
+            raise
 
 
 def _train(config, workdir, mesh, source, shown, closing):
