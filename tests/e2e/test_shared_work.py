@@ -60,7 +60,7 @@ def start(count, *arguments):
 
 def finish(processes):
     """Returns the exit status and output of each process."""
-    outputs = [process.communicate(timeout=900)[0] for process in processes]
+    outputs = [process.communicate(timeout=3600)[0] for process in processes]
     return [process.returncode for process in processes], outputs
 
 
@@ -110,7 +110,7 @@ def test_scores_are_the_same_to_the_last_digit(alone, model, tmp_path, count):
 def test_a_killed_process_ends_the_others_and_one_process_goes_on(alone, model, tmp_path):
     arguments = eval_arguments(model, tmp_path)
     processes = start(3, *arguments)
-    end = time.monotonic() + 600
+    end = time.monotonic() + 3600
     while not list(tmp_path.glob("eval/parts/*/settings.json")) and time.monotonic() < end:
         time.sleep(0.05)
     processes[1].kill()
