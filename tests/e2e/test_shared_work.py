@@ -78,7 +78,7 @@ def eval_arguments(model, workdir):
 
 def scores(workdir):
     metrics = json.loads((workdir / "eval" / "metrics.json").read_text())
-    del metrics["settings"]["distributed"], metrics["devices"]
+    del metrics["settings"]["distributed"], metrics["devices"], metrics["commit"]
     return metrics
 
 
