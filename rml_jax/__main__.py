@@ -7,6 +7,7 @@ COMMANDS = {
     "train": ("rml_jax.commands.train", "train, or resume a run"),
     "eval": ("rml_jax.commands.eval", "score a run, weights or a folder of masks"),
     "predict": ("rml_jax.commands.predict", "write masks for images"),
+    "pseudo": ("rml_jax.commands.pseudo", "write masks of the training images for a second stage"),
     "export": ("rml_jax.commands.export", "write a trained network as files for other programs"),
     "report": ("rml_jax.commands.report", "write one HTML page about a run"),
     "prepare": ("rml_jax.commands.prepare", "check a data set and pack it for training"),

@@ -76,7 +76,9 @@ def default_config():
     # Whether R_a is made from x + x^T or from x alone (docs/method.md, Network).
     model.symmetric_affinity = True
     model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
-    model.init_from = ""  # file of weights to start from (docs/weights.md); "" = random
+    model.init_from = (
+        ""  # file of weights to start from, or USER/MODEL on the hub (docs/weights.md); "" = random
+    )
 
     config.affine = affine = ConfigDict()  # ranges of the random transform A between the views
     affine.scale = (0.5, 1.0)  # (low, high) size of the content, 1 = unchanged

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rml_jax.labels import IGNORE
 
 # Five points of matplotlib's inferno, whose lightness rises evenly.
-_HEAT_COLORS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
+HEAT_COLORS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in lightness (ITU-R BT.601)
 _MIN_SIDE = 128  # `grid` enlarges smaller images
@@ -129,8 +129,8 @@ def heat_map(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
       ValueError: if scores and image differ in size.
     """
     _check_size(image, scores)
-    anchors = np.linspace(0, 1, len(_HEAT_COLORS))
-    colors = np.stack([np.interp(scores, anchors, channel) for channel in _HEAT_COLORS.T], axis=-1)
+    anchors = np.linspace(0, 1, len(HEAT_COLORS))
+    colors = np.stack([np.interp(scores, anchors, channel) for channel in HEAT_COLORS.T], axis=-1)
     return _blend(image, colors, alpha=0.6)
 
 

@@ -5,12 +5,14 @@ rml-jax eval --weights=PATH --config=FILE[:VARIANT] --workdir=DIR
 rml-jax eval --masks=FOLDER --config=FILE[:VARIANT] --workdir=DIR
 """
 
+import signal
 from pathlib import Path
 
 from rml_jax.commands import cli
 from rml_jax.report import score_table
 from rml_jax.report.evaluation import evaluate_masks, evaluate_run
-from rml_jax.utils.errors import UserError
+from rml_jax.utils import distributed
+from rml_jax.utils.errors import Interrupted, UserError
 
 
 @cli.command
@@ -36,10 +38,22 @@ def main(arguments=None):
         )
     cli.start_jax(config)
     workdir, split = Path(chosen.workdir), chosen.split or config.data.val_split
-    if chosen.masks:
-        metrics, page = evaluate_masks(config, workdir, split, chosen.masks)
-    else:
-        metrics, page = evaluate_run(config, workdir, split, chosen.weights, chosen.save_masks)
+    try:
+        with distributed.noticing_lost_processes("start all of them again, they go on with what is scored"):
+            if chosen.masks:
+                metrics, page = evaluate_masks(config, workdir, split, chosen.masks)
+            else:
+                metrics, page = evaluate_run(config, workdir, split, chosen.weights, chosen.save_masks)
+    except OSError as error:
+        where = error.filename or workdir
+        raise UserError(
+            f"{where}: {error.strerror or error}, expected a folder with room to write"
+        ) from error
+    except KeyboardInterrupt as error:
+        message = "\nstopped; the same command goes on with the images that are not scored yet"
+        raise Interrupted(message, signal.SIGINT) from error
+    if not distributed.is_first():
+        return
     print(score_table(metrics))
     if "programs" in metrics:
         print(f"{metrics['programs']} programs for canvases {', '.join(metrics['canvases'])}")

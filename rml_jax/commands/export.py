@@ -13,12 +13,13 @@ import jax
 
 from rml_jax.commands import cli
 from rml_jax.inference.export import onnx, stablehlo, weights
-from rml_jax.inference.export.card import METRICS, model_card, read_metrics
+from rml_jax.inference.export.card import CARD, METRICS, model_card, read_metrics
 from rml_jax.inference.export.checksums import write_sums
 from rml_jax.inference.export.verify import verify
 from rml_jax.inference.predictor import load_model, predictor_of
 from rml_jax.models import build
 from rml_jax.stages.canvas import smallest_side
+from rml_jax.utils import hub
 from rml_jax.utils.compilation_cache import use_compilation_cache
 from rml_jax.utils.errors import UserError
 
@@ -41,22 +42,31 @@ def main(arguments=None):
         "--format", required=True, choices=FORMATS, help="docs/inference.md describes the files"
     )
     parser.add_argument("--checkpoint", help="newest, best or a step; the run's eval.checkpoint by default")
+    parser.add_argument("--push", metavar="USER/MODEL", help="upload the folder to the Hugging Face hub, too")
+    parser.add_argument(
+        "--licence",
+        default="other",
+        help="licence of the model in the hub's card, one of the hub's identifiers; %(default)s by default",
+    )
     chosen = parser.parse_args(arguments)
     use_compilation_cache()
-    differences = export(chosen.workdir, chosen.out, chosen.format, chosen.checkpoint)
+    differences = export(chosen.workdir, chosen.out, chosen.format, chosen.checkpoint, chosen.licence)
     print("largest differences from the live model:")
     for name, difference in differences.items():
         print(f"  {name:8}{difference:.2e}")
     print(f"written: {chosen.out}")
+    if chosen.push:
+        print(f"uploaded: {hub.push(chosen.out, chosen.push, CARD)}")
 
 
-def export(workdir, out, form, checkpoint=None):
+def export(workdir, out, form, checkpoint=None, licence="other"):
     """Writes an exported folder.
 
     Args:
       workdir, checkpoint: see `rml_jax.load`.
       out: pathlib.Path of the folder.
       form: one of FORMATS.
+      licence: the hub's identifier of the model's licence, for the model card.
 
     Returns:
       Dict from "scores", "cams" and "mask" to the largest difference from the live model (`verify`).
@@ -66,7 +76,7 @@ def export(workdir, out, form, checkpoint=None):
     """
     if out.exists():
         raise UserError(f"--out={out}: exists already, expected the name of a new folder")
-    config, params, step = load_model(workdir, checkpoint)
+    config, params, step = load_model(Path(workdir), checkpoint)
     live = predictor_of(config, params, stage="cam")
     metrics = read_metrics(Path(workdir))
     try:
@@ -78,8 +88,8 @@ def export(workdir, out, form, checkpoint=None):
     try:
         exported, sizes = _write(form, folder, config, params, step, config.eval.canvases)
         differences = verify(live, exported, sizes)
-        card = model_card(config, step, metrics, differences, _CONTENT[form])
-        (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+        card = model_card(config, step, metrics, differences, _CONTENT[form], licence)
+        (folder / CARD).write_text(card, encoding="utf-8")
         if form == "safetensors" and metrics:
             (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         folder.chmod(0o755)  # mkdtemp and safetensors restrict access to the owner.

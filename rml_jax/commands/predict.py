@@ -5,8 +5,11 @@ A file that can't be read is reported and left out; the exit status is then 1.
 
 import argparse
 import collections
+import json
 import sys
 from pathlib import Path
+
+import jax
 
 from rml_jax.commands import cli
 from rml_jax.data.sources.coco_files import find_annotations
@@ -23,10 +26,14 @@ from rml_jax.inference.datasets import (
 )
 from rml_jax.inference.outputs import OutputFolder
 from rml_jax.inference.predictor import LARGE, allowed_classes, as_image, load
+from rml_jax.report.explorer import MAX_IMAGES
+from rml_jax.report.score_page import ScorePage
 from rml_jax.stages.runner import TAG_THRESHOLD
+from rml_jax.utils import distributed
 from rml_jax.utils.ahead import map_ahead
 from rml_jax.utils.compilation_cache import use_compilation_cache
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import write_file
 from rml_jax.utils.progress import Progress
 
 _AHEAD = 2  # images that are read before they are needed, and as many that are being written
@@ -39,7 +46,10 @@ def main(arguments=None):
     parser.add_argument(
         "inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="folders are searched recursively"
     )
-    parser.add_argument("--workdir", required=True, help="folder of a run, or an exported model")
+    parser.add_argument("--workdir", help="folder of a run, or an exported model")
+    parser.add_argument(
+        "--model", help="instead: name of an exported model on the hub, USER/MODEL[@REVISION]"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder to write, new or empty")
     parser.add_argument("--checkpoint", help="newest, best or a step; the run's eval.checkpoint by default")
     parser.add_argument(
@@ -68,6 +78,11 @@ def main(arguments=None):
     )
     parser.add_argument("--save_cams", action="store_true", help="write heat maps of the tags' CAMs")
     parser.add_argument(
+        "--page",
+        action="store_true",
+        help=f"write page.html, on which the background score is chosen, with the first {MAX_IMAGES} images",
+    )
+    parser.add_argument(
         "--format",
         choices=FORMATS,
         default=FORMATS[0],
@@ -80,9 +95,22 @@ def main(arguments=None):
         metavar="FILE",
         help="take the ids of images and categories from this COCO file; a COCO run's own by default",
     )
+    parser.add_argument(
+        "--config.distributed",
+        dest="distributed",
+        type=_is_true,
+        default=False,
+        metavar="True",
+        help="share the images with the other processes, as in training",
+    )
     chosen = parser.parse_args(arguments)
+    if bool(chosen.workdir) == bool(chosen.model):
+        raise UserError("rml-jax predict: expected either --workdir=DIR or --model=USER/MODEL")
     use_compilation_cache()
-    failed = predict(chosen)
+    if chosen.distributed:
+        distributed.join_processes()
+    with distributed.noticing_lost_processes("start all of them again, with another --out"):
+        failed = predict(chosen)
     if failed:
         print(f"{failed} of the files could not be predicted, see above", file=sys.stderr)
         sys.exit(1)
@@ -101,7 +129,7 @@ def predict(chosen):
       UserError: if the model, an option, a folder or the tag file is not as expected, or --out is not empty.
     """
     predictor = load(
-        chosen.workdir,
+        Path(chosen.workdir) if chosen.workdir else chosen.model,
         checkpoint=chosen.checkpoint,
         stage=chosen.stage,
         scales=chosen.scales,
@@ -112,7 +140,7 @@ def predict(chosen):
     files = named_files(chosen.inputs, chosen.out)
     given = _given_tags(chosen.tags, predictor.classes)
     datasets = _make_datasets(chosen, predictor, files)
-    _make_empty(chosen.out)
+    distributed.on_first_process(lambda: _make_empty(chosen.out))
     output = OutputFolder(
         chosen.out,
         predictor.classes,
@@ -120,7 +148,9 @@ def predict(chosen):
         with_cams=chosen.save_cams,
         datasets=datasets,
     )
-    progress, failed, images = Progress("predict", len(files), "images"), [], {}
+    page = ScorePage(predictor) if chosen.page else None
+    mine = distributed.share(list(files))
+    progress, failed, images = distributed.on_first(Progress("predict", len(mine), "images").update), [], {}
 
     def read(name):
         path, relative = files[name]
@@ -130,7 +160,7 @@ def predict(chosen):
             return name, None, error
 
     def readable():
-        for name, tags, image in map_ahead(read, files, _AHEAD):
+        for name, tags, image in map_ahead(read, mine, _AHEAD):
             if isinstance(image, UserError):
                 path, _ = files[name]
                 print(f"left out: {image}", file=sys.stderr)
@@ -142,25 +172,62 @@ def predict(chosen):
 
     def write(pair):
         name, prediction = pair
-        return name, prediction, output.write(name, files[name][0], images.pop(name), prediction)
+        return name, prediction, output.write(name, files[name][0], images[name], prediction)
 
     try:
         done = without_tags = 0
-        predictions = predictor.stream(readable(), with_maps=chosen.save_cams)
+        predictions = predictor.stream(readable(), with_maps=chosen.save_cams or chosen.page)
         for name, prediction, entry in map_ahead(write, predictions, _AHEAD):
             output.record(name, prediction, entry)
+            image = images.pop(name)
+            if page:
+                page.add(name, image, prediction)
             done += 1
             without_tags += not prediction.tags
-            progress.update(done + len(failed), f"{prediction.tiles} tiles" if prediction.tiles > 1 else "")
+            progress(done + len(failed), f"{prediction.tiles} tiles" if prediction.tiles > 1 else "")
     finally:  # An interrupted run lists what it has done.
-        output.finish(predictor.settings())
+        if jax.process_count() == 1:
+            _finish(chosen, predictor, files, output, page)
+    if jax.process_count() > 1:
+        done, without_tags, all_failed = _join(chosen.out, output, page, [done, without_tags, len(failed)])
+        distributed.on_first_process(lambda: _finish(chosen, predictor, files, output, page))
+    else:
+        all_failed = len(failed)
+    if not distributed.is_first():
+        return len(failed)
     print(f"{done} of {len(files)} images by stage {predictor.stage}: {chosen.out}")
     if without_tags and chosen.tags is None:
         print(
             f"{without_tags} masks are background only, as no class scored above {chosen.tag_threshold}: "
             "lower it with --tag_threshold or give the classes with --tags"
         )
-    return len(failed)
+    return all_failed
+
+
+def _finish(chosen, predictor, files, output, page):
+    """Writes what lists all images."""
+    output.finish(predictor.settings(), files)
+    if page:
+        page.write(chosen.out / "page.html", files)
+
+
+def _join(out, output, page, counts):
+    """Adds the records of all processes to those of the first one, which gets the sums of the counts."""
+    records = [out / f".part-{number}.json" for number in range(jax.process_count())]
+    content = {"output": output.content(), "page": page and page.content(), "counts": counts}
+    if not distributed.is_first():
+        write_file(records[jax.process_index()], json.dumps(content))
+    distributed.wait_for_all("every process has predicted its images")
+    if not distributed.is_first():
+        return counts
+    for record in records[1:]:
+        other = json.loads(record.read_text(encoding="utf-8"))
+        output.extend(other["output"])
+        if page:
+            page.extend(other["page"])
+        counts = [sum(pair) for pair in zip(counts, other["counts"], strict=True)]
+        record.unlink()
+    return counts
 
 
 def named_files(inputs, out=""):
@@ -264,6 +331,12 @@ def _distinct(paths, files):
     """Returns a dict from names to paths below the folders that were given; to whole paths where two are equal."""
     counts = collections.Counter(paths.values())
     return {name: path if counts[path] == 1 else str(files[name][0]) for name, path in paths.items()}
+
+
+def _is_true(text):
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected True or False")
+    return text.lower() == "true"
 
 
 def _numbers(text):

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from rml_jax.evaluation import metrics
+from rml_jax.evaluation.parts import Part
 from rml_jax.evaluation.samples import Sample
 from rml_jax.evaluation.sweep import sweep_batch
 from rml_jax.ops.grid import ceil_div
@@ -15,6 +16,7 @@ from rml_jax.stages.refine import make_sweep
 from rml_jax.stages.registry import background_key
 from rml_jax.stages.runner import TAG_THRESHOLD, StageRunner
 from rml_jax.stages.sample_maps import make_sample_maps
+from rml_jax.utils import distributed
 
 
 class Evaluator:
@@ -31,8 +33,8 @@ class Evaluator:
 
     Attributes:
       programs: the programs used so far, each (name, canvas, class slots).
-      canvases: Counter of the images per canvas, since the last call of `evaluate` began.
-      resized: names of the images, since then, that were too large for any canvas or too small for the network.
+      canvases: Counter of the images per canvas in the last call of `evaluate`.
+      resized: names of its images that were too large for any canvas or too small for the network.
     """
 
     def __init__(self, config, graphdef):
@@ -51,7 +53,7 @@ class Evaluator:
         scores = {name: background[background_key(name, background)] for name in self._stages.bases}
         return {protocol: dict(scores) for protocol in self._config.eval.protocols}
 
-    def evaluate(self, params, source, backgrounds, progress, save=None):
+    def evaluate(self, params, source, backgrounds, progress, save=None, parts=None):
         """Scores all images of a source (docs/method.md, Inference and evaluation).
 
         Args:
@@ -60,32 +62,34 @@ class Evaluator:
           backgrounds: dict protocol -> base of a chain -> background score (`fixed_backgrounds`, `sweep`).
           progress: called with the number of images done.
           save: function of protocol, stage, id and mask (uint8, 0..C), called with every predicted mask; or None.
+          parts: opened PartFolder, by which several processes share the images and an evaluation that was stopped
+            goes on; None scores all images in this process.
 
         Returns:
           Scores.
         """
-        self.canvases.clear()
-        self.resized.clear()
-        scores = Scores(("background", *self._classes))
-        if not getattr(source, "with_masks", True) and save is None:
+        scored = getattr(source, "with_masks", True)
+        if not scored and save is None:
             backgrounds = {}  # No masks are needed.
-        probabilities, tags = [], []
-        predictions = self._predictions(params, source, range(len(source)), backgrounds)
-        for done, (index, item, prediction) in enumerate(predictions, 1):
-            probabilities.append(prediction["probabilities"])
-            tags.append(item["tags"])
+
+        def add(part, index, item, prediction):
             for protocol, masks in prediction["masks"].items():
                 for stage, mask in masks.items():
                     if "mask" in item:
-                        scores.add(protocol, stage, index, mask, item["mask"])
+                        part.scores[0].add(protocol, stage, index, mask, item["mask"])
                     if save:
                         save(protocol, stage, item["id"], mask)
-            progress(done)
+
+        def predict(indices):
+            return self._predictions(params, source, indices, backgrounds)
+
+        part = self._collect(range(len(source)), predict, add, 1, progress, parts)
+        scores, self.canvases, self.resized = part.scores[0], part.canvases, part.resized
         scores.images = len(source)
-        scores.classification = metrics.classification_scores(np.stack(probabilities), np.stack(tags))
+        scores.classification = metrics.classification_scores(*part.classified())
         return scores
 
-    def sweep(self, params, source, indices, grid, progress):
+    def sweep(self, params, source, indices, grid, progress, parts=None):
         """Computes the mIoU of the base of every chain at each background score of a grid.
 
         Args:
@@ -94,24 +98,63 @@ class Evaluator:
           indices: of the images to use.
           grid: the background scores.
           progress: called with the number of images done.
+          parts: see `evaluate`.
 
         Returns:
           Dict protocol -> base -> list of mIoU, one for each score of the grid.
         """
-        scores = [Scores(("background", *self._classes)) for _ in grid]
         soft = self._stages.bases
-        for done, (index, _, matrices) in enumerate(self._swept(params, source, indices, grid), 1):
-            for protocol, stages in matrices.items():
+
+        def add(part, index, item, prediction):
+            for protocol, stages in prediction["matrices"].items():
                 for stage, one_each in stages.items():
-                    for score, matrix in zip(scores, one_each, strict=True):
+                    for score, matrix in zip(part.scores, one_each, strict=True):
                         score.add_matrix(protocol, stage, index, matrix)
-            progress(done)
+
+        def predict(indices):
+            return self._swept(params, source, indices, grid)
+
+        scores = self._collect(indices, predict, add, len(grid), progress, parts).scores
         return {
             protocol: {stage: [score.mean_iou()[protocol][stage] for score in scores] for stage in soft}
             for protocol in self._config.eval.protocols
         }
 
-    def samples(self, params, source, indices, backgrounds=None):
+    def _collect(self, indices, predict, add, count, progress, parts):
+        """Returns the Part of all images.
+
+        Args:
+          indices: of the images.
+          predict: function of indices that yields (index, item, prediction).
+          add: function of part, index, item and prediction that adds the image's masks.
+          count: number of Scores in a Part.
+          progress: see `evaluate`.
+          parts: PartFolder, by which several processes share the images and an evaluation is resumed; or None.
+        """
+        names = ("background", *self._classes)
+        part, known, total = Part(names, count), set(), len(indices)
+        if parts:
+            known = set(parts.load().tags)
+            distributed.wait_for_all("every process knows what is done")
+            indices = distributed.share([index for index in indices if index not in known])
+        for done, (index, item, prediction) in enumerate(predict(indices), 1):
+            part.add(index, item, prediction)
+            add(part, index, item, prediction)
+            part.programs = set(self.programs)
+            if parts and parts.is_due():
+                part = parts.save(part)
+            # The other processes are about as far.
+            progress(min(len(known) + done * jax.process_count(), total) if parts else done)
+        if parts is None:
+            return part
+        if part.tags:
+            parts.save(part)
+        distributed.wait_for_all("every process has saved its parts")
+        part = parts.load()
+        self.programs |= part.programs
+        return part
+
+    def samples(self, params, source, indices, backgrounds=None, *, with_class_cams=False):
         """Computes the Samples of some images for the report.
 
         Args:
@@ -119,6 +162,7 @@ class Evaluator:
           source: random-access source with masks.
           indices: of the images.
           backgrounds: see `evaluate`; None uses those of the configuration.
+          with_class_cams: whether the samples have `class_cams`, of the predicted tags or, without any, the given.
 
         Returns:
           List of Sample, in the order of `indices`.
@@ -126,7 +170,9 @@ class Evaluator:
         backgrounds = backgrounds or self.fixed_backgrounds()
         found = {
             index: self._sample(item, prediction)
-            for index, item, prediction in self._predictions(params, source, indices, backgrounds, True)
+            for index, item, prediction in self._predictions(
+                params, source, indices, backgrounds, with_maps=True, with_class_cams=with_class_cams
+            )
         }
         return [found[index] for index in indices]
 
@@ -147,6 +193,7 @@ class Evaluator:
             ground_truth=item.get("mask"),
             affinity=prediction["affinity"],
             pixel=tuple(prediction["pixel"].tolist()),
+            class_cams=prediction.get("class_cams"),
         )
 
     def _names(self, tags):
@@ -160,11 +207,9 @@ class Evaluator:
         for index in (*indices, None):
             batches = grouper.rest() if index is None else grouper.add(index, source[index])
             for batch in batches:
-                self.canvases[batch.canvas] += len(batch.entries)
-                self.resized += [i["id"] for _, i, size in batch.entries if size != i["image"].shape[:2]]
                 yield batch, np.stack([item["tags"] for item in batch.items])
 
-    def _predictions(self, params, source, indices, backgrounds, with_maps=False):
+    def _predictions(self, params, source, indices, backgrounds, *, with_maps=False, with_class_cams=False):
         """Yields (index, item, prediction): a dict of probabilities and, by protocol of `backgrounds`, masks."""
         runner, params = self._runner, self._runner.replicate(params)
         for batch, tags in self._batches(source, indices):
@@ -178,24 +223,29 @@ class Evaluator:
             masks, shown = jax.device_get((masks, shown))
             for number, (index, item, size) in enumerate(batch.entries):
                 masks_here = self._in_order(batch, number, masks, self._stages.stages)
-                prediction = {"probabilities": probabilities[number], "masks": masks_here}
+                prediction = _facts(batch, number, probabilities) | {"masks": masks_here}
                 if with_maps:
                     grid = [ceil_div(side, self._stages.stride) for side in size]
                     prediction["cam"] = shown["cam"][number, : size[0], : size[1]]
                     prediction["affinity"] = shown["affinity"][number, : grid[0], : grid[1]]
                     prediction["pixel"] = shown["pixel"][number] * item["image"].shape[:2] // size
                     prediction["pseudo_label"] = _cut(batch, number, shown["pseudo_label"])
+                if with_class_cams:
+                    cams = np.asarray(maps["cams"][number])[: size[0], : size[1]]
+                    allowed = probabilities[number] > TAG_THRESHOLD
+                    labels = np.flatnonzero(allowed if allowed.any() else item["tags"])
+                    prediction["class_cams"] = {int(label) + 1: cams[..., label] for label in labels}
                 yield index, item, prediction
 
     def _swept(self, params, source, indices, grid):
-        """Yields (index, item, matrices): int64 [T, 1 + C, 1 + C] by protocol and stage, for T scores of a grid."""
+        """Yields (index, item, prediction), whose `matrices` are int64 [T, 1 + C, 1 + C] by protocol and stage."""
         runner, params = self._runner, self._runner.replicate(params)
         for batch, tags in self._batches(source, indices):
             maps, probabilities = runner.maps(params, batch)
             arguments = batch, jax.device_get(maps), self._allowed(tags, probabilities), np.float32(grid)
             matrices = sweep_batch(runner, self._sweep, *arguments)
-            for (index, item, _), of_image in zip(batch.entries, matrices, strict=True):
-                yield index, item, of_image
+            for number, ((index, item, _), of_image) in enumerate(zip(batch.entries, matrices, strict=True)):
+                yield index, item, _facts(batch, number, probabilities) | {"matrices": of_image}
 
     def _in_order(self, batch, number, masks, stages):
         """Returns one image's masks by protocol and stage in the configured order; jax sorts the keys of dicts."""
@@ -216,69 +266,17 @@ class Evaluator:
         return {protocol: allowed[protocol] for protocol in self._config.eval.protocols}
 
 
+def _facts(batch, number, probabilities):
+    """Returns what a `Part` keeps of one image of a batch."""
+    _, item, size = batch.entries[number]
+    return {
+        "probabilities": probabilities[number],
+        "canvas": batch.canvas,
+        "resized": size != item["image"].shape[:2],
+    }
+
+
 def _cut(batch, number, masks):
     """Crops one image's mask from uint8 [B, H, W], at the image's own resolution."""
     _, item, size = batch.entries[number]
     return crop_labels(masks[number], size, item["image"].shape[:2])
-
-
-class Scores:
-    """Accumulates the confusion matrices of a set of masks, and each image's IoU.
-
-    Args:
-      names: the class names with "background" first.
-
-    Attributes:
-      images: number of scored images.
-      classification: see `metrics.classification_scores`; None for masks from files.
-      matrices: dict (protocol, stage) -> int64 [K, K].
-      by_image: dict (protocol, stage) -> dict from the image's index to its `metrics.image_iou`.
-    """
-
-    def __init__(self, names):
-        self.names = names
-        self.images, self.classification = 0, None
-        self.matrices, self.by_image = {}, {}
-
-    def add(self, protocol, stage, index, mask, annotation):
-        """Adds one image's mask, uint8 [H, W]."""
-        self.add_matrix(protocol, stage, index, metrics.confusion_matrix(mask, annotation, len(self.names)))
-
-    def add_matrix(self, protocol, stage, index, matrix):
-        """Adds the confusion matrix, int64 [K, K], of one image's mask."""
-        key = (protocol, stage)
-        self.matrices[key] = self.matrices.get(key, 0) + matrix
-        self.by_image.setdefault(key, {})[index] = metrics.image_iou(matrix)
-
-    def mean_iou(self):
-        """Returns a dict protocol -> stage -> mIoU."""
-        return self._by_protocol(metrics.mean_iou)
-
-    def iou(self):
-        """Returns a dict protocol -> stage -> class name -> IoU; None for a class without ground truth."""
-        return self._by_protocol(self._named_iou)
-
-    def coverage(self):
-        """Returns the numbers of annotated classes (with background) and pixels that mIoU covers."""
-        # The ground truth is the same for all stages.
-        annotated = next(iter(self.matrices.values())).sum(axis=1)
-        return {"classes_scored": int((annotated > 0).sum()), "pixels_scored": int(annotated.sum())}
-
-    def worst_and_best(self, protocol, stage, count):
-        """Returns the indices of at most `count` images with the lowest IoU, and of as many with the highest."""
-        scored = {index: iou for index, iou in self.by_image[protocol, stage].items() if not np.isnan(iou)}
-        order = sorted(scored, key=lambda index: (scored[index], index))
-        return order[:count], order[::-1][:count]
-
-    def _named_iou(self, matrix):
-        values = metrics.iou_per_class(matrix)
-        return {
-            name: None if np.isnan(value) else float(value)
-            for name, value in zip(self.names, values, strict=True)
-        }
-
-    def _by_protocol(self, score):
-        result = {}
-        for (protocol, stage), matrix in self.matrices.items():
-            result.setdefault(protocol, {})[stage] = score(matrix)
-        return result

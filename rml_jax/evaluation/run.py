@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,18 +12,23 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rml_jax.checkpoint import read_params
+from rml_jax.data.fingerprint import pack_items
 from rml_jax.data.masks import check_masks
 from rml_jax.data.sources import SkipBad, has_masks, make_source, with_class_names
-from rml_jax.evaluation.evaluator import Evaluator, Scores
+from rml_jax.data.summary import item_tags
+from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.evaluation.masks import MaskFolder
+from rml_jax.evaluation.parts import PartFolder
 from rml_jax.evaluation.samples import Sample
+from rml_jax.evaluation.scores import Scores
 from rml_jax.evaluation.sweep import draw_images
 from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.stages.registry import base_stage, parse_stage, stage_needs
-from rml_jax.utils import provenance
+from rml_jax.utils import distributed, provenance
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.progress import Progress
+from rml_jax.utils.trees import digest
 from rml_jax.validate import check_config
 
 
@@ -108,11 +114,13 @@ def _open_split(data_config, split):
     )  # An image in place of a bad one counts twice.
 
 
-def score_candidate(candidate, save=None):
-    """Predicts and scores all images of a split.
+def score_candidate(candidate, folder, save=None):
+    """Predicts and scores all images of a split, together with the other processes if there are any.
 
     Args:
       candidate: Candidate.
+      folder: pathlib.Path of a folder on storage that all processes share, for the results of some images each: an
+        evaluation that was stopped goes on with what is there. The caller removes it at the end.
       save: function called with every predicted mask (`rml_jax.evaluation.masks.MaskWriter`), or None.
 
     Returns:
@@ -120,12 +128,15 @@ def score_candidate(candidate, save=None):
     """
     config, params, source = candidate.config, candidate.params, candidate.source
     evaluator = Evaluator(config, candidate.graphdef)
+    weights = digest(params)
     backgrounds, chosen_on, sweep = evaluator.fixed_backgrounds(), "fixed", None
     if candidate.swept:
-        sweep = _sweep(config, evaluator, params, candidate.swept)
+        sweep = _sweep(config, evaluator, params, candidate.swept, folder / "sweep", weights)
         backgrounds, chosen_on = sweep["best"], f"chosen on {sweep['split']} ({sweep['images']} images)"
-    progress = Progress("eval", len(source), "images")
-    scores = evaluator.evaluate(params, source, backgrounds, progress.update, save)
+    facts = {"parameters": weights, "split": candidate.split, "backgrounds": backgrounds, "saves": bool(save)}
+    parts = _open_parts(folder / "scores", config, source, facts)
+    progress = _progress("eval", len(source), parts)
+    scores = evaluator.evaluate(params, source, backgrounds, progress, save, parts)
     metrics = {
         "dataset": config.data.name,
         "split": candidate.split,
@@ -146,7 +157,7 @@ def score_candidate(candidate, save=None):
     }
 
     def samples(indices):
-        return evaluator.samples(params, source, indices, backgrounds)
+        return evaluator.samples(params, source, indices, backgrounds, with_class_cams=True)
 
     return Evaluation(config, metrics, scores, samples, sweep)
 
@@ -206,12 +217,40 @@ def _mask_sample(item, masks_by_id, names):
     )
 
 
-def _sweep(config, evaluator, params, source):
+def _open_parts(folder, config, source, facts, count=1):
+    """Opens the folder of an evaluation's parts, which are discarded if anything that they depend on has changed."""
+    settings = json.loads(config.to_json_best_effort())
+    of_results = ("augment", "cam", "data", "eval", "model", "pseudo_label")
+    items = item_tags(source)
+    facts = {
+        **facts,
+        **{group: settings[group] for group in of_results},
+        "radius": settings["loss"]["radius"],
+        "images": len(source),
+        "items": items and pack_items(items),
+        "versions": provenance.versions(),
+    }
+    parts = PartFolder(folder, facts, ("background", *config.data.class_names), count)
+    distributed.on_first_process(parts.open)
+    return parts
+
+
+def _progress(name, total, parts):
+    """Returns the function that shows the number of images done, on the first process."""
+    done = len(parts.load().tags)
+    if done and distributed.is_first():
+        print(f"{name}: goes on after {done} of {total} images", file=sys.stderr)
+    return distributed.on_first(Progress(name, total, "images", start=done).update)
+
+
+def _sweep(config, evaluator, params, source, folder, weights):
     """Returns the content of sweep.json: mIoU over background scores, and the best score of each stage."""
     settings = config.eval.sweep
     indices = draw_images(source, settings.images or len(source), config.data.seed)
-    progress = Progress(f"sweep on {settings.split}", len(indices), "images")
-    curves = evaluator.sweep(params, source, indices, settings.grid, progress.update)
+    facts = {"parameters": weights, "split": settings.split, "drawn": indices, "grid": list(settings.grid)}
+    parts = _open_parts(folder, config, source, facts, len(settings.grid))
+    progress = _progress(f"sweep on {settings.split}", len(indices), parts)
+    curves = evaluator.sweep(params, source, indices, settings.grid, progress, parts)
     best = {
         protocol: {
             stage: max(zip(scores, settings.grid, strict=True), key=lambda pair: pair[0])[1]

@@ -22,6 +22,8 @@ class Sample:
       ground_truth: uint8 [H, W], 255 for pixels that are not annotated; None if there is no annotation.
       affinity: float [h, w] in 0..1, affinity of the cells of the network's grid to the cell at `pixel`, or None.
       pixel: row and column of the maximum of `cam`, or None.
+      class_cams: label 1..C of each class that may be in the mask -> its normalised CAM, float [H, W] in 0..1; None
+        where it is not wanted.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Sample:
     ground_truth: np.ndarray | None
     affinity: np.ndarray | None = None
     pixel: tuple[int, int] | None = None
+    class_cams: dict[int, np.ndarray] | None = None
 
 
 def sample_images(sample: Sample) -> dict[str, np.ndarray]:

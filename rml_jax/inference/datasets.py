@@ -90,6 +90,14 @@ class CocoResults:
                 }
             )
 
+    def content(self):
+        """Returns what was added, as JSON-like values, for the `extend` of another process's object."""
+        return self._results
+
+    def extend(self, content):
+        """Adds what another process's object was given (`content`)."""
+        self._results += content
+
     def write(self):
         """Writes the file."""
         write_file(self._path, json.dumps(self._results) + "\n")
@@ -140,6 +148,18 @@ class CocoDataset:
                 }
             )
 
+    def content(self):
+        """See `CocoResults`."""
+        return [self._images, self._annotations]
+
+    def extend(self, content):
+        """See `CocoResults`."""
+        self._images += content[0]
+        self._annotations += [
+            annotation | {"id": number}
+            for number, annotation in enumerate(content[1], len(self._annotations) + 1)
+        ]
+
     def write(self):
         """Writes the file."""
         categories = [
@@ -176,20 +196,8 @@ class VocDataset:
 
     def __init__(self, root, class_names, mask_values):
         self._root, self._names = root, []
-        wrong = [
-            name for name in class_names if ":" in name or name.startswith("#") or not name.isprintable()
-        ]
-        if wrong:
-            raise UserError(
-                f"--format=voc: found the class {wrong[0]!r}, expected names without : and # for {LABEL_MAP_FILE}"
-            )
         self._numbers = file_numbers(mask_values)
-        colors = visualize.palette()[self._numbers[: len(class_names) + 1]].tolist()
-        lines = [
-            f"{name}:{','.join(map(str, color))}::"
-            for name, color in zip(("background", *class_names), colors, strict=True)
-        ]
-        self._label_map = "\n".join(["# label:color_rgb:parts:actions", *lines]) + "\n"
+        self._label_map = label_map(class_names, mask_values)
 
     def add(self, name, prediction):
         """Adds a `rml_jax.inference.predictor.Prediction`."""
@@ -197,13 +205,46 @@ class VocDataset:
         write_file(self._root / "SegmentationClass" / f"{name}.png", mask)
         self._names.append(name)
 
+    def content(self):
+        """See `CocoResults`."""
+        return self._names
+
+    def extend(self, content):
+        """See `CocoResults`."""
+        self._names += content
+
     def write(self):
         """Writes the label map and the list of names."""
         write_file(self._root / LABEL_MAP_FILE, self._label_map)
-        names = "".join(f"{name}\n" for name in sorted(self._names))
-        # Names that are not UTF-8 stay as they are on the disk.
-        names = names.encode("utf-8", "surrogateescape")
-        write_file(self._root / "ImageSets" / "Segmentation" / "default.txt", names)
+        write_list(self._root, "default", self._names)
+
+
+def label_map(class_names, mask_values):
+    """Returns the text of CVAT's labelmap.txt for masks in VOC's colours.
+
+    Args:
+      class_names: the C names.
+      mask_values: the number of each class in mask files; () numbers them 1..C.
+
+    Raises:
+      UserError: if a label map can't hold one of the names.
+    """
+    wrong = [name for name in class_names if ":" in name or name.startswith("#") or not name.isprintable()]
+    if wrong:
+        raise UserError(f"found the class {wrong[0]!r}, expected names without : and # for {LABEL_MAP_FILE}")
+    colors = visualize.palette()[file_numbers(mask_values)[: len(class_names) + 1]].tolist()
+    lines = [
+        f"{name}:{','.join(map(str, color))}::"
+        for name, color in zip(("background", *class_names), colors, strict=True)
+    ]
+    return "\n".join(["# label:color_rgb:parts:actions", *lines]) + "\n"
+
+
+def write_list(root, split, names):
+    """Writes names, sorted, one a line, to VOC's ImageSets/Segmentation/SPLIT.txt below a folder."""
+    text = "".join(f"{name}\n" for name in sorted(names))
+    # Names that are not UTF-8 stay as they are on the disk.
+    write_file(root / "ImageSets" / "Segmentation" / f"{split}.txt", text.encode("utf-8", "surrogateescape"))
 
 
 def class_categories(config, class_names):

@@ -92,8 +92,30 @@ class OutputFolder:
         """Records an image that could not be read."""
         self._failed.append({"file": str(path), "reason": reason})
 
-    def finish(self, settings):
-        """Writes predictions.json, headed by a dict of settings, and the data sets."""
+    def content(self):
+        """Returns the records of what was saved, as JSON-like values, for another process's `extend`."""
+        return {
+            "images": self._images,
+            "failed": self._failed,
+            "datasets": [dataset.content() for dataset in self._datasets],
+        }
+
+    def extend(self, content):
+        """Adds the records of another process (`content`)."""
+        self._images += content["images"]
+        self._failed += content["failed"]
+        for dataset, added in zip(self._datasets, content["datasets"], strict=True):
+            dataset.extend(added)
+
+    def finish(self, settings, names):
+        """Writes predictions.json and the data sets.
+
+        Args:
+          settings: dict that heads predictions.json.
+          names: of all images, in the order of the record.
+        """
+        order = {name: number for number, name in enumerate(names)}
+        self._images.sort(key=lambda image: order[image["name"]])
         record = {
             **settings,
             "numbers": {"background": 0, **self._number_of},

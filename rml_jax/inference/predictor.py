@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from rml_jax.stages.canvas import crop_labels
 from rml_jax.stages.network import make_tile_network
 from rml_jax.stages.registry import background_key
 from rml_jax.stages.runner import FEW_SLOTS, TAG_THRESHOLD, Batch, StageRunner
+from rml_jax.utils import hub
 from rml_jax.utils.errors import UserError
 from rml_jax.validate import check_config
 
@@ -71,7 +73,8 @@ def load(
     """Loads a trained network for prediction.
 
     Args:
-      path: work directory of a run; or an exported folder or its model.safetensors (`rml_jax.inference.export`).
+      path: work directory of a run; or an exported folder or its model.safetensors (`rml_jax.inference.export`); or
+        the name of an exported model on the Hugging Face hub, USER/MODEL or USER/MODEL@REVISION.
       checkpoint: of the run, "newest", "best" or a step in digits; None uses its eval.checkpoint.
       stage: the stage or chain of stages that computes the mask (`rml_jax.stages`), such as "cam" or "par+crf"; None
         uses the last of the run's eval.stages.
@@ -140,6 +143,10 @@ def load_model(path: str | os.PathLike, checkpoint: str | None = None) -> tuple[
     Raises:
       UserError: if there is no model, or it is damaged.
     """
+    if isinstance(path, str) and hub.is_hub_name(path):
+        model = hub.fetch(str(path))
+        print(f"model: {model}", file=sys.stderr)
+        path = model.folder
     path = Path(path)
     if path.name == "model.safetensors" or (path / "model.safetensors").exists():
         from rml_jax.inference.export.weights import read_model

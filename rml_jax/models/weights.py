@@ -20,6 +20,7 @@ from rml_jax.models import layouts
 from rml_jax.models.backbone import BACKBONES
 from rml_jax.models.layouts import BACKBONE_PREFIX
 from rml_jax.models.mit import MiTConfig
+from rml_jax.utils import hub
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
 from rml_jax.utils.trees import named_leaves, with_leaves
@@ -37,6 +38,7 @@ class LoadReport:
       loaded: our names of the parameters taken from the file.
       left_out: dict from the names of unused tensors in the file to the reason.
       fresh: dict from our names of the parameters not taken from the file to the reason.
+      origin: what the hub says about the model (`rml_jax.utils.hub.HubModel.as_json`); empty for files.
     """
 
     path: str
@@ -44,6 +46,7 @@ class LoadReport:
     loaded: tuple[str, ...]
     left_out: dict[str, str]
     fresh: dict[str, str]
+    origin: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self):
         lines = [f"{self.path} ({self.layout} layout): {len(self.loaded)} parameters loaded"]
@@ -62,7 +65,7 @@ def load_weights(params: nnx.State, path: str | Path) -> tuple[nnx.State, LoadRe
 
     Args:
       params: nnx.State of `RML`, arrays or jax.ShapeDtypeStruct.
-      path: file, or folder of a Hugging Face model.
+      path: file, or folder of a Hugging Face model, or its name on the hub (`rml_jax.utils.hub`).
 
     Returns:
       nnx.State, in which parameters that are not in the file are unchanged, and a LoadReport.
@@ -71,7 +74,12 @@ def load_weights(params: nnx.State, path: str | Path) -> tuple[nnx.State, LoadRe
       UserError: if the file can't be read or recognised, or its backbone differs; the message lists parameters that
         are missing, of another shape, or surplus.
     """
-    converted = read_weights(path)
+    origin = {}
+    if hub.is_hub_name(path):
+        model = hub.fetch(str(path))
+        converted, path, origin = read_weights(model.folder), model, model.as_json()
+    else:
+        converted = read_weights(path)
     wanted = named_leaves(params)
     _check_backbone(path, converted.weights, wanted)
     unknown = dict.fromkeys(converted.weights.keys() - wanted.keys(), "no part of the network")
@@ -84,7 +92,7 @@ def load_weights(params: nnx.State, path: str | Path) -> tuple[nnx.State, LoadRe
             fresh[name] = f"of shape {stored.shape} in the file, expected {leaf.shape}"
         else:
             loaded[name] = jnp.asarray(stored, leaf.dtype)
-    report = LoadReport(str(path), converted.layout, tuple(loaded), left_out, fresh)
+    report = LoadReport(str(path), converted.layout, tuple(loaded), left_out, fresh, origin)
     return with_leaves(params, wanted | loaded), report
 
 
@@ -375,7 +383,7 @@ def convert(source: str | Path, target: Path, to: str) -> LoadReport:
     """Converts a file of weights in any known layout.
 
     Args:
-      source: path of a file or a model folder.
+      source: path of a file or a model folder, or a name on the hub (`rml_jax.utils.hub`).
       target: pathlib.Path of the file or folder to write.
       to: "rml_jax", our safetensors, or "transformers", a folder with config.json.
 
@@ -386,7 +394,7 @@ def convert(source: str | Path, target: Path, to: str) -> LoadReport:
       UserError: if the source can't be read, its backbone is incomplete or not a registered Mix Transformer, or the
         target can't be written.
     """
-    converted = read_weights(source)
+    converted = read_weights(hub.fetch(source).folder if hub.is_hub_name(source) else source)
     shapes = _backbone_shapes(converted.weights)
     variant = find_variant(shapes)
     if variant is None:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rml_jax.evaluation.samples import Sample, sample_images
+from rml_jax.report.explorer import MAX_IMAGES, explorer_scene
 from rml_jax.report.page import evaluation_sections, page
 from rml_jax.report.samples import encoded_uri, scene
 from rml_jax.report.scores import best_stage, class_table, score_table, scored_set
@@ -35,8 +36,9 @@ def write_report(
     parts: Mapping[str, Sequence[Sample]],
     figures: Mapping[str, bytes],
     class_names: Sequence[str],
+    explorer: Mapping | None = None,
 ) -> None:
-    """Writes the page of an evaluation, a self-contained HTML file without JavaScript.
+    """Writes the page of an evaluation, a self-contained HTML file.
 
     Its content is also written as JSON, to the same name with the suffix .json, for the page of the whole run. Both
     writes are atomic.
@@ -49,6 +51,8 @@ def write_report(
       parts: heading -> the images shown below it, one row each.
       figures: caption -> the bytes of a PNG, shown between the tables and the images.
       class_names: the C classes without background; mask value 1 + i is class i.
+      explorer: `background`, the score of stage cam, and `cell` (`rml_jax.report.explorer.cell_size`), for the
+        section in which that score is chosen; it shows the samples that have `class_cams`. None leaves it out.
 
     Raises:
       ValueError: if the arrays of a sample differ in size.
@@ -62,6 +66,15 @@ def write_report(
         "figures": {caption: encoded_uri(png, "png") for caption, png in figures.items()},
         "parts": {heading: [scene(sample) for sample in samples] for heading, samples in parts.items()},
     }
+    if explorer:
+        samples = {sample.id: sample for part in parts.values() for sample in part if sample.class_cams}
+        evaluation["explorer"] = {
+            "background": explorer["background"],
+            "scenes": [
+                explorer_scene(sample.id, sample.image, sample.class_cams, explorer["cell"])
+                for sample in list(samples.values())[:MAX_IMAGES]
+            ],
+        }
     text = page(title, {"scores on": scored_set(metrics), **facts}, evaluation_sections(evaluation))
     path = Path(path)
     atomic_write(path.with_suffix(".json"), json.dumps(evaluation))

@@ -1,6 +1,7 @@
 """Evaluation with its results written to files: scores, figures and the page of an evaluation."""
 
 import json
+import shutil
 
 from rml_jax.evaluation import run
 from rml_jax.evaluation.masks import MaskWriter
@@ -8,9 +9,13 @@ from rml_jax.evaluation.plots import confusion_figure, sweep_figure
 from rml_jax.losses import term_weights
 from rml_jax.models import build
 from rml_jax.report import write_report
+from rml_jax.report.explorer import cell_size
 from rml_jax.report.scores import best_stage, class_table
+from rml_jax.utils import distributed
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
+
+_PARTS = "parts"  # folder of the results of some images each, while an evaluation runs
 
 
 def evaluate_run(config, workdir, split, weights="", save_masks=False):
@@ -27,8 +32,11 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
       weights: file to score instead of the checkpoint (`rml_jax.models.weights`); "" for none.
       save_masks: whether to write every predicted mask to `eval/masks/` (`rml_jax.evaluation.masks.MaskWriter`).
 
+    Several processes share the images; the first one writes. An evaluation that was stopped goes on where it was, by
+    what `eval/parts/` holds, which is removed at the end.
+
     Returns:
-      Content of metrics.json, and the path of report.html.
+      Content of metrics.json, and the path of report.html; None on all processes but the first.
 
     Raises:
       UserError: if the configuration, the data, the work directory or the weights are wrong.
@@ -37,7 +45,7 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
     folder = _make_folder(workdir)
     mask_values = tuple(candidate.config.data.mask_values)
     save = MaskWriter(folder / "masks", split, mask_values) if save_masks else None
-    evaluation = run.score_candidate(candidate, save)
+    evaluation = run.score_candidate(candidate, folder / _PARTS, save)
     facts = _facts_of_weights(candidate.config, weights) if weights else _facts(candidate.config)
     metrics = evaluation.metrics
     canvases, resized = len(metrics["canvases"]), len(metrics["resized"])
@@ -46,7 +54,8 @@ def evaluate_run(config, workdir, split, weights="", save_masks=False):
     )
     if resized:
         facts["resized"] = f"{resized} images, which fit on no canvas or are too small"
-    return metrics, _write(folder, evaluation, facts)
+    page = distributed.on_first_process(lambda: _write(folder, evaluation, facts))
+    return metrics, page
 
 
 def evaluate_masks(config, workdir, split, masks):
@@ -65,7 +74,10 @@ def evaluate_masks(config, workdir, split, masks):
       UserError: if the configuration, the data, the work directory or a mask is wrong.
     """
     evaluation = run.score_masks(config, split, masks)
-    return evaluation.metrics, _write(_make_folder(workdir), evaluation, {"masks": str(masks)})
+    page = distributed.on_first_process(
+        lambda: _write(_make_folder(workdir), evaluation, {"masks": str(masks)})
+    )
+    return evaluation.metrics, page
 
 
 def _write(folder, evaluation, facts):
@@ -96,7 +108,12 @@ def _write(folder, evaluation, facts):
         parts={heading: [drawn[index] for index in indices] for heading, indices in parts.items()},
         figures=figures,
         class_names=config.data.class_names,
+        explorer={
+            "background": config.eval.background.cam,
+            "cell": cell_size(build.stride(config), config.cam.scales),
+        },
     )
+    shutil.rmtree(folder / _PARTS, ignore_errors=True)
     return page
 
 

@@ -1,10 +1,11 @@
-"""The HTML of a report's page, which is self-contained and has no JavaScript."""
+"""The HTML of a report's page, which is self-contained."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
 
 from rml_jax import visualize
+from rml_jax.report.explorer import explorer_section
 from rml_jax.report.scores import (
     SHORT,
     TITLES,
@@ -57,7 +58,15 @@ def evaluation_sections(evaluation: Mapping) -> list[str]:
         scores = note_section("Scores", f"{WITHOUT_MASKS.capitalize()}.") + tag_scores
     figures = "\n".join(_image(*figure, kind="chart") for figure in evaluation["figures"].items())
     guide = _GUIDE.substitute(best_protocol=SHORT[protocol], legend=_legend(class_names))
-    return [scores, figures, guide, *(_part(*part) for part in evaluation["parts"].items())]
+    return [scores, figures, guide, *_explorer(evaluation), *(_part(*p) for p in evaluation["parts"].items())]
+
+
+def _explorer(evaluation: Mapping) -> list[str]:
+    explorer = evaluation.get("explorer")  # reports of version 0.2 have none
+    if not explorer or not explorer["scenes"]:
+        return []
+    command = "--config.eval.background.cam=SCORE"
+    return [explorer_section(explorer["scenes"], evaluation["class_names"], explorer["background"], command)]
 
 
 def training_section(curves: Sequence[str]) -> str:

@@ -23,12 +23,13 @@ from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.training.interruption import InterruptionNotice
 from rml_jax.training.optimizer import learning_rates, make_optimizer, optimizer_config
+from rml_jax.training.programs import StepPrograms
 from rml_jax.training.runlog import RunLog, SilentLog, Window
 from rml_jax.training.sharding import init_model, initial_state, jit_train_step, make_mesh, shard
 from rml_jax.training.step import make_train_step, step_config
 from rml_jax.training.workdir import check_data, check_workdir, occupy, record_start
 from rml_jax.utils import provenance
-from rml_jax.utils.distributed import is_first, on_first_process
+from rml_jax.utils.distributed import is_first, noticing_lost_processes, on_first_process
 from rml_jax.utils.errors import Interrupted, UserError
 from rml_jax.utils.trees import digest
 from rml_jax.validate import check_config
@@ -61,20 +62,14 @@ def train(config, workdir):
     shown = _image_source(config)
     if is_first():
         print("\n".join(data_summary(config, source, shown or validation_source(config))))
-    with contextlib.ExitStack() as closing:
+    what_next = "start all of them again with the same command; they resume from the last checkpoint"
+    with noticing_lost_processes(what_next), contextlib.ExitStack() as closing:
         try:
             return _train(config, workdir, mesh, source, shown, closing)
-        except BaseException as error:
-            if jax.process_count() == 1:
-                raise
-            closing.pop_all()  # Closing a checkpoint waits for the other processes, which may be dead.
-            if not isinstance(error, jax.errors.JaxRuntimeError):
-                raise
-            raise UserError(
-                f"process {jax.process_index()} of {jax.process_count()} failed or lost another one "
-                f"({str(error).splitlines()[0][:200]}): start all of them again with the same command; they resume "
-                "from the last checkpoint"
-            ) from error
+        except BaseException:
+            if jax.process_count() > 1:
+                closing.pop_all()  # Closing a checkpoint waits for the other processes, which may be dead.
+            raise
 
 
 def _train(config, workdir, mesh, source, shown, closing):
@@ -84,7 +79,7 @@ def _train(config, workdir, mesh, source, shown, closing):
     next(batches)  # An unreadable data set fails here, before anything is written.
     batches.set_state(first_state)
 
-    graphdef, state, optimizer = _initial_state(config, mesh)
+    graphdef, state, optimizer, origin = _initial_state(config, mesh)
     lock = on_first_process(lambda: occupy(workdir))
     closing.enter_context(lock or contextlib.nullcontext())
     settings = config.checkpoint
@@ -97,14 +92,17 @@ def _train(config, workdir, mesh, source, shown, closing):
         state = restored.state
         _check_workers(config, restored.run)
         batches.set_state(restored.data)
-    on_first_process(lambda: record_start(config, workdir))
+    on_first_process(lambda: record_start(config, workdir, origin))
     if is_first():
         _print_start(state, workdir, resumed=restored is not None)
     log = RunLog(workdir, int(state.step), config.train.steps) if is_first() else SilentLog()
     closing.callback(log.close)
     train_step = make_train_step(graphdef, optimizer, step_config(with_slots(config, source)))
     facts = _facts(config, items)
-    loop = _Loop(config, mesh, jit_train_step(train_step, state), batches, checkpoints, log, restored, facts)
+    steps = range(int(state.step) + 1, config.train.steps + 1)
+    needed = sorted({step > config.loss.start_step for step in steps})
+    programs = StepPrograms(jit_train_step(train_step, state), needed)
+    loop = _Loop(config, mesh, programs, batches, checkpoints, log, restored, facts)
     background = config.eval.background.cam
     show = functools.partial(_write_images, log, Evaluator(config, graphdef), shown, background)
     state = loop.run(state, show)
@@ -176,6 +174,7 @@ class _Loop:
         step, metrics = self._unread
         self._unread = None
         self.window.add({name: float(value) for name, value in jax.device_get(metrics).items()})
+        self._log.computed(step, self._config.loss.start_step)
         if self.window.skipped_in_row >= self._config.train.max_skipped:
             first = step - self.window.skipped_in_row + 1
             good = [saved for saved in self._checkpoints.steps() if saved < first]
@@ -263,12 +262,14 @@ def _image_source(config):
 
 
 def _initial_state(config, mesh):
-    """Returns the graph, the train state at step 0 and the optimizer."""
+    """Returns the graph, the train state at step 0, the optimizer, and where weights from the hub are from."""
     seed = config.train.seed
     graphdef, params = init_model(lambda: build.build_model(config, seed), mesh)
     optimizer = make_optimizer(optimizer_config(config), params)
+    origin = {}
     if config.model.init_from:
         params, report = load_weights(params, config.model.init_from)
         print(f"started from {report}")
+        origin = report.origin
     state = initial_state(params, optimizer, seed, mesh, config.train.shard_optimizer)
-    return graphdef, state, optimizer
+    return graphdef, state, optimizer, origin

@@ -1,5 +1,6 @@
 """The log of a run: TensorBoard files, metrics.jsonl, the progress line and the summary."""
 
+import datetime
 import json
 import math
 import sys
@@ -8,6 +9,8 @@ import time
 from rml_jax.losses import loss_names
 from rml_jax.utils.files import atomic_write
 from rml_jax.utils.progress import Progress, format_seconds
+
+_ESTIMATED = 20  # steps that the estimate of a phase's end is made from
 
 
 def tag_of(name):
@@ -73,10 +76,29 @@ class RunLog:
         self._begun = self._last_time = time.monotonic()
         self._start, self._last_step = start, start
         self._waited = self._waited_before = 0.0
+        self._total, self._phase = total, None
 
     def waited(self, seconds):
         """Adds seconds in which the step waited for data."""
         self._waited += seconds
+
+    def computed(self, step, start_step):
+        """Notes that a step is computed; `_ESTIMATED` steps after the first of a phase, prints when it will end.
+
+        Args:
+          step: its number.
+          start_step: last step of the first phase, classification alone, whose steps are faster.
+        """
+        now, is_mutual = time.monotonic(), step > start_step
+        if self._phase is None or self._phase[0] != is_mutual:
+            self._phase = is_mutual, step, now
+            return
+        _, first, begun = self._phase
+        last = self._total if is_mutual else min(start_step, self._total)
+        if step - first == _ESTIMATED and step < last:
+            left = (now - begun) / _ESTIMATED * (last - step)
+            name = "the last step" if last == self._total else "the last step of classification alone"
+            print(f"{name}, {last}: in about {format_seconds(left)}, at {_clock(left)}", flush=True)
 
     def write(self, step, scalars, skipped):
         """Writes one entry.
@@ -148,7 +170,17 @@ class SilentLog:
     def waited(self, seconds):
         """See `RunLog`."""
 
+    def computed(self, step, start_step):
+        """See `RunLog`."""
+
     write = validation = image = summary = close = lambda self, *_: None
+
+
+def _clock(seconds):
+    """Returns the time of day in so many seconds, with the date unless it is today."""
+    now = datetime.datetime.now()
+    then = now + datetime.timedelta(seconds=seconds)
+    return then.strftime("%H:%M" if then.date() == now.date() else "%Y-%m-%d %H:%M")
 
 
 def _summary_writer(workdir, start):

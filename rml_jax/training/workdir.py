@@ -120,19 +120,20 @@ def occupy(workdir):
     return lock
 
 
-def record_start(config, workdir):
+def record_start(config, workdir, weights):
     """Writes config.json and environment.json.
 
     Args:
       config: ConfigDict of the run.
       workdir: pathlib.Path, occupied.
+      weights: what is known of the weights that the run starts from, `rml_jax.models.weights.LoadReport.origin`.
 
     Raises:
       UserError: if the folder cannot be written to.
     """
     try:
         save_config(config, workdir / "config.json")
-        _add_environment(workdir / "environment.json")
+        _add_environment(workdir / "environment.json", weights)
     except OSError as error:
         raise _not_writable(workdir, error) from error
 
@@ -141,7 +142,7 @@ def _not_writable(workdir, error):
     return UserError(f"--workdir={workdir}: {error.strerror}, expected a folder to write to")
 
 
-def _add_environment(path):
+def _add_environment(path, weights):
     """Appends this start of the run to the list of starts."""
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))
@@ -156,6 +157,7 @@ def _add_environment(path):
             "devices": provenance.devices(),
             "commit": provenance.commit(),
             "versions": provenance.versions(),
+            **({"weights": weights} if weights else {}),
         }
     )
     atomic_write(path, json.dumps(starts, indent=2) + "\n")

@@ -1,5 +1,6 @@
-"""Training in several processes, with jax.distributed."""
+"""Work in several processes, with jax.distributed."""
 
+import contextlib
 import os
 import sys
 
@@ -33,6 +34,40 @@ def join_processes():
 def is_first():
     """Returns whether this process is the one that writes files and prints."""
     return jax.process_index() == 0
+
+
+def share(items):
+    """Returns this process's share of a sequence: every n-th item of it, for n processes."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
+def wait_for_all(name):
+    """Waits until all processes have come here. `name` tells one such place from another."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def on_first(show):
+    """Returns a function without result as it is on the first process, and one that does nothing on the others."""
+    return show if is_first() else lambda *arguments: None
+
+
+@contextlib.contextmanager
+def noticing_lost_processes(what_next):
+    """Turns the error that another process's end causes here into a UserError.
+
+    Args:
+      what_next: end of the message, such as "start all of them again".
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise UserError(
+            f"process {jax.process_index()} of {jax.process_count()} failed or lost another one "
+            f"({str(error).splitlines()[0][:200]}): {what_next}"
+        ) from error
 
 
 def on_first_process(action):

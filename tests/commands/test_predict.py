@@ -1,5 +1,6 @@
 """The command `rml-jax predict`: files in, files out."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -298,3 +299,22 @@ def test_example_goes_from_photographs_to_masks(model_folder, noise, tmp_path, m
     with Image.open(tmp_path / "masks" / "one.png") as mask:
         assert (mask.size, mask.mode) == ((40, 32), "L")
     assert (tmp_path / "masks" / "one_overlay.png").is_file()
+
+
+def test_page_shows_the_cams_of_every_image(photos, model_folder, tmp_path):
+    out = tmp_path / "out"
+    options = ["--page", "--tags=ant,cow", "--stage=cam", "--background=0.3"]
+    main([f"--workdir={model_folder}", f"--out={out}", *options, str(photos / "a.png")])
+    text = (out / "page.html").read_text()
+    data = re.search(r'id="explorer-data">(.*?)</script>', text, re.DOTALL)[1]
+    (scene,) = json.loads(data)["scenes"]
+    assert (scene["name"], scene["size"], scene["labels"]) == ("a", [32, 40], [1, 3])
+    assert 'id="explorer-score" min="0" max="1" step="0.01" value="0.3"' in text
+    # Enlarged again, the stored CAMs give nearly the mask that was written.
+    stored = np.frombuffer(base64.b64decode(scene["cams"]), np.uint8).reshape(2, *scene["grid"])
+    cams = np.stack(
+        [np.asarray(Image.fromarray(cam).resize((40, 32), Image.Resampling.BILINEAR)) for cam in stored]
+    )
+    mask = np.where(cams.max(axis=0) > 0.3 * 255, np.array([8, 15])[cams.argmax(axis=0)], 0)
+    written = np.asarray(Image.open(out / "masks" / "a.png"))
+    assert (mask == written).mean() > 0.95

@@ -82,23 +82,26 @@ class Run:
 
 def start_processes(workdir, settings=(), *, count=2, devices=4):
     """Starts processes of one distributed training on this machine, as Slurm does. Returns the Runs."""
+    settings = {**dict(settings), "distributed": True}
+    return [
+        Run(workdir, settings, devices=devices, environment=variables) for variables in slurm_variables(count)
+    ]
+
+
+def slurm_variables(count):
+    """Returns the environment variables by which each of some processes on this machine finds the others."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     return [
-        Run(
-            workdir,
-            {**dict(settings), "distributed": True},
-            devices=devices,
-            environment={
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "SLURM_JOB_ID": "1",
-                "SLURM_STEP_NODELIST": "localhost",
-                "SLURM_NTASKS": str(count),
-                "SLURM_PROCID": str(index),
-                "SLURM_LOCALID": "0",
-            },
-        )
+        {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "SLURM_JOB_ID": "1",
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_NTASKS": str(count),
+            "SLURM_PROCID": str(index),
+            "SLURM_LOCALID": "0",
+        }
         for index in range(count)
     ]
 

@@ -13,7 +13,9 @@ from flax import nnx
 
 import rml_jax
 from rml_jax.config import default_config
-from rml_jax.evaluation.evaluator import Evaluator, Scores
+from rml_jax.evaluation.evaluator import Evaluator
+from rml_jax.evaluation.parts import PartFolder
+from rml_jax.evaluation.scores import Scores
 from rml_jax.models import BACKBONES
 from rml_jax.models import build as build_module
 from rml_jax.stages.canvas import crop_labels, pad_image, place, smallest_side
@@ -249,6 +251,39 @@ def test_sweep_scores_the_images_that_are_asked_for(network, runs):
     source.items[2:] = []
     assert curves["given"]["cam"] == [evaluate(runs[1][0], network[1], source).mean_iou()["given"]["cam"]]
     assert progress == [1, 2]
+
+
+def test_a_stopped_evaluation_goes_on_with_what_is_not_scored(network, runs, tmp_path):
+    evaluator, whole, _, _ = runs[3]
+    asked = []
+
+    class Recorded(Source):
+        def __init__(self, broken=()):
+            super().__init__()
+            self.broken = broken
+
+        def __getitem__(self, index):
+            if index in self.broken:
+                raise KeyboardInterrupt
+            asked.append(index)
+            return super().__getitem__(index)
+
+    parts = PartFolder(tmp_path / "parts", {}, ("background", *CLASSES), seconds=0)
+    parts.open()
+    backgrounds = evaluator.fixed_backgrounds()
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.evaluate(network[1], Recorded({4}), backgrounds, lambda done: None, parts=parts)
+    known, progress = set(parts.load().tags), []
+    assert 0 < len(known) < 5
+    asked.clear()
+    scores = evaluator.evaluate(network[1], Recorded(), backgrounds, progress.append, parts=parts)
+    assert sorted(asked) == sorted(set(range(5)) - known)
+    assert progress[-1] == 5
+    assert (scores.mean_iou(), scores.iou()) == (whole.mean_iou(), whole.iou())
+    assert scores.classification == whole.classification
+    for key, matrix in whole.matrices.items():
+        np.testing.assert_array_equal(scores.matrices[key], matrix)
+    assert sum(evaluator.canvases.values()) == 5
 
 
 def test_worst_and_best_images():

@@ -7,10 +7,10 @@ from rml_jax.models import build
 from rml_jax.stages.runner import PROTOCOLS
 from rml_jax.utils.errors import UserError
 
-METRICS = "metrics.json"
+CARD, METRICS = "MODEL_CARD.md", "metrics.json"
 
 
-def model_card(config, step, metrics, differences, content):
+def model_card(config, step, metrics, differences, content, licence="other"):
     """Returns the text of MODEL_CARD.md.
 
     Args:
@@ -19,15 +19,17 @@ def model_card(config, step, metrics, differences, content):
       metrics: content of the run's eval/metrics.json, or None.
       differences: from `verify`.
       content: one sentence that describes the files.
+      licence: the Hugging Face hub's identifier of the model's licence.
 
     Returns:
-      Markdown. The licence of the training data is that of its `DataLayout`, or "None stated." if the layout is not
-      registered in this process.
+      Markdown with the hub's header of metadata. The licence of the training data is that of its `DataLayout`, or
+      "None stated." if the layout is not registered in this process.
     """
     data, train = config.data, config.train
     verified = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
     names = ", ".join(data.class_names)
-    return f"""# {data.name}: semantic segmentation learned from image-level tags
+    return f"""{_header(data, licence)}
+# {data.name}: semantic segmentation learned from image-level tags
 
 {content}
 
@@ -55,6 +57,19 @@ no other classes are recognised. It was not evaluated for fairness or safety-cri
 
 {SOURCES.get(data.source, DataLayout).licence}
 """
+
+
+def _header(data, licence):
+    # The values are JSON, which YAML contains.
+    lines = {
+        "library_name": "rml_jax",
+        "pipeline_tag": "image-segmentation",
+        "license": licence,
+        **({"license_name": "see-this-card"} if licence == "other" else {}),
+        "datasets": [data.name],
+        "tags": ["weakly-supervised-semantic-segmentation", "jax"],
+    }
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in lines.items()), "---"]) + "\n"
 
 
 def _scores(step, metrics):

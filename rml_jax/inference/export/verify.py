@@ -6,9 +6,12 @@ from sklearn.datasets import load_sample_images
 
 from rml_jax.stages.runner import TAG_THRESHOLD
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.progress import Progress
 
 TOLERANCES = {"scores": 1e-3, "cams": 1e-3, "mask": 1e-3}
 """Largest accepted differences: absolute for scores and CAMs, which are in 0..1; fraction of pixels for masks."""
+
+_SAMPLES = 8  # of `sample_images`
 
 
 def verify(live, exported, sizes):
@@ -29,6 +32,7 @@ def verify(live, exported, sizes):
       UserError: if one exceeds its tolerance or is not finite.
     """
     largest = dict.fromkeys(TOLERANCES, 0.0)
+    progress, done = Progress("verify", len(sizes) * _SAMPLES, "images"), 0
     for size in sizes:
         images = sample_images(size)
         found = {name: np.asarray(value) for name, value in exported(images).items()}
@@ -46,6 +50,8 @@ def verify(live, exported, sizes):
             }
             # Unlike max, np.maximum keeps NaN.
             largest = {name: float(np.maximum(largest[name], differences[name])) for name in largest}
+            done += 1
+            progress.update(done)
     for name, difference in largest.items():
         # Not `>`, so that NaN fails as well.
         if not difference <= TOLERANCES[name]:
