@@ -46,9 +46,7 @@ def default_config():
     data.val_split = "val"  # split that is scored by default, and whose images are logged
     data.num_train = 0  # training scenes, at least 1; digits only
     data.num_val = 0  # validation scenes, at least 1; digits only
-    data.seed = (
-        0  # seed of digits' scenes and of the draws of validation images and of eval.sweep's, at least 0
-    )
+    data.seed = 0  # of digits' scenes and of the draws of validation and of sweep images, at least 0
     data.scene = scene = ConfigDict()  # digits only, see DigitScenes
     scene.size = 64  # side of a scene, in pixels
     scene.digits = (1, 2)  # (least, greatest) number of digits in a scene
@@ -67,8 +65,7 @@ def default_config():
     model.variant = "b1"  # backbone, a name in rml_jax.models.BACKBONES: "b0" to "b5" or "mini"
     model.drop_path_rate = 0.1  # greatest rate of stochastic depth, from 0 to below 1
     model.pooling = "max"  # of class scores over the last grid: "max" or "average"
-    # What convolutions see outside an image: "zeros", or "edge", the image's last row and column (docs/method.md,
-    # Beyond the paper).
+    # What convolutions see outside an image: "zeros", or "edge", its last row and column repeated.
     model.padding = "zeros"
     model.context_channels = 15  # K, channels of the fused context R_c
     # Stages, counted from the last, that R_c is fused from: 4 = all, 1 = no fusion.
@@ -76,9 +73,8 @@ def default_config():
     # Whether R_a is made from x + x^T or from x alone (docs/method.md, Network).
     model.symmetric_affinity = True
     model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
-    model.init_from = (
-        ""  # file of weights to start from, or USER/MODEL on the hub (docs/weights.md); "" = random
-    )
+    # Weights to start from: a file, or USER/MODEL[@REVISION] on the Hugging Face hub (docs/weights.md); "" = random.
+    model.init_from = ""
 
     config.affine = affine = ConfigDict()  # ranges of the random transform A between the views
     affine.scale = (0.5, 1.0)  # (low, high) size of the content, 1 = unchanged
