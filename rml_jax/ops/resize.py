@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -53,16 +55,56 @@ def resize_bilinear(
     Returns:
       [B, height, width, C], in x's type.
     """
-    height, width = size
-    if height != x.shape[1]:
-        rows = jnp.asarray(bilinear_matrix(height, x.shape[1], align_corners), x.dtype)
-        # Width and channels as one axis: XLA's GPU compiler (jax 0.10.2) finds no tiles for 3 channels of their own.
-        pixels = x.reshape(*x.shape[:2], -1)
-        x = jnp.einsum("ih,bhp->bip", rows, pixels).reshape(x.shape[0], height, *x.shape[2:])
-    if width != x.shape[2]:
-        columns = jnp.asarray(bilinear_matrix(width, x.shape[2], align_corners), x.dtype)
-        x = jnp.einsum("jw,bhwc->bhjc", columns, x)
+    resize = functools.partial(_resize, size=size, align_corners=align_corners)
+    of_each = functools.partial(resize, of_each=True)
+    # Programs exported for a batch of any size have one form, which converters to other formats can read.
+    if not isinstance(x.shape[0], int):
+        return resize(x)
+    return jax.lax.platform_dependent(x, cpu=resize, default=of_each)
+
+
+def _resize(x, size, align_corners, of_each=False):
+    """Computes `resize_bilinear` with one matrix for the batch, or with the same matrix of each image.
+
+    XLA's GPU compiler (jax 0.10.2) fails on the product of a single matrix with maps whose channels are no multiple
+    of a tile ("Couldn't find output tile sizes"), and on two such products, which it merges.
+    """
+    for axis, function in ((1, resize_rows), (2, resize_columns)):
+        if size[axis - 1] != x.shape[axis]:
+            matrix = jnp.asarray(bilinear_matrix(size[axis - 1], x.shape[axis], align_corners), x.dtype)
+            x = function(x, jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape)) if of_each else matrix)
     return x
+
+
+def resize_rows(x: Float[Array, "b h w c"], matrix: Float[Array, "*b i h"]) -> Float[Array, "b i w c"]:
+    """Computes new rows as weighted sums of rows.
+
+    Args:
+      x: float [B, H, W, C].
+      matrix: weights [I, H], or [B, I, H] of each image.
+
+    Returns:
+      [B, I, W, C].
+    """
+    return jnp.einsum("ih,bhwc->biwc" if matrix.ndim == 2 else "bih,bhwc->biwc", matrix, x)
+
+
+def resize_columns(x: Float[Array, "b h w c"], matrix: Float[Array, "*b j w"]) -> Float[Array, "b h j c"]:
+    """Computes new columns as weighted sums of columns.
+
+    Args:
+      x: float [B, H, W, C].
+      matrix: weights [J, W], or [B, J, W] of each image.
+
+    Returns:
+      [B, H, J, C].
+    """
+    # The barrier keeps XLA's GPU compiler from fusing the exchange of axes, for which it finds no tiles in a batch of
+    # one image. A CPU exchanges them for the product in any case.
+    if matrix.ndim == 2:
+        return jnp.einsum("jw,bhwc->bhjc", matrix, x)
+    rows = jax.lax.optimization_barrier(x.swapaxes(2, 3))
+    return jnp.einsum("bjw,bhcw->bhjc", matrix, rows)
 
 
 def resize_nearest(x: Shaped[Array, "b h w *c"], size: tuple[int, int]) -> Shaped[Array, "b h2 w2 *c"]:
