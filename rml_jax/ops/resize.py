@@ -99,12 +99,7 @@ def resize_columns(x: Float[Array, "b h w c"], matrix: Float[Array, "*b j w"]) -
     Returns:
       [B, H, J, C].
     """
-    # The barrier keeps XLA's GPU compiler from fusing the exchange of axes, for which it finds no tiles in a batch of
-    # one image. A CPU exchanges them for the product in any case.
-    if matrix.ndim == 2:
-        return jnp.einsum("jw,bhwc->bhjc", matrix, x)
-    rows = jax.lax.optimization_barrier(x.swapaxes(2, 3))
-    return jnp.einsum("bjw,bhcw->bhjc", matrix, rows)
+    return jnp.einsum("jw,bhwc->bhjc" if matrix.ndim == 2 else "bjw,bhwc->bhjc", matrix, x)
 
 
 def resize_nearest(x: Shaped[Array, "b h w *c"], size: tuple[int, int]) -> Shaped[Array, "b h2 w2 *c"]:
