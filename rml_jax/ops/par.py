@@ -58,9 +58,13 @@ def par(
 
     def refine(masks, _):
         masks = replicate_edges(masks, sizes, axes=(2, 3))
-        forms = {"cpu": _weighted_sum, "default": _weighted_sum_by_dilation}
-        forms = {platform: functools.partial(form, dilations=dilations) for platform, form in forms.items()}
-        return jax.lax.platform_dependent(weights, masks, **forms), None
+        neighbours_sum = jax.lax.platform_dependent(
+            weights,
+            masks,
+            cpu=functools.partial(_weighted_sum, dilations=dilations),
+            default=functools.partial(_weighted_sum_by_dilation, dilations=dilations),
+        )
+        return neighbours_sum, None
 
     masks, _ = jax.lax.scan(refine, masks, length=iterations)
     return jnp.moveaxis(masks, 1, -1)
@@ -95,8 +99,8 @@ def _weighted_sum(weights, masks, dilations):
 def _weighted_sum_by_dilation(weights, masks, dilations):
     """Computes `_weighted_sum` in a loop over the dilations, for GPUs and TPUs.
 
-    Their compilers write all shifted maps to memory if one expression holds all of them; those of three dilations
-    are fused (docs/accelerators.md, PAR). The terms are added in the same order.
+    A TPU's compiler writes shifted maps to memory if one expression holds all 48, and fuses those of three dilations
+    (docs/accelerators.md, PAR). The terms are added in the same order.
     """
     starts = jnp.asarray(_starts(dilations)).reshape(len(dilations), len(_DIRECTIONS), 2)
     padded = _pad_edges(masks, dilations)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from rml_jax.ops.resize import resize_bilinear
+from rml_jax.ops.resize import resize_bilinear, resize_columns, resize_rows
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -140,8 +140,7 @@ def resize_inside(
     rows = _bilinear_matrices(new_sizes[:, 0], sizes[:, 0], canvas[0], x.shape[1])
     columns = _bilinear_matrices(new_sizes[:, 1], sizes[:, 1], canvas[1], x.shape[2])
     # Values outside have weight 0, which removes all but infinities and NaNs.
-    x = jnp.einsum("bih,bhwc->biwc", rows.astype(x.dtype), x)
-    return jnp.einsum("bjw,biwc->bijc", columns.astype(x.dtype), x)
+    return resize_columns(resize_rows(x, rows.astype(x.dtype)), columns.astype(x.dtype))
 
 
 def _bilinear_matrices(new, old, size_out, size_in):

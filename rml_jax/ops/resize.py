@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -53,16 +55,66 @@ def resize_bilinear(
     Returns:
       [B, height, width, C], in x's type.
     """
-    height, width = size
-    if height != x.shape[1]:
-        rows = jnp.asarray(bilinear_matrix(height, x.shape[1], align_corners), x.dtype)
-        # Width and channels as one axis: XLA's GPU compiler (jax 0.10.2) finds no tiles for 3 channels of their own.
-        pixels = x.reshape(*x.shape[:2], -1)
-        x = jnp.einsum("ih,bhp->bip", rows, pixels).reshape(x.shape[0], height, *x.shape[2:])
-    if width != x.shape[2]:
-        columns = jnp.asarray(bilinear_matrix(width, x.shape[2], align_corners), x.dtype)
-        x = jnp.einsum("jw,bhwc->bhjc", columns, x)
+    for axis, function in ((1, resize_rows), (2, resize_columns)):
+        if size[axis - 1] != x.shape[axis]:
+            matrix = bilinear_matrix(size[axis - 1], x.shape[axis], align_corners)
+            x = function(x, jnp.asarray(matrix, x.dtype))
     return x
+
+
+def resize_rows(x: Float[Array, "b h w c"], matrix: Float[Array, "*b i h"]) -> Float[Array, "b i w c"]:
+    """Computes new rows as weighted sums of rows.
+
+    Args:
+      x: float [B, H, W, C].
+      matrix: weights [I, H], or [B, I, H] of each image.
+
+    Returns:
+      [B, I, W, C].
+    """
+    product = functools.partial(jnp.einsum, "ih,bhwc->biwc" if matrix.ndim == 2 else "bih,bhwc->biwc")
+
+    def of_sums(matrix, x):
+        return _sum_products(matrix[..., None, None], x[:, None], axis=2)
+
+    return _by_platform(product, of_sums, matrix, x)
+
+
+def resize_columns(x: Float[Array, "b h w c"], matrix: Float[Array, "*b j w"]) -> Float[Array, "b h j c"]:
+    """Computes new columns as weighted sums of columns.
+
+    Args:
+      x: float [B, H, W, C].
+      matrix: weights [J, W], or [B, J, W] of each image.
+
+    Returns:
+      [B, H, J, C].
+    """
+    product = functools.partial(jnp.einsum, "jw,bhwc->bhjc" if matrix.ndim == 2 else "bjw,bhwc->bhjc")
+
+    def of_sums(matrix, x):
+        return _sum_products(matrix[..., None, :, :, None], x[:, :, None], axis=3)
+
+    return _by_platform(product, of_sums, matrix, x)
+
+
+def _by_platform(product, of_sums, matrix, x):
+    """Computes a matrix product or, on NVIDIA's GPUs, the same sums of products.
+
+    XLA's GPU compiler (jax 0.10.2) fails on products whose maps have channels that are no multiple of a tile
+    ("Couldn't find output tile sizes"), and on pairs of such products, which it merges. Sums are fused with what
+    precedes and follows them. Programs exported for a batch of any size have the product only, which converters to
+    other formats can read.
+    """
+    if not isinstance(x.shape[0], int):
+        return product(matrix, x)
+    return jax.lax.platform_dependent(matrix, x, cuda=of_sums, default=product)
+
+
+def _sum_products(weights, x, axis):
+    """Sums weights times x along an axis in float32; the result has x's type."""
+    products = weights.astype(jnp.float32) * x.astype(jnp.float32)
+    return products.sum(axis=axis).astype(x.dtype)
 
 
 def resize_nearest(x: Shaped[Array, "b h w *c"], size: tuple[int, int]) -> Shaped[Array, "b h2 w2 *c"]:

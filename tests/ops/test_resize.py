@@ -1,10 +1,12 @@
 """Resizing: against loops over pixels, and by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rml_jax.ops.resize import resize_bilinear, resize_nearest
+from tests.platforms import as_on
 from tests.references import loops as references
 
 SIZES = [
@@ -109,3 +111,22 @@ def test_nearest_takes_channels_and_both_axes_at_once():
     x = np.arange(2 * 2 * 3 * 2).reshape(2, 2, 3, 2)
     result = resize_nearest(jnp.asarray(x), (4, 3))
     np.testing.assert_array_equal(result, x[:, [0, 0, 1, 1]])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_sums_of_a_gpu_equal_the_products_with_gradients(dtype):
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 5, 7, 3)), dtype)
+    weights = np.random.default_rng(3).normal(size=(2, 11, 4, 3)).astype(np.float32)
+
+    def weighted(x):
+        resized = resize_bilinear(x, (11, 4))
+        assert resized.dtype == dtype
+        return (resized.astype(jnp.float32) * weights).sum()
+
+    here = jax.value_and_grad(weighted)(x)
+    there = as_on(("cuda",), jax.value_and_grad(weighted))(x)
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    for ours, theirs in zip(here, there, strict=True):
+        np.testing.assert_allclose(
+            ours.astype(np.float32), theirs.astype(np.float32), atol=tolerance, rtol=tolerance
+        )
