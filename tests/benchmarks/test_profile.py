@@ -31,7 +31,7 @@ def test_what_runs_inside_of_a_loop_is_not_the_loops_own_time():
 def test_instructions_lead_back_to_our_functions(compiled):
     found = instructions(compiled.as_text()).values()
     products = [one for one in found if one.operation == "dot/dot_general"]
-    assert {one.function for one in products} == {"ops.resize.resize_bilinear"}
+    assert {one.function for one in products} == {"ops.resize._by_platform"}
     assert {one.backward for one in products} == {False, True}
     assert any(one.shape.startswith("f32[") and one.operation.endswith("/tanh") for one in found)
 

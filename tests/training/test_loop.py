@@ -190,7 +190,7 @@ def test_run_starts_from_weights(finished, tmp_path):
     config = tiny_config()
     config.model.init_from = str(tmp_path / "start.safetensors")
     mesh = make_mesh(config.train.batch_size)
-    _, started, _ = loop._initial_state(config, mesh)
+    _, started, *_ = loop._initial_state(config, mesh)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params, started.params)))
 
 
@@ -200,7 +200,7 @@ def test_run_starts_from_a_folder_of_transformers(finished, tmp_path, capsys):
     config = tiny_config()
     mesh = make_mesh(config.train.batch_size)
     config.model.init_from = str(tmp_path / "model")
-    _, started, _ = loop._initial_state(config, mesh)
+    _, started, *_ = loop._initial_state(config, mesh)
     same = nnx.to_pure_dict(jax.tree.map(np.array_equal, state.params, started.params))
     assert all(jax.tree.leaves(same["backbone"]))
     assert not any(same[head]["kernel"] for head in ("classifier", "affinity", "fusion")), (
@@ -212,7 +212,7 @@ def test_run_starts_from_a_folder_of_transformers(finished, tmp_path, capsys):
 def test_pretrained_start_freezes_the_norms_and_scratch_does_not(finished):
     config = tiny_config()
     _, state = finished
-    _, fresh, _ = loop._initial_state(config, make_mesh(2))
+    _, fresh, *_ = loop._initial_state(config, make_mesh(2))
     moved = nnx.to_pure_dict(jax.tree.map(lambda a, b: not np.array_equal(a, b), fresh.params, state.params))
     assert moved["backbone"]["stages"][3]["norm"]["scale"]
 
