@@ -28,9 +28,8 @@ from rml_jax.training.step import TrainState
 from rml_jax.utils.compilation_cache import use_compilation_cache
 from rml_jax.utils.progress import Progress
 
-NUM_CLASSES = 1000
-# The teacher was trained with softened labels on larger images; its scores for small ones are flat.
-TEMPERATURE = 1.0
+# The teacher's classes, and the channels of its features.
+NUM_CLASSES, CHANNELS = 1000, 112
 FEATURE_WEIGHT = 1.0
 LARGEST_GRADIENT = 1.0
 WEIGHT_DECAY = 0.05
@@ -64,15 +63,14 @@ class Student(nnx.Module):
 
     Args:
       variant: name of the backbone.
-      channels: D, of the teacher's features.
       rngs: nnx.Rngs.
     """
 
-    def __init__(self, variant, channels, rngs):
+    def __init__(self, variant, rngs):
         backbone = BACKBONES[variant](drop_path_rate=0.0)
         config = RMLConfig(backbone=backbone, num_classes=NUM_CLASSES, pooling="average")
         self.network = RML(config, rngs=rngs)
-        self.to_teacher = nnx.Linear(backbone.embed_dims[-1], channels, rngs=rngs)
+        self.to_teacher = nnx.Linear(backbone.embed_dims[-1], CHANNELS, rngs=rngs)
 
     def __call__(self, images):
         """Maps normalised images [B, S, S, 3] to logits [B, 1000] and features [B, S / 16, S / 16, D]."""
@@ -91,8 +89,8 @@ def distillation_loss(logits, features, batch):
       float32 scalar, and a dict of its terms: `scores`, the Kullback-Leibler divergence from the teacher's class
       probabilities in nats, and `features`, the mean squared difference.
     """
-    target = jax.nn.softmax(batch["logits"] / TEMPERATURE)
-    scores = optax.losses.kl_divergence(jax.nn.log_softmax(logits / TEMPERATURE), target).mean()
+    target = jax.nn.softmax(batch["logits"])
+    scores = optax.losses.kl_divergence(jax.nn.log_softmax(logits), target).mean()
     regression = jnp.mean(jnp.square(features - batch["features"]))
     return scores + FEATURE_WEIGHT * regression, {"scores": scores, "features": regression}
 
@@ -128,7 +126,9 @@ def make_batches(paths, batch_size, seed=0):
     """
     source = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
     sample = np.random.default_rng(seed).choice(len(source), min(len(source), FEATURE_SAMPLE), replace=False)
-    values = np.concatenate([records.decode(source[int(i)])["features"].reshape(-1, 112) for i in sample])
+    values = np.concatenate(
+        [records.decode(source[int(i)])["features"].reshape(-1, CHANNELS) for i in sample]
+    )
     mean, deviation = values.mean(axis=0), values.std(axis=0) + 1e-6
 
     def to_example(record, rng):
@@ -161,7 +161,7 @@ def train(chosen):
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),
     )
-    graphdef, params = nnx.split(Student(chosen.variant, 112, nnx.Rngs(0)))
+    graphdef, params = nnx.split(Student(chosen.variant, nnx.Rngs(0)))
     if chosen.init_from:
         params["network"], report = load_weights(params["network"], chosen.init_from)
         print(report)

@@ -62,7 +62,7 @@ def test_loss_by_hand():
 
 
 def test_student_has_the_teachers_shapes():
-    shapes = nnx.eval_shape(lambda: student.Student("b0", 112, nnx.Rngs(0)))
+    shapes = nnx.eval_shape(lambda: student.Student("b0", nnx.Rngs(0)))
     logits, features = jax.eval_shape(
         lambda params: nnx.merge(nnx.graphdef(shapes), params)(jnp.zeros((2, 64, 64, 3))), nnx.state(shapes)
     )
