@@ -161,7 +161,3 @@ class PartFolder:
         atomic_write(self._folder / f"{first:08d}.npz", part.to_bytes())
         self._saved = time.monotonic()
         return Part(self._names, self._count)
-
-    def remove(self):
-        """Removes the folder."""
-        shutil.rmtree(self._folder, ignore_errors=True)

@@ -40,19 +40,14 @@ class OutputFolder:
         self._names = {number: name for name, number in self._number_of.items()}
         self._images, self._failed = [], []
 
-    def save(self, name, path, image, prediction):
-        """Saves one prediction.
+    def write(self, name, path, image, prediction):
+        """Writes the files of one prediction; several threads may.
 
         Args:
           name: of its files, which may hold folders.
           path: of the image, for the record.
           image: uint8 [H, W, 3].
           prediction: `rml_jax.inference.predictor.Prediction`.
-        """
-        self.record(name, prediction, self.write(name, path, image, prediction))
-
-    def write(self, name, path, image, prediction):
-        """Writes the files of one prediction, arguments as in `save`; several threads may.
 
         Returns:
           Its entry for `record`.
