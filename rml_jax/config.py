@@ -73,7 +73,8 @@ def default_config():
     # Whether R_a is made from x + x^T or from x alone (docs/method.md, Network).
     model.symmetric_affinity = True
     model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
-    # Weights to start from: a file, or USER/MODEL[@REVISION] on the Hugging Face hub (docs/weights.md); "" = random.
+    # Weights to start from: a file, USER/MODEL[@REVISION] on the Hugging Face hub, or "builtin-b0", which comes with
+    # this package (docs/weights.md); "" = random.
     model.init_from = ""
 
     config.affine = affine = ConfigDict()  # ranges of the random transform A between the views
@@ -144,6 +145,9 @@ def default_config():
     evaluation.background = ConfigDict({"cam": 0.45, "affinity": 0.35, "par": 0.45})
     evaluation.crf = "afa"  # name of the CRF's settings (rml_jax.ops.SETTINGS)
     evaluation.sweep = sweep = ConfigDict()
+    # What the background scores are chosen by: "miou", which needs masks, or "agreement" between an image and its
+    # mirror image, which needs none (docs/evaluation.md).
+    sweep.criterion = "miou"
     sweep.split = ""  # split to choose the background scores on; "" uses eval.background
     sweep.images = 0  # number of its images to use, drawn by data.seed evenly over the classes; 0 = all
     sweep.grid = tuple(round(0.05 * i, 2) for i in range(1, 20))  # background scores to try, at least 0

@@ -122,6 +122,7 @@ _RULES = {
         lambda name: name in ("newest", "best") or name.isdecimal(),
         "newest, best (by checkpoint.best_metric) or a step in digits",
     ),
+    "eval.sweep.criterion": (lambda name: name in ("miou", "agreement"), "miou or agreement"),
     "eval.sweep.grid": (
         lambda scores: scores and all(score >= 0 for score in scores),
         "at least one background score, each at least 0",

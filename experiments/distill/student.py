@@ -173,7 +173,8 @@ def train(chosen):
             state = restored.state
             batches.set_state(restored.data)
         step_function = jax.jit(make_step(graphdef, optimizer), donate_argnums=0)
-        progress, window, history = Progress("distill", chosen.steps, "steps"), [], {}
+        progress = Progress("distill", chosen.steps, "steps", start=int(state.step))
+        window, history = [], {}
         for step in range(int(state.step) + 1, chosen.steps + 1):
             state, terms = step_function(state, next(batches))
             window.append(terms)

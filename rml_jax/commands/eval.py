@@ -11,6 +11,7 @@ from pathlib import Path
 from rml_jax.commands import cli
 from rml_jax.report import score_table
 from rml_jax.report.evaluation import evaluate_masks, evaluate_run
+from rml_jax.report.scores import background_flags
 from rml_jax.utils import distributed
 from rml_jax.utils.errors import Interrupted, UserError
 
@@ -55,6 +56,8 @@ def main(arguments=None):
     if not distributed.is_first():
         return
     print(score_table(metrics))
+    if flags := background_flags(metrics):
+        print(flags)
     if "programs" in metrics:
         print(f"{metrics['programs']} programs for canvases {', '.join(metrics['canvases'])}")
     print(f"images: {page}")

@@ -9,7 +9,7 @@ from PIL import Image
 from rml_jax.evaluation import metrics
 from rml_jax.evaluation.parts import Part
 from rml_jax.evaluation.samples import Sample
-from rml_jax.evaluation.sweep import sweep_batch
+from rml_jax.evaluation.sweep import CRITERIA, agreement_batch, sweep_batch
 from rml_jax.ops.grid import ceil_div
 from rml_jax.stages.canvas import crop_labels
 from rml_jax.stages.refine import make_sweep
@@ -41,6 +41,7 @@ class Evaluator:
         self._config = config
         self._classes = tuple(config.data.class_names)
         self._runner = StageRunner(config, graphdef)
+        self._unmirrored = StageRunner(_without_mirrors(config), graphdef)
         self._stages = self._runner.stages
         self._batch_size = config.eval.batch_size * self._runner.devices
         self._sweep = self._runner.shard_map(make_sweep(self._stages, len(self._classes)), 0, 6)
@@ -89,19 +90,20 @@ class Evaluator:
         scores.classification = metrics.classification_scores(*part.classified())
         return scores
 
-    def sweep(self, params, source, indices, grid, progress, parts=None):
-        """Computes the mIoU of the base of every chain at each background score of a grid.
+    def sweep(self, params, source, indices, grid, progress, parts=None, criterion="miou"):
+        """Computes how good the base of every chain is at each background score of a grid.
 
         Args:
           params: nnx.State of the network.
-          source: random-access source with masks.
+          source: random-access source, with masks if the criterion is "miou".
           indices: of the images to use.
           grid: the background scores.
           progress: called with the number of images done.
           parts: see `evaluate`.
+          criterion: name in `rml_jax.evaluation.sweep.CRITERIA`.
 
         Returns:
-          Dict protocol -> base -> list of mIoU, one for each score of the grid.
+          Dict protocol -> base -> list of the criterion's values, one for each score of the grid.
         """
         soft = self._stages.bases
 
@@ -112,11 +114,15 @@ class Evaluator:
                         score.add_matrix(protocol, stage, index, matrix)
 
         def predict(indices):
-            return self._swept(params, source, indices, grid)
+            compare = self._swept if criterion == "miou" else self._compared
+            return compare(params, source, indices, grid)
 
-        scores = self._collect(indices, predict, add, len(grid), progress, parts).scores
+        scores, value = (
+            self._collect(indices, predict, add, len(grid), progress, parts).scores,
+            CRITERIA[criterion],
+        )
         return {
-            protocol: {stage: [score.mean_iou()[protocol][stage] for score in scores] for stage in soft}
+            protocol: {stage: [value(score.matrices[protocol, stage]) for score in scores] for stage in soft}
             for protocol in self._config.eval.protocols
         }
 
@@ -247,6 +253,19 @@ class Evaluator:
             for number, ((index, item, _), of_image) in enumerate(zip(batch.entries, matrices, strict=True)):
                 yield index, item, _facts(batch, number, probabilities) | {"matrices": of_image}
 
+    def _compared(self, params, source, indices, grid):
+        """Yields the same as `_swept`, with `matrices` between the masks of each image and of its mirror image."""
+        runner, params = self._unmirrored, self._unmirrored.replicate(params)
+        for batch, tags in self._batches(source, indices):
+            mirrored = batch.mirrored()
+            maps, probabilities = runner.maps(params, batch)
+            others, _ = runner.maps(params, mirrored)
+            views = (batch, jax.device_get(maps)), (mirrored, jax.device_get(others))
+            allowed = self._allowed(tags, probabilities)
+            matrices = agreement_batch(runner, self._sweep, views, allowed, np.float32(grid))
+            for number, ((index, item, _), of_image) in enumerate(zip(batch.entries, matrices, strict=True)):
+                yield index, item, _facts(batch, number, probabilities) | {"matrices": of_image}
+
     def _in_order(self, batch, number, masks, stages):
         """Returns one image's masks by protocol and stage in the configured order; jax sorts the keys of dicts."""
         return {
@@ -264,6 +283,13 @@ class Evaluator:
         """Returns protocol -> bool [B, C], the allowed classes."""
         allowed = {"predicted": probabilities > TAG_THRESHOLD, "given": tags > 0}
         return {protocol: allowed[protocol] for protocol in self._config.eval.protocols}
+
+
+def _without_mirrors(config):
+    """Returns a copy of the configuration whose CAMs are of the images alone."""
+    config = config.copy_and_resolve_references()
+    config.cam.flip = False
+    return config
 
 
 def _facts(batch, number, probabilities):

@@ -38,17 +38,19 @@ def confusion_figure(matrix, names, title):
 
 
 def sweep_figure(sweep):
-    """Draws mIoU as a function of the background score.
+    """Draws what background scores are chosen by as a function of the score.
 
     Args:
-      sweep: dict with `split`, `images`, `grid` and `miou`, protocol -> stage -> list of mIoU.
+      sweep: dict with `split`, `images`, `grid`, `criterion` and, under the criterion's name, protocol -> stage ->
+        list of its values.
 
     Returns:
       bytes of a PNG, one panel per protocol.
     """
-    figure = Figure(figsize=(5 * len(sweep["miou"]), 3.6), layout="constrained", dpi=_DPI)
-    panels = np.atleast_1d(figure.subplots(1, len(sweep["miou"]), sharey=True))
-    for axes, (protocol, stages) in zip(panels, sweep["miou"].items(), strict=True):
+    curves = sweep[sweep["criterion"]]
+    figure = Figure(figsize=(5 * len(curves), 3.6), layout="constrained", dpi=_DPI)
+    panels = np.atleast_1d(figure.subplots(1, len(curves), sharey=True))
+    for axes, (protocol, stages) in zip(panels, curves.items(), strict=True):
         for stage, scores in stages.items():
             (line,) = axes.plot(sweep["grid"], 100 * np.array(scores), label=stage)
             best = int(np.argmax(scores))
@@ -57,7 +59,7 @@ def sweep_figure(sweep):
             xlabel="background score", title=f"{protocol} tags, {sweep['split']}, {sweep['images']} images"
         )
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("mIoU, %")
+    panels[0].set_ylabel("mIoU, %" if sweep["criterion"] == "miou" else "agreement with mirror images, %")
     panels[0].legend()
     return _png(figure)
 

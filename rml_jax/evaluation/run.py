@@ -92,7 +92,8 @@ def load_candidate(config, workdir, split, weights=""):
     source = _open_split(config.data, split)
     swept = None
     if config.eval.sweep.split:
-        swept = make_source(config.data, config.eval.sweep.split, with_masks=True)
+        by_masks = config.eval.sweep.criterion == "miou"
+        swept = make_source(config.data, config.eval.sweep.split, with_masks=by_masks)
     graphdef, abstract = build.build_graph(config)
     if weights:
         origin, params = {"weights": str(weights)}, _load_for_scoring(config, abstract, weights)
@@ -132,7 +133,8 @@ def score_candidate(candidate, folder, save=None):
     backgrounds, chosen_on, sweep = evaluator.fixed_backgrounds(), "fixed", None
     if candidate.swept:
         sweep = _sweep(config, evaluator, params, candidate.swept, folder / "sweep", weights)
-        backgrounds, chosen_on = sweep["best"], f"chosen on {sweep['split']} ({sweep['images']} images)"
+        by = ", by agreement" if sweep["criterion"] == "agreement" else ""
+        backgrounds, chosen_on = sweep["best"], f"chosen on {sweep['split']} ({sweep['images']} images{by})"
     facts = {"parameters": weights, "split": candidate.split, "backgrounds": backgrounds, "saves": bool(save)}
     parts = _open_parts(folder / "scores", config, source, facts)
     progress = _progress("eval", len(source), parts)
@@ -244,13 +246,13 @@ def _progress(name, total, parts):
 
 
 def _sweep(config, evaluator, params, source, folder, weights):
-    """Returns the content of sweep.json: mIoU over background scores, and the best score of each stage."""
+    """Returns the content of sweep.json: a criterion over background scores, and the best score of each stage."""
     settings = config.eval.sweep
     indices = draw_images(source, settings.images or len(source), config.data.seed)
     facts = {"parameters": weights, "split": settings.split, "drawn": indices, "grid": list(settings.grid)}
     parts = _open_parts(folder, config, source, facts, len(settings.grid))
     progress = _progress(f"sweep on {settings.split}", len(indices), parts)
-    curves = evaluator.sweep(params, source, indices, settings.grid, progress, parts)
+    curves = evaluator.sweep(params, source, indices, settings.grid, progress, parts, settings.criterion)
     best = {
         protocol: {
             stage: max(zip(scores, settings.grid, strict=True), key=lambda pair: pair[0])[1]
@@ -262,7 +264,8 @@ def _sweep(config, evaluator, params, source, folder, weights):
         "split": settings.split,
         "images": len(indices),
         "grid": list(settings.grid),
-        "miou": curves,
+        "criterion": settings.criterion,
+        settings.criterion: curves,
         "best": best,
     }
 

@@ -215,6 +215,11 @@ class Batch:
         self.images = np.stack([pad_image(item["image"], size, canvas) for _, item, size in filled])
         self.sizes = np.array([size for _, _, size in filled], np.int32)
 
+    def mirrored(self):
+        """Returns the Batch of the images mirrored left to right."""
+        entries = [(key, item | {"image": item["image"][:, ::-1]}, size) for key, item, size in self.entries]
+        return Batch(entries, self.canvas, len(self.items))
+
     def part(self, first, count):
         """Returns the Batch of the images from `first` to before `first + count`, at least one of them an entry's."""
         part, rows = copy.copy(self), slice(first, first + count)

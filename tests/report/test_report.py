@@ -16,6 +16,7 @@ from rml_jax import report
 from rml_jax.commands.report import main, write_run_report
 from rml_jax.config import save_config
 from rml_jax.report import training
+from rml_jax.report.scores import background_flags
 
 CLASS_NAMES = ("cat", "<b>", "dog")
 METRICS = {
@@ -217,6 +218,23 @@ def test_score_table_says_what_a_crf_adds():
         "affinity": ["50.0"],
         "affinity+crf": ["49.4", "(-0.6)"],
     }
+
+
+def test_flags_give_predict_the_chosen_scores():
+    chosen = "chosen on train (9 images, by agreement)"
+    scores = {"cam": 0.8, "crf": 0.8, "affinity+crf": 0.2, "par": 0.75}
+    metrics = METRICS | {
+        "settings": {"eval": {"background": {"cam": 0.45, "affinity": 0.35, "par": 0.45}}},
+        "background": {
+            "predicted": {stage: {"score": score, "chosen_on": chosen} for stage, score in scores.items()},
+            "given": {stage: {"score": 0.1, "chosen_on": chosen} for stage in scores},
+        },
+    }
+    flags = "--config.eval.background.cam=0.8 --config.eval.background.par=0.75"
+    assert background_flags(metrics) == f"to predict with the chosen scores: {flags}"
+    for stage in metrics["background"]["predicted"].values():
+        stage["chosen_on"] = "fixed"
+    assert background_flags(metrics) == background_flags({"miou": {}}) == ""
 
 
 def test_score_table_of_a_folder_of_masks():
