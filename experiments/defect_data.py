@@ -5,8 +5,8 @@
     git clone https://github.com/abin24/Magnetic-tile-defect-datasets.
     python -m experiments.defect_data magnetic_tiles Magnetic-tile-defect-datasets. --out=data/magnetic_tiles
 
-OUT has JPEGImages, SegmentationClass, ImageSets/Segmentation with the lists train.txt and test.txt, and classes.txt.
-It is for `configs/neu_seg.py` and `configs/magnetic_tiles.py`. Tags are the classes in the masks. Neither repository
+OUT has JPEGImages, SegmentationClass, ImageSets/Segmentation with the lists train.txt and test.txt, classes.txt, and
+tags.csv, the tags of the training images. It is for `configs/neu_seg.py` and `configs/magnetic_tiles.py`. Tags are the classes in the masks. Neither repository
 states a licence (November 2026).
 """
 
@@ -111,7 +111,7 @@ def arrange(items, classes, out):
     shutil.rmtree(partial, ignore_errors=True)
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (partial / folder).mkdir(parents=True)
-    progress = Progress("arrange", len(items), "images")
+    progress, tags = Progress("arrange", len(items), "images"), ["image,tags"]
     for done, item in enumerate(items, 1):
         shutil.copyfile(item.image, partial / "JPEGImages" / f"{item.id}.jpg")
         mask = np.asarray(Image.open(item.mask))
@@ -119,10 +119,13 @@ def arrange(items, classes, out):
             # The edges of these masks are smoothed.
             mask = (mask > 127).astype(np.uint8) * item.binary_class
         Image.fromarray(mask.astype(np.uint8)).save(partial / "SegmentationClass" / f"{item.id}.png")
+        if not item.is_test:
+            tags.append(f"{item.id}.jpg,{'|'.join(classes[number - 1] for number in np.unique(mask) if number)}")
         progress.update(done)
     for part, is_test in (("train", False), ("test", True)):
         names = "".join(f"{item.id}\n" for item in items if item.is_test == is_test)
         atomic_write(partial / "ImageSets" / "Segmentation" / f"{part}.txt", names)
+    atomic_write(partial / "tags.csv", "\n".join(tags) + "\n")
     atomic_write(partial / "classes.txt", "".join(f"{name}\n" for name in classes))
     partial.rename(out)
     print(f"{out}: {len(items)} images, {sum(item.is_test for item in items)} of them for testing")

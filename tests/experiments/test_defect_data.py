@@ -32,6 +32,7 @@ def test_neu_seg_keeps_parts_and_classes_apart(tmp_path, grey):
         assert [item["id"] for item in source] == [name]
         assert source[0]["tags"].tolist() == tags
         assert (source[0]["mask"] > 0).sum() == 16
+    assert (tmp_path / "out" / "tags.csv").read_text() == "image,tags\ntraining_000001.jpg,inclusion\n"
 
 
 def test_magnetic_tiles_get_their_folders_class_and_one_fixed_division(tmp_path, grey):
