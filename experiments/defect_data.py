@@ -120,7 +120,9 @@ def arrange(items, classes, out):
             mask = (mask > 127).astype(np.uint8) * item.binary_class
         Image.fromarray(mask.astype(np.uint8)).save(partial / "SegmentationClass" / f"{item.id}.png")
         if not item.is_test:
-            tags.append(f"{item.id}.jpg,{'|'.join(classes[number - 1] for number in np.unique(mask) if number)}")
+            tags.append(
+                f"{item.id}.jpg,{'|'.join(classes[number - 1] for number in np.unique(mask) if number)}"
+            )
         progress.update(done)
     for part, is_test in (("train", False), ("test", True)):
         names = "".join(f"{item.id}\n" for item in items if item.is_test == is_test)

@@ -5,7 +5,7 @@ All functions take the content of `metrics.json`, see `rml_jax.report`.
 
 from collections.abc import Mapping, Sequence
 
-from rml_jax.stages.registry import background_key, split_stage
+from rml_jax.stages.registry import split_stage
 
 # Title of a protocol's column, and its short name.
 TITLES = {"predicted": "mIoU predicted tags", "given": "mIoU given tags", "files": "mIoU of the files"}
@@ -44,16 +44,15 @@ def background_flags(metrics: Mapping) -> str:
       metrics: content of `metrics.json`, see `rml_jax.report`.
 
     Returns:
-      One line, or "" if no scores were chosen. Those of the first protocol, of stages that have a score of their own.
+      One line with the flags of each stage, for the first protocol; "" if no scores were chosen.
     """
     chosen = next(iter(metrics.get("background", {}).values()), {})
     flags = [
-        f"--config.eval.background.{stage}={of['score']:g}"
+        f"--stage={stage} --background={of['score']:g}"
         for stage, of in chosen.items()
         if of["chosen_on"] != "fixed"
-        and stage == background_key(stage, metrics["settings"]["eval"]["background"])
     ]
-    return f"to predict with the chosen scores: {' '.join(flags)}" if flags else ""
+    return f"to predict with the chosen scores: {', or '.join(flags)}" if flags else ""
 
 
 def class_table(metrics: Mapping) -> str:

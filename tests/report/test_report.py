@@ -222,15 +222,14 @@ def test_score_table_says_what_a_crf_adds():
 
 def test_flags_give_predict_the_chosen_scores():
     chosen = "chosen on train (9 images, by agreement)"
-    scores = {"cam": 0.8, "crf": 0.8, "affinity+crf": 0.2, "par": 0.75}
+    scores = {"cam": 0.8, "par+crf": 0.75}
     metrics = METRICS | {
-        "settings": {"eval": {"background": {"cam": 0.45, "affinity": 0.35, "par": 0.45}}},
         "background": {
             "predicted": {stage: {"score": score, "chosen_on": chosen} for stage, score in scores.items()},
             "given": {stage: {"score": 0.1, "chosen_on": chosen} for stage in scores},
         },
     }
-    flags = "--config.eval.background.cam=0.8 --config.eval.background.par=0.75"
+    flags = "--stage=cam --background=0.8, or --stage=par+crf --background=0.75"
     assert background_flags(metrics) == f"to predict with the chosen scores: {flags}"
     for stage in metrics["background"]["predicted"].values():
         stage["chosen_on"] = "fixed"
