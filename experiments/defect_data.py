@@ -6,8 +6,8 @@
     python -m experiments.defect_data magnetic_tiles Magnetic-tile-defect-datasets. --out=data/magnetic_tiles
 
 OUT has JPEGImages, SegmentationClass, ImageSets/Segmentation with the lists train.txt and test.txt, classes.txt, and
-tags.csv, the tags of the training images. It is for `configs/neu_seg.py` and `configs/magnetic_tiles.py`. Tags are the
-classes in the masks. Neither repository states a licence (November 2026).
+tags.csv, the tags of the training images. It is for `configs/neu_seg.py` and `configs/magnetic_tiles.py`. Tags are
+the classes in the masks. Neither repository states a licence (November 2026).
 """
 
 import argparse
