@@ -73,8 +73,7 @@ def default_config():
     # Whether R_a is made from x + x^T or from x alone (docs/method.md, Network).
     model.symmetric_affinity = True
     model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
-    # Weights to start from: a file, USER/MODEL[@REVISION] on the Hugging Face hub, or "builtin-b0", which comes with
-    # this package (docs/weights.md); "" = random.
+    # Weights to start from: a file, or USER/MODEL[@REVISION] on the Hugging Face hub (docs/weights.md); "" = random.
     model.init_from = ""
 
     config.affine = affine = ConfigDict()  # ranges of the random transform A between the views

@@ -1,9 +1,8 @@
 """Loading and saving of weights.
 
 Reads Hugging Face SegFormer files or model folders, the original `mit_b*.pth`, checkpoints of AFA-style PyTorch
-models and our own safetensors, detected by their content (`rml_jax.models.layouts`), or weights of this package by
-name (`BUILTIN`). Writes our own safetensors, or a folder that transformers loads as a SegFormer encoder. Arbitrary
-Python objects are never unpickled.
+models and our own safetensors, detected by their content (`rml_jax.models.layouts`). Writes our own safetensors, or a
+folder that transformers loads as a SegFormer encoder. Arbitrary Python objects are never unpickled.
 """
 
 from __future__ import annotations
@@ -26,9 +25,6 @@ from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import atomic_write
 from rml_jax.utils.trees import named_leaves, with_leaves
 
-BUILTIN = {"builtin-b0": Path(__file__).with_name("builtin") / "mit-b0.safetensors"}
-"""Weights in this package, by the name that `model.init_from` takes: see builtin/README.md."""
-
 _LISTED = 8  # names of each kind in an error or a report
 
 
@@ -42,8 +38,7 @@ class LoadReport:
       loaded: our names of the parameters taken from the file.
       left_out: dict from the names of unused tensors in the file to the reason.
       fresh: dict from our names of the parameters not taken from the file to the reason.
-      origin: what the hub says about the model (`rml_jax.utils.hub.HubModel.as_json`), or the metadata of weights in
-        this package; empty for files.
+      origin: what the hub says about the model (`rml_jax.utils.hub.HubModel.as_json`); empty for files.
     """
 
     path: str
@@ -70,7 +65,7 @@ def load_weights(params: nnx.State, path: str | Path) -> tuple[nnx.State, LoadRe
 
     Args:
       params: nnx.State of `RML`, arrays or jax.ShapeDtypeStruct.
-      path: file, or folder of a Hugging Face model, or its name on the hub (`rml_jax.utils.hub`), or in `BUILTIN`.
+      path: file, or folder of a Hugging Face model, or its name on the hub (`rml_jax.utils.hub`).
 
     Returns:
       nnx.State, in which parameters that are not in the file are unchanged, and a LoadReport.
@@ -83,8 +78,6 @@ def load_weights(params: nnx.State, path: str | Path) -> tuple[nnx.State, LoadRe
     if hub.is_hub_name(path):
         model = hub.fetch(str(path))
         converted, path, origin = read_weights(model.folder), model, model.as_json()
-    elif str(path) in BUILTIN:
-        converted, origin = read_weights(BUILTIN[str(path)]), _read_metadata(BUILTIN[str(path)])
     else:
         converted = read_weights(path)
     wanted = named_leaves(params)
@@ -165,13 +158,6 @@ def _read_safetensors(path):
         return load_file(path)
     except (OSError, SafetensorError, AttributeError) as error:  # The last one: a type NumPy does not have.
         raise UserError(f"{path}: {error}, expected a whole safetensors file of weights") from error
-
-
-def _read_metadata(path):
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
-        return file.metadata()
 
 
 def _read_torch(path):
