@@ -22,7 +22,7 @@ from rml_jax.variants import CHANGES
 
 FOLDER = Path(rml_jax.__file__).parents[1] / "configs"
 FILES = sorted(path.name for path in FOLDER.glob("*.py"))
-CASES = [*FILES, "digits.py:baseline", "folder.py:small"]
+CASES = [*FILES, "digits.py:baseline", "folder.py:small", "folder.py:surface"]
 # The rows of the paper's ablations.
 VARIANT_CASES = [
     f"{file}:{variant}"
@@ -69,9 +69,13 @@ def test_config_passes_the_checks(name):
     check_config(config_of(name))
 
 
-def test_a_folder_has_two_variants():
+def test_a_folder_has_three_variants():
     assert config_of("folder.py:small").model.variant == "b0"
-    with pytest.raises(UserError, match="'tiny' of the configuration folder, expected full or small"):
+    surface, steel = config_of("folder.py:surface"), config_of("neu_seg.py")
+    assert (surface.data.source, surface.data.class_names) == ("folder", ())
+    for group in ("augment", "loss", "model", "optimizer", "train"):
+        assert surface[group].to_dict() == steel[group].to_dict()
+    with pytest.raises(UserError, match="'tiny' of the configuration folder, expected full, small or surface"):
         config_of("folder.py:tiny")
 
 
