@@ -75,7 +75,9 @@ def test_a_folder_has_three_variants():
     assert (surface.data.source, surface.data.class_names) == ("folder", ())
     for group in ("augment", "loss", "model", "optimizer", "train"):
         assert surface[group].to_dict() == steel[group].to_dict()
-    with pytest.raises(UserError, match="'tiny' of the configuration folder, expected full, small or surface"):
+    with pytest.raises(
+        UserError, match="'tiny' of the configuration folder, expected full, small or surface"
+    ):
         config_of("folder.py:tiny")
 
 

@@ -16,6 +16,7 @@ from rml_jax.models import BACKBONES
 from rml_jax.models.weights import convert
 from rml_jax.report import score_table
 from rml_jax.report.evaluation import evaluate_masks, evaluate_run
+from rml_jax.report.scores import background_flags
 from rml_jax.utils.errors import UserError
 
 MINI = BACKBONES["mini"]()
@@ -350,6 +351,24 @@ def test_without_masks_tags_alone_are_scored(tagged, scored, tmp_path):
         assert score_table(metrics).splitlines()[-1].startswith("classification F1 ")
         assert "no masks to score by" in page.read_text()
         assert page.read_text().count("classification F1") == 1
+
+
+def test_without_masks_background_scores_are_chosen_by_agreement(tagged, scored, tmp_path):
+    config = tagged_config("voc", tagged / "voc", "")
+    config.data.tags = str(tagged / "tags.csv")
+    config.eval.sweep.split, config.eval.sweep.criterion = "val", "agreement"
+    metrics, page = evaluate_run(config, tmp_path / "new", "val", scored[0])
+    sweep = json.loads((tmp_path / "new/eval/sweep.json").read_text())
+    assert sweep["criterion"] == "agreement"
+    assert "miou" not in sweep
+    for protocol, stages in sweep["agreement"].items():
+        chosen = metrics["background"][protocol]["cam"]
+        assert chosen["score"] == sweep["best"][protocol]["cam"] == sweep["grid"][np.argmax(stages["cam"])]
+        assert chosen["chosen_on"] == f"chosen on val ({CLASSES - 1} images, by agreement)"
+    assert background_flags(metrics).endswith(
+        f"--stage=cam --background={sweep['best']['predicted']['cam']:g}"
+    )
+    assert "Choice of the background scores on val" in page.read_text()
 
 
 def test_without_masks_predictions_can_be_saved(tagged, scored, tmp_path):
