@@ -41,10 +41,11 @@ class Evaluator:
         self._config = config
         self._classes = tuple(config.data.class_names)
         self._runner = StageRunner(config, graphdef)
-        self._unmirrored = StageRunner(_without_mirrors(config), graphdef)
+        self._views = StageRunner(_of_one_view(config), graphdef)
         self._stages = self._runner.stages
         self._batch_size = config.eval.batch_size * self._runner.devices
         self._sweep = self._runner.shard_map(make_sweep(self._stages, len(self._classes)), 0, 6)
+        self._sweep_views = self._views.shard_map(make_sweep(self._views.stages, len(self._classes)), 0, 6)
         self._sample_maps = self._runner.shard_map(make_sample_maps(self._stages), 0, 5)
         self.programs, self.canvases, self.resized = self._runner.programs, collections.Counter(), []
 
@@ -93,6 +94,8 @@ class Evaluator:
     def sweep(self, params, source, indices, grid, progress, parts=None, criterion="miou"):
         """Computes how good the base of every chain is at each background score of a grid.
 
+        The criterion "agreement" is for `cam` alone, whatever the chains (docs/evaluation.md).
+
         Args:
           params: nnx.State of the network.
           source: random-access source, with masks if the criterion is "miou".
@@ -105,7 +108,8 @@ class Evaluator:
         Returns:
           Dict protocol -> base -> list of the criterion's values, one for each score of the grid.
         """
-        soft = self._stages.bases
+        by_masks = criterion == "miou"
+        soft = (self._stages if by_masks else self._views.stages).bases
 
         def add(part, index, item, prediction):
             for protocol, stages in prediction["matrices"].items():
@@ -114,7 +118,7 @@ class Evaluator:
                         score.add_matrix(protocol, stage, index, matrix)
 
         def predict(indices):
-            compare = self._swept if criterion == "miou" else self._compared
+            compare = self._swept if by_masks else self._compared
             return compare(params, source, indices, grid)
 
         scores, value = (
@@ -255,14 +259,14 @@ class Evaluator:
 
     def _compared(self, params, source, indices, grid):
         """Yields the same as `_swept`, with `matrices` between the masks of each image and of its mirror image."""
-        runner, params = self._unmirrored, self._unmirrored.replicate(params)
+        runner, params = self._views, self._views.replicate(params)
         for batch, tags in self._batches(source, indices):
             mirrored = batch.mirrored()
             maps, probabilities = runner.maps(params, batch)
             others, _ = runner.maps(params, mirrored)
             views = (batch, jax.device_get(maps)), (mirrored, jax.device_get(others))
             allowed = self._allowed(tags, probabilities)
-            matrices = agreement_batch(runner, self._sweep, views, allowed, np.float32(grid))
+            matrices = agreement_batch(runner, self._sweep_views, views, allowed, np.float32(grid))
             for number, ((index, item, _), of_image) in enumerate(zip(batch.entries, matrices, strict=True)):
                 yield index, item, _facts(batch, number, probabilities) | {"matrices": of_image}
 
@@ -285,10 +289,10 @@ class Evaluator:
         return {protocol: allowed[protocol] for protocol in self._config.eval.protocols}
 
 
-def _without_mirrors(config):
-    """Returns a copy of the configuration whose CAMs are of the images alone."""
+def _of_one_view(config):
+    """Returns a copy of the configuration for the CAMs of images without their mirror images."""
     config = config.copy_and_resolve_references()
-    config.cam.flip = False
+    config.cam.flip, config.eval.stages = False, ("cam",)
     return config
 
 

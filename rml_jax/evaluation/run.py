@@ -260,6 +260,9 @@ def _sweep(config, evaluator, params, source, folder, weights):
         }
         for protocol, stages in curves.items()
     }
+    if settings.criterion == "agreement":  # All stages take the CAM's.
+        bases = list(map(base_stage, config.eval.stages))
+        best = {protocol: dict.fromkeys(bases, scores["cam"]) for protocol, scores in best.items()}
     return {
         "split": settings.split,
         "images": len(indices),

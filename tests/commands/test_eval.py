@@ -357,17 +357,19 @@ def test_without_masks_background_scores_are_chosen_by_agreement(tagged, scored,
     config = tagged_config("voc", tagged / "voc", "")
     config.data.tags = str(tagged / "tags.csv")
     config.eval.sweep.split, config.eval.sweep.criterion = "val", "agreement"
+    config.eval.stages = ("affinity", "par+crf")
     metrics, page = evaluate_run(config, tmp_path / "new", "val", scored[0])
     sweep = json.loads((tmp_path / "new/eval/sweep.json").read_text())
     assert sweep["criterion"] == "agreement"
     assert "miou" not in sweep
     for protocol, stages in sweep["agreement"].items():
-        chosen = metrics["background"][protocol]["cam"]
-        assert chosen["score"] == sweep["best"][protocol]["cam"] == sweep["grid"][np.argmax(stages["cam"])]
-        assert chosen["chosen_on"] == f"chosen on val ({CLASSES - 1} images, by agreement)"
-    assert background_flags(metrics).endswith(
-        f"--stage=cam --background={sweep['best']['predicted']['cam']:g}"
-    )
+        expected = {
+            "score": sweep["grid"][np.argmax(stages["cam"])],
+            "chosen_on": f"chosen on val ({CLASSES - 1} images, by agreement)",
+        }
+        assert metrics["background"][protocol] == {"affinity": expected, "par+crf": expected}
+    score = metrics["background"]["predicted"]["par+crf"]["score"]
+    assert background_flags(metrics).endswith(f"or --stage=par+crf --background={score:g}")
     assert "Choice of the background scores on val" in page.read_text()
 
 
