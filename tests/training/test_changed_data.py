@@ -3,13 +3,21 @@
 import json
 
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
 from configs import folder
 from rml_jax.checkpoint import Checkpoints
 from rml_jax.training import loop
+from rml_jax.training.optimizer import SCHEDULES
 from rml_jax.utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def constant_rate(monkeypatch):
+    """A rate that does not depend on the number of steps, so that runs of different length share a program."""
+    monkeypatch.setitem(SCHEDULES, "constant", lambda base, config: optax.constant_schedule(base))
 
 
 @pytest.fixture
@@ -37,6 +45,7 @@ def train(root, steps, **data):
     config.train.steps, config.train.batch_size, config.train.crop_size = steps, 2, 32
     config.checkpoint.every, config.log.every, config.log.pictures_every = 1, 1, 0
     config.eval.canvases = ((64, 64),)
+    config.optimizer.schedule = "constant"
     config.data.update(data)
     return loop.train(config, root.parent.parent / "run")
 
@@ -76,9 +85,9 @@ def test_checkpoints_without_a_list_of_images_resume(photos, monkeypatch):
     def save_as_before(self, state, data, run, metrics):
         save(self, state, data, {key: value for key, value in run.items() if key != "items"}, metrics)
 
-    monkeypatch.setattr(Checkpoints, "save", save_as_before)
-    train(photos, 1)
-    monkeypatch.undo()
+    with monkeypatch.context() as before:
+        before.setattr(Checkpoints, "save", save_as_before)
+        train(photos, 1)
     tags = photos.parent / "tags.csv"
     tags.write_text(tags.read_text().replace("2.png,a", "2.png,b"))
     assert int(train(photos, 2).step) == 2
