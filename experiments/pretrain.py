@@ -93,16 +93,25 @@ def train(config, mesh, graphdef, optimizer, state, out):
     return state, means
 
 
-def make_step(graphdef, optimizer):
-    """Builds the pure step (TrainState, batch) -> (TrainState, loss), softmax cross-entropy of the pooled logits."""
+def cross_entropy_of_tags(outputs, batch):
+    """Computes the mean softmax cross-entropy of the pooled logits, from the network's outputs and a batch."""
+    return optax.softmax_cross_entropy(outputs.logits, batch["tags"]).mean()
+
+
+def make_step(graphdef, optimizer, compute_loss=cross_entropy_of_tags):
+    """Builds the pure step (TrainState, batch) -> (TrainState, loss).
+
+    Args:
+      graphdef, optimizer: the network and its optax.GradientTransformation.
+      compute_loss: function of the network's RMLOutputs and the batch.
+    """
 
     def step(state, batch):
         key = jax.random.fold_in(state.key, state.step)
 
         def loss(params):
             images = normalize(batch["image"], batch["box"])
-            logits = nnx.merge(graphdef, params)(images, key, with_context=False).logits
-            return optax.softmax_cross_entropy(logits, batch["tags"]).mean()
+            return compute_loss(nnx.merge(graphdef, params)(images, key, with_context=False), batch)
 
         value, gradients = jax.value_and_grad(loss)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)

@@ -21,6 +21,7 @@ import optax
 from flax import nnx
 
 from benchmarks import measure
+from experiments.pretrain import make_step
 from rml_jax.commands import cli
 from rml_jax.data.augment import augment
 from rml_jax.data.sources import make_source, with_class_names
@@ -86,7 +87,7 @@ def train(config):
         params, report = load_weights(params, config.model.init_from)
         print(f"started from {report}")
     state = TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key(config.train.seed))
-    step_function = jax.jit(make_step(graphdef, optimizer), donate_argnums=0)
+    step_function = jax.jit(make_step(graphdef, optimizer, cross_entropy_of_masks), donate_argnums=0)
     progress, losses, window = Progress("train on masks", config.train.steps, "steps"), {}, []
     with contextlib.closing(mask_batches(config)) as batches:
         for step in range(1, config.train.steps + 1):
@@ -98,23 +99,9 @@ def train(config):
     return graphdef, state.params, losses
 
 
-def make_step(graphdef, optimizer):
-    """Builds the pure step (TrainState, batch) -> (TrainState, loss)."""
-
-    def step(state, batch):
-        key = jax.random.fold_in(state.key, state.step)
-
-        def loss(params):
-            images = normalize(batch["image"], batch["box"])
-            logits = nnx.merge(graphdef, params)(images, key, with_context=False).cam_logits
-            return cross_entropy(resize_bilinear(logits, images.shape[1:3]), batch["mask"])
-
-        value, gradients = jax.value_and_grad(loss)(state.params)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state._replace(step=state.step + 1, params=params, optimizer=optimizer_state), value
-
-    return step
+def cross_entropy_of_masks(outputs, batch):
+    """Computes `cross_entropy` of the cells' class scores, enlarged to the crop, from RMLOutputs and a batch."""
+    return cross_entropy(resize_bilinear(outputs.cam_logits, batch["mask"].shape[1:]), batch["mask"])
 
 
 def cross_entropy(logits, masks):
