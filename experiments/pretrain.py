@@ -46,9 +46,7 @@ def main(arguments=None):
     check_config(config)
     mesh = make_mesh(config.train.batch_size)
     graphdef, params = init_model(lambda: build.build_model(config, config.train.seed), mesh)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(_LARGEST_GRADIENT), make_optimizer(optimizer_config(config), params)
-    )
+    optimizer = clipped_optimizer(config, params)
     state = initial_state(params, optimizer, config.train.seed, mesh)
     start = time.monotonic()
     state, losses = train(config, mesh, graphdef, optimizer, state, chosen.save_to)
@@ -62,6 +60,13 @@ def main(arguments=None):
         "validation": accuracy(config, graphdef, state.params),
     }
     measure.write_json(result, chosen.json)
+
+
+def clipped_optimizer(config, params):
+    """Returns a run's optimizer behind a clip of the gradient's global norm, optax.GradientTransformation."""
+    return optax.chain(
+        optax.clip_by_global_norm(_LARGEST_GRADIENT), make_optimizer(optimizer_config(config), params)
+    )
 
 
 def train(config, mesh, graphdef, optimizer, state, out):

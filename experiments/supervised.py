@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 
 from benchmarks import measure
-from experiments.pretrain import make_step
+from experiments.pretrain import clipped_optimizer, make_step
 from rml_jax.commands import cli
 from rml_jax.data.augment import augment
 from rml_jax.data.sources import make_source, with_class_names
@@ -33,13 +33,9 @@ from rml_jax.ops import normalize, resize_bilinear
 from rml_jax.ops.grid import ceil_div
 from rml_jax.ops.region import resize_inside
 from rml_jax.stages.canvas import crop_labels, pad_image, place, smallest_side
-from rml_jax.training.optimizer import make_optimizer, optimizer_config
 from rml_jax.training.step import TrainState
 from rml_jax.utils.progress import Progress
 from rml_jax.validate import check_config
-
-# As for pre-training: a network from random weights can be thrown far by one batch.
-_LARGEST_GRADIENT = 1.0
 
 
 @cli.command
@@ -80,9 +76,7 @@ def train(config):
     with_background = config.copy_and_resolve_references()
     with_background.data.class_names = ("background", *config.data.class_names)
     graphdef, params = nnx.split(build.build_model(with_background, config.train.seed))
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(_LARGEST_GRADIENT), make_optimizer(optimizer_config(config), params)
-    )
+    optimizer = clipped_optimizer(config, params)
     if config.model.init_from:
         params, report = load_weights(params, config.model.init_from)
         print(f"started from {report}")
