@@ -22,6 +22,19 @@ settings.register_profile("rml_jax", deadline=None)
 settings.load_profile("rml_jax")
 
 
+def pytest_configure(config):
+    """Makes XLA optimise less in the quick tests: their programs run for milliseconds and compile for a minute.
+
+    The slow tests compile as users do.
+    """
+    if config.option.markexpr == "slow" or "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", ""):
+        return
+    flags = ["--xla_backend_optimization_level=1"]
+    if jax.__version_info__ < (0, 11):  # Later versions have one kind of emitter.
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *flags])
+
+
 @dataclasses.dataclass(frozen=True)
 class VocFiles:
     """A miniature VOC folder: two classes, images of noise, masks of stripes."""
