@@ -68,9 +68,13 @@ def _ours(variant, dtype):
     import jax
 
     from benchmarks.contestants import ours
+    from rml_jax.utils.processor import inference_options
 
     graphdef, params = ours.build(variant, dtype)
-    segment = jax.jit(functools.partial(_segment, graphdef), static_argnames="stage")
+    options = inference_options(jax.default_backend())
+    segment = jax.jit(
+        functools.partial(_segment, graphdef), static_argnames="stage", compiler_options=options
+    )
 
     def run(images, tags, stage):
         size = images.shape[1:3]

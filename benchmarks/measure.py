@@ -19,7 +19,7 @@ from rml_jax.utils import provenance
 from rml_jax.utils.files import atomic_write
 
 MAX_LOAD = 0.5
-STEP = {"variant": "b1", "batch": 2, "crop": 320, "dtype": ("float32", "bfloat16")}
+STEP = {"variant": "b1", "batch": 2, "crop": 320, "dtype": ("float32", "mixed", "bfloat16")}
 """Flags of the benchmarks of the training step."""
 
 _PEERS = ["array_record", "jax2onnx", "onnxruntime", "pydensecrf2", "simplejpeg", "torch", "transformers"]

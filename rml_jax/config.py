@@ -72,7 +72,9 @@ def default_config():
     model.fused_stages = 4
     # Whether R_a is made from x + x^T or from x alone (docs/method.md, Network).
     model.symmetric_affinity = True
-    model.dtype = "float32"  # of the backbone's activations; "bfloat16" on GPU and TPU
+    # Of the backbone's activations: "float32"; "bfloat16" on GPU and TPU; or "mixed", float32 with matrix products of
+    # operands rounded to bfloat16 (docs/performance.md, Precision).
+    model.dtype = "float32"
     # Weights to start from: a file, or USER/MODEL[@REVISION] on the Hugging Face hub (docs/weights.md); "" = random.
     model.init_from = ""
 
@@ -85,6 +87,9 @@ def default_config():
     config.cam = cam = ConfigDict()  # the multi-scale CAM of pseudo labels and of evaluation
     cam.scales = (0.5, 1.0, 1.5)  # scales of the image, each above 0
     cam.flip = True  # whether to include mirrored images
+    # Precision of all CAM passes, in training, evaluation and prediction: "model" is that of model.dtype, "mixed" as
+    # there, "auto" is "mixed" for float32 models on CPUs with instructions for it, else "model".
+    cam.dtype = "auto"
 
     config.pseudo_label = pseudo = ConfigDict()
     pseudo.high = 0.55  # background score that foreground must exceed, 0 to 1

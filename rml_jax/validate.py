@@ -20,7 +20,8 @@ _CHOICES = {
     "model.variant": BACKBONES,
     "model.padding": PADDINGS,
     "model.pooling": POOLINGS,
-    "model.dtype": ("float32", "bfloat16"),
+    "model.dtype": build.DTYPES,
+    "cam.dtype": build.CAM_DTYPES,
     "optimizer.freeze_norms": ("pretrained", "always", "never"),
     "eval.crf": SETTINGS,
 }
@@ -159,6 +160,8 @@ def check_config(config, reads_data=True):
     for stage in config.eval.stages:
         key = f"eval.background.{background_key(stage, config.eval.background)}"
         _check(config, key, lambda score: score >= 0, "the background's score in that stage, at least 0")
+    if config.model.dtype == "bfloat16":
+        _check(config, "cam.dtype", lambda name: name != "mixed", "auto or model with model.dtype bfloat16")
     _check_backbone(config)
 
 

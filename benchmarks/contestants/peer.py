@@ -17,13 +17,14 @@ def build(variant, dtype):
 
     Args:
       variant: of the backbone.
-      dtype: "float32" or "bfloat16" (autocast).
+      dtype: "float32", "bfloat16" or "mixed"; the last two are autocast.
     """
     transformers.utils.logging.disable_progress_bar()
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU that has it; full float32 on a CPU.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _, params = ours.build(variant, "float32")
-    return from_flax(params, settings.network_config(variant), getattr(torch, dtype)).to(device)
+    autocast = torch.float32 if dtype == "float32" else torch.bfloat16
+    return from_flax(params, settings.network_config(variant), autocast).to(device)
 
 
 class Contestant:
@@ -32,7 +33,7 @@ class Contestant:
     Args:
       variant: of the backbone.
       batch_size, crop: B and S.
-      dtype: "float32" or "bfloat16", of the backbone's activations (autocast).
+      dtype: see `build`.
       compiled: whether the step runs under torch.compile.
     """
 

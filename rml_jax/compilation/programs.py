@@ -31,6 +31,7 @@ def train_program(config, devices, mutual=True):
       UserError: if the batch does not divide evenly among the devices.
     """
     mesh = make_mesh(config.train.batch_size, config.train.grad_accum_steps, devices)
+    config = _with_own_precision(config)
     graphdef, params = build.build_graph(config)
     optimizer = make_optimizer(optimizer_config(config), params)
     state = abstract_state(params, optimizer, mesh, config.train.shard_optimizer)
@@ -44,8 +45,17 @@ def train_program(config, devices, mutual=True):
     return functools.partial(step.trace, mutual=mutual), (state, _placed(batch, mesh, "data"))
 
 
+def _with_own_precision(config):
+    # "auto" looks at the CPU of this machine, where nothing will run.
+    config = config.copy_and_resolve_references()
+    if config.cam.dtype == "auto":
+        config.cam.dtype = "model"
+    return config
+
+
 def _evaluation(config, devices):
     """Returns the runner, and the arguments of its programs as shapes: a full batch on the first canvas."""
+    config = _with_own_precision(config)
     graphdef, params = build.build_graph(config)
     runner = StageRunner(config, graphdef, devices=devices)
     mesh = Mesh(np.array(devices), ("data",))

@@ -293,6 +293,7 @@ def _origin(config):
         "commit": provenance.commit(),
         "versions": provenance.versions(),
         "devices": provenance.devices(),
+        "cam_dtype": "mixed" if build.has_mixed_cams(config) else config.model.dtype,
         "settings": json.loads(config.to_json_best_effort()),
     }
 

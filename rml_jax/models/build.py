@@ -6,6 +6,13 @@ from flax import nnx
 from rml_jax.models.backbone import BACKBONES, BackboneConfig
 from rml_jax.models.rml import RML, RMLConfig
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.processor import multiplies_bfloat16
+
+DTYPES = ("float32", "mixed", "bfloat16")
+"""The values of `model.dtype`."""
+
+CAM_DTYPES = ("auto", "mixed", "model")
+"""The values of `cam.dtype`."""
 
 
 def build_model(config, seed: int) -> RML:
@@ -29,7 +36,34 @@ def build_model(config, seed: int) -> RML:
         fused_stages=config.model.fused_stages,
         symmetric_affinity=config.model.symmetric_affinity,
     )
-    return RML(model_config, dtype=jnp.dtype(config.model.dtype), rngs=nnx.Rngs(params=seed))
+    mixed = config.model.dtype == "mixed"
+    dtype = jnp.dtype("float32" if mixed else config.model.dtype)
+    model = RML(model_config, dtype=dtype, rngs=nnx.Rngs(params=seed))
+    if mixed:
+        use_mixed_precision(model)
+    return model
+
+
+def use_mixed_precision(model: RML) -> None:
+    """Makes the backbone multiply matrices of operands rounded to bfloat16 (`rml_jax.ops.product`).
+
+    Changes every module that has an attribute `mixed_precision`; other backbones stay as they are.
+
+    Args:
+      model: with float32 activations.
+    """
+    model.set_attributes(mixed_precision=True, raise_if_not_found=False)
+
+
+def has_mixed_cams(config) -> bool:
+    """Returns whether `cam.dtype` makes CAM passes use mixed precision where the model does not.
+
+    Args:
+      config: ConfigDict of a run.
+    """
+    if config.cam.dtype == "auto":
+        return config.model.dtype == "float32" and multiplies_bfloat16()
+    return config.cam.dtype == "mixed"
 
 
 def build_graph(config) -> tuple[nnx.GraphDef, nnx.State]:

@@ -23,6 +23,7 @@ from flax import nnx
 
 from rml_jax.models.backbone import BACKBONES
 from rml_jax.ops.grid import ceil_div
+from rml_jax.ops.product import bfloat16_matmul
 from rml_jax.ops.region import blank_outside, inside, replicate_edges
 
 if TYPE_CHECKING:
@@ -231,8 +232,52 @@ class Dense(nnx.Linear):
     XLA's CPU backend takes 3 times as long for the kernel's gradient if the leading axes are not merged.
     """
 
+    mixed_precision = False
+
     def __call__(self, x):
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
+        rows = x.reshape(-1, x.shape[-1])
+        if self.mixed_precision:
+            product = bfloat16_matmul(rows, self.kernel[...]) + self.bias[...]
+        else:
+            product = super().__call__(rows)
+        return product.reshape(*x.shape[:-1], self.out_features)
+
+
+class PatchConv(nnx.Conv):
+    """`nnx.Conv` whose stride is above 1, as a product with patches of the image if the precision is mixed.
+
+    XLA's CPU backend has no fast convolution in bfloat16.
+    """
+
+    mixed_precision = False
+
+    def __call__(self, x):
+        if not self.mixed_precision:
+            return super().__call__(x)
+        kernel = self.kernel[...]
+        patches = extract_patches(
+            x.astype(jnp.bfloat16), kernel.shape[0], self.strides[0], self.padding[0][0]
+        )
+        product = bfloat16_matmul(
+            patches.reshape(-1, patches.shape[-1]), kernel.reshape(-1, kernel.shape[-1])
+        )
+        return product.reshape(*patches.shape[:3], -1) + self.bias[...]
+
+
+def extract_patches(x, size, stride, padding):
+    """Returns the windows of a convolution: [B, H, W, C] -> [B, H', W', size * size * C], by row, column, channel."""
+    batch, height, width, channels = x.shape
+    rows, columns = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
+    if size == stride and padding == 0:
+        tiles = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
+        return tiles.swapaxes(2, 3).reshape(batch, rows, columns, -1)
+    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    shifted = [
+        padded[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    return jnp.concatenate(shifted, axis=-1)
 
 
 def _linear(features_in, features_out, *, dtype, rngs):
@@ -248,7 +293,7 @@ def _conv(features_in, features_out, kernel, stride, padding, *, dtype, rngs):
     zeros is 1 / sqrt(epsilon): two such norms in a row make the gradient of these patches 1e5 times too large
     (docs/method.md, The first gradient of a fresh backbone).
     """
-    return nnx.Conv(
+    return PatchConv(
         features_in,
         features_out,
         kernel_size=(kernel, kernel),

@@ -14,6 +14,7 @@ class StagesConfig:
     Attributes:
       stages: names of the chains.
       scales, flip: of the multi-scale CAM (`rml_jax.ops.multi_scale_cam`).
+      mixed: whether the network's precision is mixed whatever the model's (`rml_jax.models.build.has_mixed_cams`).
       stride: pixels per cell of the network's last grid.
       radius: greatest step of the random walk, in cells.
       pseudo_label: settings of pseudo labels; `par` uses the same refinement.
@@ -24,6 +25,7 @@ class StagesConfig:
     stages: tuple[str, ...]
     scales: tuple[float, ...]
     flip: bool
+    mixed: bool
     stride: int
     radius: int
     pseudo_label: PseudoLabelConfig
@@ -42,6 +44,7 @@ def stages_config(config, probabilities_of=()):
         stages=tuple(config.eval.stages),
         scales=config.cam.scales,
         flip=config.cam.flip,
+        mixed=build.has_mixed_cams(config),
         stride=build.stride(config),
         radius=config.loss.radius,
         pseudo_label=PseudoLabelConfig(**config.pseudo_label),

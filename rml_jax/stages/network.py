@@ -5,6 +5,7 @@ import functools
 import jax
 from flax import nnx
 
+from rml_jax.models.build import use_mixed_precision
 from rml_jax.ops.cam import cam_sum, map_extremes, min_max_normalize
 from rml_jax.ops.normalize import normalize
 
@@ -89,6 +90,8 @@ def make_scores(graphdef, config):
 def _forward(graphdef, params, images, sizes, config):
     """Computes class logits [B, C], CAMs before scaling [B, H, W, C] and affinity logits [B, N, N]."""
     model = nnx.merge(graphdef, params)
+    if config.mixed:
+        use_mixed_precision(model)
 
     def classify(views, view_sizes):
         outputs = model(views, sizes=view_sizes, with_context=False)

@@ -13,6 +13,7 @@ from rml_jax.stages.config import stages_config
 from rml_jax.stages.network import make_network
 from rml_jax.stages.refine import make_link, make_refine
 from rml_jax.stages.registry import STAGES, split_stage
+from rml_jax.utils.processor import inference_options
 
 PROTOCOLS = ("predicted", "given")
 """Whose tags determine the classes allowed in an image: the model's own, or the ground truth's."""
@@ -156,7 +157,7 @@ class StageRunner:
                 function, mesh=self._mesh, in_specs=specs, out_specs=sharded, check_vma=False
             )(*arguments)
 
-        return jax.jit(call)
+        return jax.jit(call, compiler_options=inference_options(self._mesh.devices.flat[0].platform))
 
 
 class Grouper:

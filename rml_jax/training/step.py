@@ -29,6 +29,7 @@ class StepConfig:
       affine: ranges of the transform between the views.
       pseudo_label: settings of pseudo labels.
       cam_scales, cam_flip: of the multi-scale CAM.
+      cam_mixed: whether their precision is mixed whatever the model's (`rml_jax.models.build.has_mixed_cams`).
       stride: pixels per cell of the backbone's last grid.
       grad_accum_steps: number of parts that a batch is split into, computed one after the other to save memory.
       freeze_norms: whether the backbone's LayerNorm parameters are frozen, so that they need no gradient.
@@ -40,6 +41,7 @@ class StepConfig:
     cam_scales: tuple[float, ...]
     cam_flip: bool
     stride: int
+    cam_mixed: bool = False
     grad_accum_steps: int = 1
     freeze_norms: bool = False
 
@@ -57,6 +59,7 @@ def step_config(config):
         cam_scales=config.cam.scales,
         cam_flip=config.cam.flip,
         stride=build.stride(config),
+        cam_mixed=build.has_mixed_cams(config),
         grad_accum_steps=config.train.grad_accum_steps,
         freeze_norms=freezes_norms(config),
     )
@@ -246,6 +249,8 @@ def make_pseudo_labels(graphdef, params, images, batch, config):
       int32 [B, S, S]: 0 background, 1..C classes, 255 ignore.
     """
     model, tags = nnx.merge(graphdef, params), batch["tags"]
+    if config.cam_mixed:
+        build.use_mixed_precision(model)
     classes, used = tagged_slots(tags, min(config.pseudo_label.slots, tags.shape[-1]))
 
     def classify(scaled):

@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-import platform
 from pathlib import Path
 
 import jax
+
+from rml_jax.utils.processor import digest_text
 
 
 def use_compilation_cache():
@@ -28,9 +29,4 @@ def use_compilation_cache():
 
 def _processor_digest():
     # CPU programs use instructions that other machines with the same home folder may lack.
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        features = next(line for line in lines if line.lower().startswith(("flags", "features")))
-    except (OSError, StopIteration):
-        features = platform.processor()
-    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:16]
+    return hashlib.sha256(digest_text().encode()).hexdigest()[:16]

@@ -1,5 +1,7 @@
 """The exported function, from images to class scores, CAMs and masks."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -28,7 +30,8 @@ def make_program(config, params):
         mask: uint8 [B, H, W], 0 background, 1..C classes, restricted to those whose sigmoid exceeds TAG_THRESHOLD.
     """
     graphdef, _ = build.build_graph(config)
-    settings = stages_config(config)
+    # Exported programs run on any machine.
+    settings = dataclasses.replace(stages_config(config), mixed=False)
     scores = make_scores(graphdef, settings)
     step = symbolic_step(settings.scales, settings.stride)
 
