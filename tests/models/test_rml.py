@@ -76,28 +76,6 @@ def test_logits_are_the_classifier_on_the_greatest_features(model, results):
     np.testing.assert_allclose(outputs.logits, features.reshape(2, -1, 16).max(axis=1) @ weight, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_every_maximum_gets_its_gradient_in_training(model):
-    """XLA may lose some on CPUs (findings/xla-cpu-loses-gradients-of-max.sh)."""
-    rng = np.random.default_rng(0)
-    pairs = rng.normal(size=(8, 2, 16, 16, 3)).astype(np.float32)
-    weights = rng.normal(size=(8, 2, 3)).astype(np.float32)
-    graph, params = nnx.split(model)
-
-    @jax.jit
-    def gradient(params, key):
-        def loss(params):
-            outputs = jax.vmap(nnx.merge(graph, params))(pairs, jax.random.split(key, 8))
-            return jnp.sum(outputs.logits * weights)
-
-        return jax.grad(loss)(params)
-
-    found = gradient(params, jax.random.key(0))["backbone"]["stages"][3]["norm"]["bias"][...]
-    # The bias is added to all values before the maximum, so it is a bias of the maximum.
-    expected = (weights @ np.asarray(params["classifier"]["kernel"][...]).T).sum(axis=(0, 1))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
 def test_average_pooling_gives_the_mean_of_the_maps(build, images, results):
     config = dataclasses.replace(CONFIG, pooling="average")
     outputs, (logits, _), _ = everything(build(lambda: RML(config, rngs=nnx.Rngs(0))), images)
