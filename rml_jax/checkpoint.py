@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 import sys
-import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from rml_jax.utils.distributed import on_first_process
 from rml_jax.utils.errors import UserError
+from rml_jax.utils.files import json_checksum
 from rml_jax.utils.trees import named_leaves, with_leaves
 
 ITEMS = ("state", "data", "run")
@@ -116,7 +116,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         tree, run = _to_tree(state), {**run, "metrics": metrics}
-        checksums = {**_checksums(tree), "data": _json_sum(data), "run": _json_sum(run)}
+        checksums = {**_checksums(tree), "data": json_checksum(data), "run": json_checksum(run)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(tree),
             data=ocp.args.JsonSave(data),
@@ -157,9 +157,9 @@ class Checkpoints:
         def read(step):
             items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore())
             found, run = self._manager.restore(step, args=items), self._read_run(step)
-            _compare_sums({**_checksums(found.state), "data": _json_sum(found.data)}, run["checksums"])
+            _compare_sums({**_checksums(found.state), "data": json_checksum(found.data)}, run["checksums"])
             # By its own copy, orbax chooses which checkpoints to keep.
-            if _json_sum(self._manager.metrics(step) or {}) != _json_sum(run["metrics"]):
+            if json_checksum(self._manager.metrics(step) or {}) != json_checksum(run["metrics"]):
                 raise ValueError("metrics differ from those that were saved")
             return Restored(_from_tree(found.state, state), found.data, run)
 
@@ -223,7 +223,7 @@ class Checkpoints:
         # By json alone: orbax would wait for the other processes.
         run = json.loads((self._directory / str(step) / "run" / "metadata").read_text(encoding="utf-8"))
         others = {key: value for key, value in run.items() if key != "checksums"}
-        _compare_sums({"run": _json_sum(others)}, run["checksums"])
+        _compare_sums({"run": json_checksum(others)}, run["checksums"])
         return run
 
     def _newest_sound(self, read, steps):
@@ -332,10 +332,6 @@ def _sums(tree):
 
 def _checksums(tree):
     return {name: int(value) for name, value in _sums(tree).items()}
-
-
-def _json_sum(value):
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def _compare_sums(found, expected):

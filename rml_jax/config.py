@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.extensions import CONFIG_KEYS
-from rml_jax.utils.files import atomic_write
+from rml_jax.utils.files import atomic_write, json_checksum
 
 
 def default_config():
@@ -182,13 +182,16 @@ def size_for_cpu(config):
 
 
 def save_config(config, path):
-    """Writes a config as JSON.
+    """Writes a config as JSON, with a checksum of it under the key `checksum`.
 
     Args:
       config: ConfigDict.
       path: pathlib.Path of the file.
     """
-    atomic_write(path, config.to_json_best_effort(indent=2) + "\n")
+    values = json.loads(config.to_json_best_effort())
+    # First, so that the line can be removed without a comma being left.
+    content = {"checksum": json_checksum(values), **values}
+    atomic_write(path, json.dumps(content, indent=2) + "\n")
 
 
 def load_config(path):
@@ -201,7 +204,8 @@ def load_config(path):
       ConfigDict, locked, with tuples where the defaults have tuples.
 
     Raises:
-      UserError: if the file is missing, is not JSON, or has keys or types that this version does not know.
+      UserError: if the file is missing, is not JSON, differs from what was saved, or has keys or types that this
+        version does not know.
     """
     path = Path(path)
     try:
@@ -212,6 +216,13 @@ def load_config(path):
         raise UserError(f"{path}: no valid JSON ({error}), expected the config of a training run") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: found no JSON object, expected the config of a training run")
+    # Without it, a digit that changed on the disk would change scores and masks in silence. Older files have none.
+    saved, found = values.pop("checksum", None), json_checksum(values)
+    if saved not in (None, found):
+        raise UserError(
+            f"{path}: found checksum {found}, expected {saved}: the file was changed since it was written; if "
+            'that was on purpose, remove its line "checksum"'
+        )
     config = default_config()
     flat = {key: _to_tuple(value) for key, value in flatten(values).items()}
     unknown = sorted(flat.keys() - flatten(config.to_dict()).keys())

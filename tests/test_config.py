@@ -142,12 +142,41 @@ def test_file_without_a_newer_key_gets_its_default(tmp_path, config):
     path = tmp_path / "config.json"
     save_config(config, path)
     values = json.loads(path.read_text())
-    del values["eval"]["pictures"], values["cam"]
+    del values["eval"]["pictures"], values["cam"], values["checksum"]
     path.write_text(json.dumps(values))
     loaded = load_config(path)
     assert loaded.eval.pictures == 8
     assert loaded.cam.scales == (0.5, 1.0, 1.5)
     assert loaded.train.steps == config.train.steps
+
+
+def test_a_changed_byte_in_the_file_changes_no_value(tmp_path, config):
+    path = tmp_path / "config.json"
+    save_config(config, path)
+    sound, expected = path.read_bytes(), config.to_dict()
+    refused = []
+    for place in range(0, len(sound), 5):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        try:
+            assert load_config(path).to_dict() == expected, place
+        except UserError as error:
+            refused.append(str(error))
+    assert len(refused) > 500
+    assert all(message.startswith(f"{path}: ") and "\n" not in message for message in refused)
+
+
+def test_a_digit_that_changed_is_found(tmp_path, config):
+    path = tmp_path / "config.json"
+    save_config(config, path)
+    text = path.read_text()
+    assert '"pictures": 8' in text
+    path.write_text(text.replace('"pictures": 8', '"pictures": 9'))
+    assert re.fullmatch(
+        rf"{re.escape(str(path))}: found checksum \d+, expected \d+: the file was changed .* its line \"checksum\"",
+        error_of(load_config, path),
+    )
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"checksum"' not in line))
+    assert load_config(path).eval.pictures == 9
 
 
 @pytest.mark.parametrize(

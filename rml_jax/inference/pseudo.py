@@ -99,13 +99,16 @@ def image_ids(source):
 
 
 def pseudo_settings(config, step, digest, split):
-    """Returns what determines the masks of a split, as a JSON-like dict: two of the same are equal masks."""
+    """Returns what determines the masks of a split, as a JSON-like dict: two of the same are equal masks.
+
+    `mask_values` are the data's own, or [] for 1..C where 255 is one of them: here, 255 is unsure.
+    """
     data, (stage,) = config.data, config.eval.stages
     return {
         "data": data.name,
         "split": split,
         "classes": list(data.class_names),
-        "mask_values": list(data.mask_values),
+        "mask_values": [] if IGNORE in data.mask_values else list(data.mask_values),
         "step": step,
         "parameters": digest,
         "stage": stage,
@@ -123,7 +126,7 @@ class PseudoFolder:
     """A folder of pseudo masks in PASCAL VOC's layout.
 
     pseudo-SPLIT.json                  what made them
-    SegmentationClass/ID.png           palette PNG, numbered as the data set's own masks, 255 where unsure
+    SegmentationClass/ID.png           palette PNG, numbered as `pseudo_settings` says, 255 where unsure
     JPEGImages/ID.jpg                  the image, on request
     ImageSets/Segmentation/SPLIT.txt   the ids, written when all masks are
     labelmap.txt                       lines NAME:RED,GREEN,BLUE::

@@ -399,8 +399,8 @@ def drop_path(x: Float[Array, "b ..."], rate: float, key: Key[Array, ""] | None)
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    # A product, not a selection: with a batch split over devices, XLA's CPU backend (jax 0.10.2) gives a wrong
-    # gradient of the latter under vmap (tests/e2e/test_devices.py).
+    # A product, not a selection: with the latter, gradients of XLA's CPU backend (jax 0.10.2) depend on the number of
+    # devices (tests/e2e/test_devices.py); findings/xla-cpu-loses-gradients-of-max.sh is a small case.
     return x * (keep / (1.0 - rate)).astype(x.dtype)
 
 

@@ -97,7 +97,7 @@ def make_train_step(graphdef, optimizer, config):
 
       `mutual` is False for the first `config.loss.start_step` steps, which train L_cls alone and do not compute the
       other terms (docs/method.md, Training constants). It is a Python bool, with one program per value, because XLA's
-      CPU backend runs the body of a conditional 7 times slower.
+      CPU backend takes tens of times as long for the gradient of a convolution's kernel in the body of a conditional.
 
       A step whose loss or gradient is not finite leaves parameters and optimizer unchanged and has the metric
       `skipped` 1 instead of 0. With `config.grad_accum_steps` = n, part k has the images k, k + n, ... of the batch;

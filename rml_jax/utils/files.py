@@ -1,7 +1,9 @@
-"""Atomic writes, a walk over the files below a folder, and file names."""
+"""Atomic writes, checksums, a walk over the files below a folder, and file names."""
 
+import json
 import os
 import re
+import zlib
 
 from rml_jax.utils.errors import UserError
 
@@ -30,6 +32,11 @@ def write_file(path, content):
     """Writes a file as `atomic_write`; makes its folder first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, content)
+
+
+def json_checksum(value):
+    """Returns the CRC-32 of a JSON-like value; the order of the keys and the space between them do not count."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def walk(root, skip=()):

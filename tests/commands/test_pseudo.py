@@ -81,6 +81,30 @@ def test_masks_are_joined_from_predictions_with_given_tags(model, tmp_path):
         assert again[index]["image"].shape == source[index]["image"].shape
 
 
+def test_255_is_unsure_where_it_is_a_class_of_the_data(model, tmp_path):
+    """Binary masks of 0 and 255 have the class 255: the masks written number the classes 1..C."""
+    out = tmp_path / "out"
+    arguments = [f"--workdir={model}", f"--out={tmp_path / 'usual'}"]
+    main(arguments)
+    for path in (tmp_path / "voc" / "SegmentationClassAug").iterdir():
+        with Image.open(path) as image:
+            mask = np.asarray(image)
+        Image.fromarray(np.uint8([0, 8, 255])[np.searchsorted([0, 8, 12], mask % 255)]).save(path)
+    main(
+        [*arguments[:1], f"--out={out}", "--config.data.mask_values=(8,255)", "--config.data.mask_ignore=-1"]
+    )
+    numbers = np.arange(256)
+    numbers[[8, 12]] = 1, 2
+    found = set()
+    for number in range(5):
+        name = f"train_{number:03d}"
+        np.testing.assert_array_equal(read(out, name), numbers[read(tmp_path / "usual", name)])
+        found |= set(read(out, name).ravel().tolist())
+    assert found == {0, 1, 2, 255}
+    assert json.loads((out / "pseudo-train.json").read_text())["mask_values"] == []
+    assert "dog:0,128,0::" in (out / "labelmap.txt").read_text()
+
+
 def test_a_stopped_command_goes_on_with_what_is_missing(model, tmp_path):
     out = tmp_path / "out"
     arguments = [f"--workdir={model}", f"--out={out}"]
@@ -134,5 +158,7 @@ def test_record_names_what_made_the_masks(model, tmp_path):
 
 
 def test_join_thresholds():
-    high, low = np.uint8([[0, 0, 2, 1]]), np.uint8([[0, 3, 2, 2]])
-    np.testing.assert_array_equal(join_thresholds(high, low), [[0, 255, 2, 1]])
+    high, low = np.uint8([[0, 0, 2, 1, 254, 0]]), np.uint8([[0, 3, 2, 2, 1, 254]])
+    joined = join_thresholds(high, low)
+    np.testing.assert_array_equal(joined, [[0, 255, 2, 1, 254, 255]])
+    assert joined.dtype == np.uint8

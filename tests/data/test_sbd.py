@@ -29,9 +29,12 @@ def test_a_mask_comes_out_as_it_is_stored():
         b"no mat",
         mat({"GTinst": {"Segmentation": np.ones((2, 2))}}),
         mat({"GTcls": {"Segmentation": np.full((2, 2), 21)}}),
+        mat({"GTcls": {"Segmentation": np.full((2, 2), 256)}}),
+        mat({"GTcls": {"Segmentation": np.full((2, 2), -1)}}),
+        mat({"GTcls": {"Segmentation": np.full((2, 2), 1.5)}}),
         mat({"GTcls": {"Segmentation": np.ones((2, 2, 3))}}),
     ],
-    ids=["no mat", "instances", "class 21", "colours"],
+    ids=["no mat", "instances", "class 21", "256 wraps to 0", "-1 wraps to 255", "1.5", "colours"],
 )
 def test_files_that_hold_no_mask(data):
     with pytest.raises(UserError, match=r"^PATH/a\.mat: .*, expected SBD's mask$"):

@@ -34,6 +34,13 @@ def test_confusion_matrix_does_not_overflow_with_many_classes():
     assert metrics.confusion_matrix(label, label, 81)[80, 80] == 1
 
 
+def test_the_last_of_254_classes_is_scored_and_255_is_not():
+    annotation = np.array([254, 254, 255, 0], np.uint8)
+    matrix = metrics.confusion_matrix(np.array([254, 253, 254, 254], np.uint8), annotation, 255)
+    assert matrix.sum() == 3
+    assert (matrix[254, 254], matrix[254, 253], matrix[0, 254]) == (1, 1, 1)
+
+
 @pytest.mark.parametrize("value", [3, 255])
 def test_prediction_must_name_a_class_even_where_ignored(value):
     prediction, annotation = np.array([0, value], np.uint8), np.array([0, 255], np.uint8)

@@ -175,3 +175,19 @@ def test_platforms_that_do_not_exist_are_refused(networks, tmp_path):
     with pytest.raises(UserError, match=r"platform 'gpu': expected some of cpu, cuda, rocm, tpu"):
         stablehlo.write_program(tmp_path, config, params, 1, platforms=("cpu", "gpu"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_last_of_254_classes_in_exported_and_predicted_masks(networks, build, noise):
+    """Masks are uint8: 254 is a class, 255 is none."""
+    config, _ = networks("flat")
+    config.data.class_names, config.data.mask_values = tuple(map(str, range(254))), ()
+    params = nnx.split(build(lambda: build_module.build_model(config, seed=0)))[1]
+    images = noise(16, 24)[None]
+    logits = jax.jit(make_program(config, params))(images)["logits"]
+    kernel = params["classifier"]["kernel"]
+    one = kernel[...][:, jnp.argmax(logits[0])]  # a class that is found in the image
+    kernel[...] = jnp.zeros_like(kernel[...]).at[:, 253].set(one)
+    mask = np.asarray(jax.jit(make_program(config, params))(images)["mask"])
+    assert set(np.unique(mask).tolist()) == {0, 254}
+    np.testing.assert_array_equal(predictor_of(config, params, stage="cam")(images[0]).mask, mask[0])

@@ -17,7 +17,7 @@ from rml_jax.ops.pseudo_label import PseudoLabelConfig, tagged_slots
 from rml_jax.ops.region import inside
 from rml_jax.stages.config import StagesConfig
 from rml_jax.stages.network import make_network
-from rml_jax.stages.refine import make_link, make_refine
+from rml_jax.stages.refine import make_link, make_refine, make_sweep
 from rml_jax.stages.registry import (
     STAGES,
     background_key,
@@ -103,6 +103,48 @@ def test_class_that_is_not_allowed_takes_no_share():
     cams = np.concatenate([np.full((1, *SIZE, 1), 1.0), np.full((1, *SIZE, 1), 0.5)], axis=-1)
     assert (mask_of(cams, uniform(), allow(0, 1), radius=3) == 1).all()
     assert (mask_of(cams, uniform(), allow(1), radius=3) == 2).all()
+
+
+@pytest.fixture
+def last_class():
+    """CAMs of the last of 254 classes, on the left half; tags; an image and its size, less than the canvas."""
+    cams = np.zeros((1, *SIZE, 254), np.float32)
+    cams[:, :, :12, 253] = 1.0
+    tags = np.zeros((1, 254), np.float32)
+    tags[0, 253] = 1
+    return cams, tags, np.zeros((1, *SIZE, 3), np.uint8), np.int32([[16, 20]])
+
+
+def test_the_last_of_254_classes_in_masks_and_pseudo_labels(last_class):
+    """Masks are uint8, where 255 means ignore."""
+    cams, tags, images, sizes = last_class
+    maps = {"cams": cams, "affinity": uniform()}
+    slots = np.int32([[253]]), np.ones((1, 1), bool)
+    config = dataclasses.replace(CONFIG, stages=("cam",))
+    masks = make_refine(config)(maps, images, sizes, *slots, {"cam": 0.5})["masks"]
+    expected = np.where(cams[..., 253] > 0, 254, 0)
+    np.testing.assert_array_equal(masks["cam"], expected)
+    labels = np.asarray(
+        jax.jit(make_sample_maps(CONFIG))(cams, uniform(), images, sizes, tags)["pseudo_label"]
+    )
+    assert labels.dtype == masks["cam"].dtype == np.uint8
+    np.testing.assert_array_equal(labels[:, :, :8], 254)
+    np.testing.assert_array_equal(labels[:, :, 16:20], 0)
+    np.testing.assert_array_equal(labels[:, :, 20:], 255)
+
+
+def test_the_sweep_counts_class_254_and_leaves_255_out(last_class):
+    cams, _, images, sizes = last_class
+    annotations = np.full((1, *SIZE), 255, np.uint8)
+    annotations[0, 0, :14], annotations[0, 1, :3] = 254, 0
+    config = dataclasses.replace(CONFIG, stages=("cam",))
+    found = make_sweep(config, 254)(
+        cams[..., 253:], np.ones((1, 1), bool), uniform(), images, sizes, annotations, np.float32([0.5])
+    )
+    expected = np.zeros((255, 2))
+    expected[254] = 2, 12  # the right half and the left one
+    expected[0] = 0, 3
+    np.testing.assert_array_equal(found["counts"]["cam"][0, 0], expected)
 
 
 def test_uniform_affinity_averages_over_everything_in_reach():

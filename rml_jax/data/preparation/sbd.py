@@ -29,8 +29,8 @@ def decode_sbd_mask(data, name):
     """
     try:
         mask = np.asarray(loadmat(io.BytesIO(data), simplify_cells=True)["GTcls"]["Segmentation"])
-        if mask.ndim != 2 or mask.max() > len(CLASS_NAMES):
-            raise ValueError(f"found numbers {mask.shape} up to {mask.max()}")
+        if mask.ndim != 2 or not np.isin(mask, range(len(CLASS_NAMES) + 1)).all():
+            raise ValueError(f"found {mask.shape} with numbers from {mask.min()} to {mask.max()}")
         return mask.astype(np.uint8)
     # scipy has no common exception for a broken file.
     except Exception as error:
