@@ -77,7 +77,10 @@ def export(workdir, out, form, checkpoint=None, licence="other"):
     if out.exists():
         raise UserError(f"--out={out}: exists already, expected the name of a new folder")
     config, params, step = load_model(Path(workdir), checkpoint)
-    live = predictor_of(config, params, stage="cam")
+    reference = config.copy_and_resolve_references()
+    if form != "safetensors":
+        reference.cam.dtype = "model"  # As in the program (`rml_jax.inference.export.program`).
+    live = predictor_of(reference, params, stage="cam")
     metrics = read_metrics(Path(workdir))
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)

@@ -14,22 +14,22 @@ class StagesConfig:
     Attributes:
       stages: names of the chains.
       scales, flip: of the multi-scale CAM (`rml_jax.ops.multi_scale_cam`).
-      mixed: whether the network's precision is mixed whatever the model's (`rml_jax.models.build.has_mixed_cams`).
       stride: pixels per cell of the network's last grid.
       radius: greatest step of the random walk, in cells.
       pseudo_label: settings of pseudo labels; `par` uses the same refinement.
       crf: name of the CRF's settings (`rml_jax.ops.crf.SETTINGS`).
+      mixed: whether the network's precision is mixed whatever the model's (`rml_jax.models.build.has_mixed_cams`).
       probabilities_of: the chains whose probabilities are returned besides their masks.
     """
 
     stages: tuple[str, ...]
     scales: tuple[float, ...]
     flip: bool
-    mixed: bool
     stride: int
     radius: int
     pseudo_label: PseudoLabelConfig
     crf: str
+    mixed: bool = False
     probabilities_of: tuple[str, ...] = ()
 
     @property

@@ -317,7 +317,8 @@ print(json.dumps([jax.device_count(), matrices, scores.classification, curves]))
 
 def test_number_of_devices_does_not_matter(network, runs):
     """Two simulated devices share the images."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    xla_flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    flags = {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PROGRAM, str(jax.config.jax_compilation_cache_dir)]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | flags, capture_output=True, text=True, check=False
