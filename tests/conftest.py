@@ -176,6 +176,7 @@ def make_config():
     config.data.mask_values = (8, 12, 15)
     config.model.variant = "mini"
     config.cam.scales, config.cam.flip = (1.0,), False
+    config.cam.dtype = "model"  # "auto" depends on the processor.
     config.pseudo_label.dilations, config.pseudo_label.iterations = (1, 2), 2
     config.eval.canvases, config.eval.batch_size = ((32, 48),), 2
     config.eval.stages = ("cam", "par")
