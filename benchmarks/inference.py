@@ -73,7 +73,9 @@ def _ours(variant, dtype):
     graphdef, params = ours.build(variant, dtype)
     options = inference_options(jax.default_backend())
     segment = jax.jit(
-        functools.partial(_segment, graphdef), static_argnames="stage", compiler_options=options
+        functools.partial(_segment, graphdef),
+        static_argnames="stage",
+        compiler_options=options,
     )
 
     def run(images, tags, stage):

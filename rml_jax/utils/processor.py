@@ -9,7 +9,7 @@ import jax
 _BFLOAT16_PRODUCTS = {"amx_bf16", "avx512_bf16"}
 
 # XLA's CPU backend hands parts of a program to the YNNPACK library: matrix products, and by default the operations
-# around them as well, for which it writes every constant out at full size (docs/performance.md, Inference).
+# around them as well, for which it writes every constant out at full size (docs/performance.md, Precision).
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 _PRODUCTS_ONLY = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 
