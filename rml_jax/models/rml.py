@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
 from rml_jax.models.backbone import BackboneConfig
+from rml_jax.ops.extremes import spatial_max
 from rml_jax.ops.grid import ceil_div
 from rml_jax.ops.region import inside
 from rml_jax.ops.resize import resize_bilinear
@@ -17,12 +19,12 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
 
 
-def _max_pool(x, axis, where=None):
-    return jnp.max(x if where is None else jnp.where(where, x, -jnp.inf), axis=axis)
+def _max_pool(x, where=None):
+    return spatial_max(x if where is None else jnp.where(where, x, -jnp.inf))
 
 
-POOLINGS = {"max": _max_pool, "average": jnp.mean}
-"""Name in `model.pooling` -> function of maps, `axis` and the mask `where`, as `jnp.mean`."""
+POOLINGS = {"max": _max_pool, "average": functools.partial(jnp.mean, axis=(1, 2))}
+"""Name in `model.pooling` -> function of maps [B, H, W, C] and the mask `where` [B, H, W, 1], or None, to [B, C]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,7 @@ class RML(nnx.Module):
         stages = [stage.astype(jnp.float32) for stage in stages]
         features = stages[-1]
         real = None if sizes is None else inside(ceil_div(sizes, self.stride), features.shape[1:3])[..., None]
-        pooled = POOLINGS[self.pooling](features, axis=(1, 2), where=real)
+        pooled = POOLINGS[self.pooling](features, where=real)
         return RMLOutputs(
             logits=self.classifier(pooled),
             features=features,
@@ -135,7 +137,7 @@ class RML(nnx.Module):
         """Computes the class logits [B, C] and CAM logits [B, h, w, C], without the other heads."""
         stages, _ = self.backbone(images)
         features = stages[-1].astype(jnp.float32)
-        pooled = POOLINGS[self.pooling](features, axis=(1, 2))
+        pooled = POOLINGS[self.pooling](features)
         return self.classifier(pooled), self.classifier(features)
 
     def _affinity_logits(self, attention):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rml_jax.labels import BACKGROUND
+from rml_jax.ops.extremes import spatial_max, spatial_min
 from rml_jax.ops.grid import ceil_div
 from rml_jax.ops.region import blank_outside, inside, mirror_inside, resize_inside
 
@@ -60,11 +61,11 @@ def map_extremes(
 
 
 def _least(maps, sizes):
-    return jnp.min(_filled_outside(maps, sizes, jnp.inf), axis=(1, 2))
+    return spatial_min(_filled_outside(maps, sizes, jnp.inf))
 
 
 def _greatest(maps, sizes):
-    return jnp.max(_filled_outside(maps, sizes, -jnp.inf), axis=(1, 2))
+    return spatial_max(_filled_outside(maps, sizes, -jnp.inf))
 
 
 def _filled_outside(maps, sizes, value):
