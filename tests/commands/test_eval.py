@@ -90,7 +90,8 @@ def test_weights_of_a_peer_are_scored(scored):
 def test_everything_that_made_the_scores_is_recorded(scored):
     metrics = scored[2]
     assert metrics["settings"]["eval"]["stages"] == ["cam", "affinity", "par", "par+crf"]
-    assert metrics["settings"]["cam"] == {"flip": False, "scales": [1.0]}
+    assert metrics["settings"]["cam"] == {"flip": False, "scales": [1.0], "dtype": "auto"}
+    assert metrics["cam_dtype"] in ("float32", "mixed")
     assert metrics["seeds"] == {"train": 0, "data": 0}
     assert {"python", "jax", "flax", "numpy"} <= metrics["versions"].keys()
     assert metrics["chains"]["par+crf"] == ["cam", "par", "crf"]
