@@ -7,8 +7,7 @@ from flax import nnx
 
 from benchmarks import measure
 from benchmarks.contestants import settings
-from rml_jax.models import RML
-from rml_jax.models.build import use_mixed_precision
+from rml_jax.models.build import build_network
 from rml_jax.ops import multi_scale_cam, normalize, sample_affine, warp
 from rml_jax.training.optimizer import make_optimizer
 from rml_jax.training.step import TrainState, make_pseudo_labels, make_train_step, pair_losses
@@ -17,13 +16,7 @@ from rml_jax.training.step import TrainState, make_pseudo_labels, make_train_ste
 def build(variant, dtype):
     """Returns the nnx.GraphDef and the parameters of a network of a precision in `rml_jax.models.build.DTYPES`."""
     config = settings.network_config(variant)
-
-    def make():
-        model = RML(config, dtype=jnp.dtype("float32" if dtype == "mixed" else dtype), rngs=nnx.Rngs(0))
-        if dtype == "mixed":
-            use_mixed_precision(model)
-        return nnx.split(model)
-
+    make = lambda: nnx.split(build_network(config, dtype, seed=0))  # noqa: E731
     # Compiling the random draws with optimisation takes longer than it saves.
     return jax.jit(make, compiler_options={"xla_backend_optimization_level": 0})()
 

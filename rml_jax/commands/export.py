@@ -15,6 +15,7 @@ from rml_jax.commands import cli
 from rml_jax.inference.export import onnx, stablehlo, weights
 from rml_jax.inference.export.card import CARD, METRICS, model_card, read_metrics
 from rml_jax.inference.export.checksums import write_sums
+from rml_jax.inference.export.program import with_own_precision
 from rml_jax.inference.export.verify import verify
 from rml_jax.inference.predictor import load_model, predictor_of
 from rml_jax.models import build
@@ -77,9 +78,7 @@ def export(workdir, out, form, checkpoint=None, licence="other"):
     if out.exists():
         raise UserError(f"--out={out}: exists already, expected the name of a new folder")
     config, params, step = load_model(Path(workdir), checkpoint)
-    reference = config.copy_and_resolve_references()
-    if form != "safetensors":
-        reference.cam.dtype = "model"  # As in the program (`rml_jax.inference.export.program`).
+    reference = config if form == "safetensors" else with_own_precision(config)
     live = predictor_of(reference, params, stage="cam")
     metrics = read_metrics(Path(workdir))
     try:

@@ -36,9 +36,22 @@ def build_model(config, seed: int) -> RML:
         fused_stages=config.model.fused_stages,
         symmetric_affinity=config.model.symmetric_affinity,
     )
-    mixed = config.model.dtype == "mixed"
-    dtype = jnp.dtype("float32" if mixed else config.model.dtype)
-    model = RML(model_config, dtype=dtype, rngs=nnx.Rngs(params=seed))
+    return build_network(model_config, config.model.dtype, seed)
+
+
+def build_network(model_config: RMLConfig, precision: str, seed: int) -> RML:
+    """Builds the network of an architecture with fresh parameters.
+
+    Args:
+      model_config: RMLConfig.
+      precision: one of DTYPES.
+      seed: of the initial parameters.
+
+    Returns:
+      RML.
+    """
+    mixed = precision == "mixed"
+    model = RML(model_config, dtype=jnp.dtype("float32" if mixed else precision), rngs=nnx.Rngs(params=seed))
     if mixed:
         use_mixed_precision(model)
     return model

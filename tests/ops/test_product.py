@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -16,7 +15,7 @@ def operands():
 
 
 def rounded(array):
-    return array.astype(ml_dtypes.bfloat16).astype(np.float64)
+    return array.astype(jnp.bfloat16).astype(np.float64)
 
 
 def test_operands_are_rounded_and_sums_are_not(operands):

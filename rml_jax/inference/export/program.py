@@ -1,7 +1,5 @@
 """The exported function, from images to class scores, CAMs and masks."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -30,8 +28,7 @@ def make_program(config, params):
         mask: uint8 [B, H, W], 0 background, 1..C classes, restricted to those whose sigmoid exceeds TAG_THRESHOLD.
     """
     graphdef, _ = build.build_graph(config)
-    # Exported programs run on any machine.
-    settings = dataclasses.replace(stages_config(config), mixed=False)
+    settings = stages_config(with_own_precision(config))
     scores = make_scores(graphdef, settings)
     step = symbolic_step(settings.scales, settings.stride)
 
@@ -45,6 +42,13 @@ def make_program(config, params):
         return _outputs(logits, cams[:, :height, :width], config)
 
     return program
+
+
+def with_own_precision(config):
+    """Returns a copy of a configuration whose CAM passes have the model's precision, as exported programs have."""
+    config = config.copy_and_resolve_references()
+    config.cam.dtype = "model"  # The choice of "auto" is for the machine that exports.
+    return config
 
 
 def make_fixed_program(config, params):
