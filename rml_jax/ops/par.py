@@ -51,23 +51,28 @@ def par(
     Returns:
       float32 [B, H, W, K], undefined outside the images.
     """
-    images = replicate_edges(images, sizes)
-    weights = par_weights(images, dilations)
-    # Channels first, so that the innermost loop runs along a row of pixels rather than along a few classes.
-    masks = jnp.moveaxis(masks.astype(jnp.float32), -1, 1)
+    weights = par_weights(replicate_edges(images, sizes), dilations)
+    iterate = functools.partial(_iterate, dilations=dilations, iterations=iterations)
+    # On a CPU, a row's weights stay in the cache for the rows of all classes.
+    return jax.lax.platform_dependent(
+        weights,
+        masks.astype(jnp.float32),
+        sizes,
+        cpu=functools.partial(iterate, weighted_sum=_weighted_sum, classes_axis=2),
+        default=functools.partial(iterate, weighted_sum=_weighted_sum_by_dilation, classes_axis=1),
+    )
+
+
+def _iterate(weights, masks, sizes, *, weighted_sum, classes_axis, dilations, iterations):
+    masks = jnp.moveaxis(masks, -1, classes_axis)
+    rows_and_columns = (3 - classes_axis, 3)
 
     def refine(masks, _):
-        masks = replicate_edges(masks, sizes, axes=(2, 3))
-        neighbours_sum = jax.lax.platform_dependent(
-            weights,
-            masks,
-            cpu=functools.partial(_weighted_sum, dilations=dilations),
-            default=functools.partial(_weighted_sum_by_dilation, dilations=dilations),
-        )
-        return neighbours_sum, None
+        padded = replicate_edges(masks, sizes, rows_and_columns, margin=max(dilations))
+        return weighted_sum(weights, padded, dilations), None
 
     masks, _ = jax.lax.scan(refine, masks, length=iterations)
-    return jnp.moveaxis(masks, 1, -1)
+    return jnp.moveaxis(masks, classes_axis, -1)
 
 
 def par_weights(
@@ -83,35 +88,58 @@ def par_weights(
       float32 [8 * len(dilations), B, H, W], one weight per neighbour; they sum to 1.01.
     """
     colours = jnp.moveaxis(images.astype(jnp.float32), -1, 1)
-    neighbours = jnp.stack(_neighbours(colours, dilations))
-    deviation = jnp.std(neighbours, axis=0, ddof=1)
-    likeness = -jnp.mean(jnp.square((neighbours - colours) / (deviation + 1e-8) / _SHARPNESS), axis=2)
-    return jax.nn.softmax(likeness, axis=0) + _position_weights(dilations)[:, None, None, None]
+    padded = replicate_edges(colours, None, axes=(2, 3), margin=max(dilations))
+    starts = _starts(dilations)
+
+    def neighbour(start):
+        return jax.lax.dynamic_slice(padded, (0, 0, *start), colours.shape)
+
+    def dissimilarity(least, start):
+        squares = jnp.square((neighbour(start) - colours) * sharpness)
+        distance = _total(jnp.unstack(squares, axis=1)) / 3
+        return jnp.minimum(least, distance), distance
+
+    # Sums in loops: XLA's CPU backend takes 40 times as long for a reduction over a leading axis.
+    neighbours = [neighbour(start) for start in starts]
+    mean = _total(neighbours) / len(starts)
+    variance = _total([jnp.square(n - mean) for n in neighbours]) / (len(starts) - 1)
+    sharpness = 1 / ((jnp.sqrt(variance) + 1e-8) * _SHARPNESS)
+    least = jnp.full(colours[:, 0].shape, jnp.inf)
+    least, distances = jax.lax.scan(dissimilarity, least, jnp.asarray(starts))
+    likeness = jnp.exp(least - distances)
+    total = _total([jnp.exp(least - distance) for distance in distances])
+    return likeness / total + _position_weights(dilations)[:, None, None, None]
 
 
-def _weighted_sum(weights, masks, dilations):
-    """Computes the weighted sum over the neighbours: [n, B, H, W], [B, K, H, W] -> [B, K, H, W]."""
-    neighbours = _neighbours(masks, dilations)
-    terms = (weight[:, None] * n for weight, n in zip(weights, neighbours, strict=True))
-    return functools.reduce(jnp.add, terms)
+def _weighted_sum(weights, padded, dilations):
+    """Computes the weighted sum over the neighbours: [n, B, H, W], padded [B, H', K, W'] -> [B, H, K, W]."""
+    height, width = weights.shape[2:]
+    return _total(
+        weight[:, :, None] * padded[:, top : top + height, :, left : left + width]
+        for weight, (top, left) in zip(weights, _starts(dilations), strict=True)
+    )
 
 
-def _weighted_sum_by_dilation(weights, masks, dilations):
-    """Computes `_weighted_sum` in a loop over the dilations, for GPUs and TPUs.
+def _weighted_sum_by_dilation(weights, padded, dilations):
+    """Computes `_weighted_sum` of padded [B, K, H', W'] in a loop over the dilations, for GPUs and TPUs.
 
     A TPU's compiler writes shifted maps to memory if one expression holds all 48, and fuses those of three dilations
     (docs/accelerators.md, PAR). The terms are added in the same order.
     """
+    shape = (*padded.shape[:2], *weights.shape[2:])
     starts = jnp.asarray(_starts(dilations)).reshape(len(dilations), len(_DIRECTIONS), 2)
-    padded = _pad_edges(masks, dilations)
 
     def add(total, step):
         for weight, (top, left) in zip(*step, strict=True):
-            total += weight[:, None] * jax.lax.dynamic_slice(padded, (0, 0, top, left), masks.shape)
+            total += weight[:, None] * jax.lax.dynamic_slice(padded, (0, 0, top, left), shape)
         return total, None
 
     grouped = weights.reshape(len(dilations), len(_DIRECTIONS), *weights.shape[1:])
-    return jax.lax.scan(add, jnp.zeros_like(masks), (grouped, starts), unroll=3)[0]
+    return jax.lax.scan(add, jnp.zeros(shape, padded.dtype), (grouped, starts), unroll=3)[0]
+
+
+def _total(terms):
+    return functools.reduce(jnp.add, terms)
 
 
 def _position_weights(dilations):
@@ -119,18 +147,6 @@ def _position_weights(dilations):
     nearness = -np.square(distances / (distances.std(ddof=1) + 1e-8) / _SHARPNESS)
     weights = np.exp(nearness - nearness.max())
     return jnp.asarray(_POSITION_WEIGHT * weights / weights.sum(), jnp.float32)
-
-
-def _neighbours(maps, dilations):
-    """Shifts maps [B, K, H, W] to each neighbour, with replicated edges: a list of 8 per dilation."""
-    height, width = maps.shape[2:]
-    padded = _pad_edges(maps, dilations)
-    return [padded[:, :, top : top + height, left : left + width] for top, left in _starts(dilations)]
-
-
-def _pad_edges(maps, dilations):
-    margin = max(dilations)
-    return jnp.pad(maps, ((0, 0), (0, 0), (margin, margin), (margin, margin)), mode="edge")
 
 
 def _starts(dilations):

@@ -9,6 +9,7 @@ class Par(Stage):
 
     name = "par"
     needs = ("images", "sizes")
+    independent_classes = True
 
     def apply(self, probabilities, config, images, sizes):
         pseudo = config.pseudo_label

@@ -1,8 +1,11 @@
 """Functions from the network's maps to probabilities and masks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from rml_jax.ops.cam import with_background
 from rml_jax.ops.grid import ceil_div
 from rml_jax.ops.pseudo_label import gather_classes
 from rml_jax.stages.registry import STAGES, base_stage, split_stage
@@ -70,8 +73,8 @@ def make_sweep(config, num_classes, at_once=SWEPT_AT_ONCE):
         # Ignored pixels are zeros in all classes. float32 is exact up to 2**24 pixels.
         truth = jax.nn.one_hot(annotations, 1 + num_classes)
 
-        def at(background):
-            soft = {name: _base(name, cams, used, background, inputs, config) for name in config.bases}
+        def at(backgrounds):
+            soft = {name: _swept(name, cams, used, backgrounds, inputs, config) for name in config.bases}
             slots = {name: probabilities.argmax(axis=-1) for name, probabilities in soft.items()}
             return {
                 "counts": {name: _count(truth, chosen, 1 + used.shape[1]) for name, chosen in slots.items()},
@@ -82,16 +85,16 @@ def make_sweep(config, num_classes, at_once=SWEPT_AT_ONCE):
         parts = ceil_div(count, max(1, at_once // values))
         size = ceil_div(count, parts)
         # A remainder would be compiled as a second program.
-        filled = jnp.pad(backgrounds, (0, parts * size - count), mode="edge")
-        found = jax.lax.map(at, filled, batch_size=size)
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf[:count], 0, 1), found)
+        filled = jnp.pad(backgrounds, (0, parts * size - count), mode="edge").reshape(parts, size)
+        found = jax.lax.map(at, filled)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, *leaf.shape[2:])[:count], 0, 1), found)
 
     return sweep
 
 
 def _count(truth, slots, num_slots):
-    """Counts pixels by class, one-hot in `truth` [B, H, W, 1 + C], and slot, [B, H, W]: int32."""
-    return jnp.einsum("bhwc,bhwk->bck", truth, jax.nn.one_hot(slots, num_slots)).astype(jnp.int32)
+    """Counts pixels by class, one-hot [B, H, W, 1 + C], and by slot [T, B, H, W], int32 [T, B, 1 + C, 1 + K]."""
+    return jnp.einsum("bhwc,tbhwk->tbck", truth, jax.nn.one_hot(slots, num_slots)).astype(jnp.int32)
 
 
 def make_link(stage, config):
@@ -122,6 +125,32 @@ def _base(name, cams, used, background, inputs, config):
     for stage in others:
         probabilities = stage.apply(probabilities, config, **stage.select(inputs))
     return probabilities
+
+
+def _swept(name, cams, used, backgrounds, inputs, config):
+    """Computes the probabilities of a base at each of the backgrounds [T], float32 [T, B, H, W, 1 + K]."""
+    first, *others = (STAGES[part] for part in name.split("+"))
+    if first.independent_classes:
+        others = [first, *others]
+        start = functools.partial(with_background, cams, used)
+    else:
+        start = functools.partial(first.from_cams, cams, used, config=config, **first.select(inputs))
+    probabilities = jax.vmap(start)(backgrounds)
+    for stage in others:
+        apply = functools.partial(stage.apply, config=config, **stage.select(inputs))
+        probabilities = (_apply_together if stage.independent_classes else jax.vmap)(apply)(probabilities)
+    return probabilities
+
+
+def _apply_together(apply):
+    """Does what `jax.vmap` does for a function of probabilities [B, H, W, K], by one call with T * K classes."""
+
+    def apply_to_all(probabilities):
+        classes = jnp.moveaxis(probabilities, 0, -2)
+        applied = apply(classes.reshape(*classes.shape[:-2], -1))
+        return jnp.moveaxis(applied.reshape(*applied.shape[:-1], *classes.shape[-2:]), -2, 0)
+
+    return apply_to_all
 
 
 def _masks(probabilities, classes):

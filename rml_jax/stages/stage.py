@@ -17,12 +17,15 @@ class Stage:
         images: uint8 [B, H, W, 3], each image in the top left corner of the canvas,
         sizes: int32 [B, 2], height and width of each image,
         affinity: float32 [B, N, N] in [0, 1], N cells of the network's last grid on the canvas.
+      independent_classes: whether `apply` refines each class by itself, whatever their number. The sweep then refines
+        the classes of all background scores together. Such a stage keeps `from_cams`.
       own_program: whether it is compiled by itself. Other stages at the start of a chain are compiled into one
         program for all chains, which the sweep of the background scores runs.
     """
 
     name = ""
     needs = ()
+    independent_classes = False
     own_program = False
 
     def apply(self, probabilities, config, **needs):
