@@ -105,7 +105,7 @@ def par_weights(
     variance = _total([jnp.square(n - mean) for n in neighbours]) / (len(starts) - 1)
     sharpness = 1 / ((jnp.sqrt(variance) + 1e-8) * _SHARPNESS)
     least = jnp.full(colours[:, 0].shape, jnp.inf)
-    least, distances = jax.lax.scan(dissimilarity, least, jnp.asarray(starts))
+    least, distances = jax.lax.scan(dissimilarity, least, jnp.asarray(starts), unroll=8)
     likeness = jnp.exp(least - distances)
     total = _total([jnp.exp(least - distance) for distance in distances])
     return likeness / total + _position_weights(dilations)[:, None, None, None]
