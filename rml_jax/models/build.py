@@ -68,6 +68,14 @@ def use_mixed_precision(model: RML) -> None:
     model.set_attributes(mixed_precision=True, raise_if_not_found=False)
 
 
+def use_chunked_attention(model: RML) -> None:
+    """Makes a CPU compute attention in chunks that stay in its cache (`rml_jax.ops.attention`), without gradients.
+
+    Changes every module that has an attribute `chunked`; other backbones stay as they are.
+    """
+    model.set_attributes(chunked=True, raise_if_not_found=False)
+
+
 def has_mixed_cams(config) -> bool:
     """Returns whether `cam.dtype` makes CAM passes use mixed precision where the model does not.
 

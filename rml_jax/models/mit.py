@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 
 from rml_jax.models.backbone import BACKBONES
+from rml_jax.ops.attention import chunked_attention
 from rml_jax.ops.grid import ceil_div
 from rml_jax.ops.product import bfloat16_matmul
 from rml_jax.ops.region import blank_outside, inside, replicate_edges
@@ -318,6 +319,9 @@ def _norm(channels, epsilon, *, dtype, rngs):
 class EfficientSelfAttention(nnx.Module):
     """Self-attention whose keys and values are reduced by a strided convolution (spatial reduction)."""
 
+    mixed_precision = False
+    chunked = False
+
     def __init__(self, channels, num_heads, sr_ratio, *, dtype, rngs):
         self.num_heads = num_heads
         self.query = _linear(channels, channels, dtype=dtype, rngs=rngs)
@@ -333,13 +337,18 @@ class EfficientSelfAttention(nnx.Module):
         """Maps [B, H, W, C] to the output [B, H, W, C] and pre-softmax logits, float32 [B, heads, H W, keys]."""
         batch, height, width, channels = x.shape
         source = self.reduce_norm(self.reduce(x)) if self.sr_ratio > 1 else x
-        query = self._split_heads(self.query(x))
+        query = self._split_heads(self.query(x)) * (channels // self.num_heads) ** -0.5
         key = self._split_heads(self.key(source))
         value = self._split_heads(self.value(source))
-        scale = (channels // self.num_heads) ** -0.5
-        logits = jnp.einsum("bhqd,bhkd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits, axis=-1, where=self._real_keys(source, sizes)).astype(value.dtype)
-        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
+        real_keys = self._real_keys(source, sizes)
+        logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+        if self.chunked:
+            # XLA removes the logits where nobody uses them.
+            operands = jnp.bfloat16 if self.mixed_precision else None
+            mixed = chunked_attention(query, key, value, real_keys, operands=operands)
+        else:
+            weights = jax.nn.softmax(logits, axis=-1, where=real_keys).astype(value.dtype)
+            mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
         mixed = mixed.swapaxes(1, 2).reshape(batch, height, width, channels)
         return self.projection(mixed), logits
 

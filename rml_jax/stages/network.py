@@ -5,7 +5,7 @@ import functools
 import jax
 from flax import nnx
 
-from rml_jax.models.build import use_mixed_precision
+from rml_jax.models.build import use_chunked_attention, use_mixed_precision
 from rml_jax.ops.cam import cam_sum, map_extremes, min_max_normalize
 from rml_jax.ops.normalize import normalize
 
@@ -25,7 +25,7 @@ def make_network(graphdef, config):
     """
 
     def network(params, images, sizes):
-        logits, maps, affinity_logits = _forward(graphdef, params, images, sizes, config)
+        logits, maps, affinity_logits = _forward(graphdef, params, images, sizes, config, chunked=True)
         return {
             "probabilities": jax.nn.sigmoid(logits),
             "cams": min_max_normalize(maps, sizes),
@@ -53,7 +53,7 @@ def make_tile_network(graphdef, config):
     """
 
     def network(params, tiles, sizes, least, greatest):
-        logits, maps, affinity_logits = _forward(graphdef, params, tiles, sizes, config)
+        logits, maps, affinity_logits = _forward(graphdef, params, tiles, sizes, config, chunked=True)
         own_least, own_greatest = map_extremes(maps, sizes)
         return {
             "probabilities": jax.nn.sigmoid(logits),
@@ -87,9 +87,11 @@ def make_scores(graphdef, config):
     return scores
 
 
-def _forward(graphdef, params, images, sizes, config):
+def _forward(graphdef, params, images, sizes, config, chunked=False):
     """Computes class logits [B, C], CAMs before scaling [B, H, W, C] and affinity logits [B, N, N]."""
     model = nnx.merge(graphdef, params)
+    if chunked:
+        use_chunked_attention(model)
     if config.mixed:
         use_mixed_precision(model)
 

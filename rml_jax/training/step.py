@@ -249,6 +249,7 @@ def make_pseudo_labels(graphdef, params, images, batch, config):
       int32 [B, S, S]: 0 background, 1..C classes, 255 ignore.
     """
     model, tags = nnx.merge(graphdef, params), batch["tags"]
+    build.use_chunked_attention(model)
     if config.cam_mixed:
         build.use_mixed_precision(model)
     classes, used = tagged_slots(tags, min(config.pseudo_label.slots, tags.shape[-1]))
