@@ -30,17 +30,20 @@ def chunked_attention(
     """Computes softmax(query key^T) value, on a CPU one head and a chunk of its queries at a time.
 
     For passes without gradient, which would keep the weights of every chunk. XLA's CPU backend writes the weights of
-    all heads to memory several times otherwise; GPUs and TPUs compute all heads at once. Sizes are static.
+    all heads to memory several times otherwise. GPUs and TPUs compute all heads at once, and so does a CPU if that is
+    no more than one chunk. Sizes are static.
 
     Args:
       query: float [B, heads, N, D], scaled.
       key, value: float [B, heads, M, D].
       real_keys: bool [B, 1, 1, M], which keys take part, at least one for each image; None for all.
-      operands: type that the operands of both products are rounded to; None for their own.
+      operands: type that the operands of both products are rounded to in chunks; None for their own.
 
     Returns:
       [B, heads, N, D], in value's type.
     """
+    if math.prod(query.shape[:3]) * key.shape[2] <= LOGITS_AT_ONCE:
+        return _at_once(query, key, value, real_keys)
     if real_keys is None:
         real_keys = jnp.ones((key.shape[0], 1, 1, key.shape[2]), bool)
     by_chunks = functools.partial(_by_chunks, operands=operands)
@@ -62,6 +65,8 @@ def _by_chunks(query, key, value, real_keys, operands):
 
     def one_head(inputs):
         query, *rest = inputs
+        if chunks == 1:  # compiles faster than a loop
+            return _one_chunk(query[0], *rest, operands)[None]
         return jax.lax.map(lambda chunk: _one_chunk(chunk, *rest, operands), query)
 
     by_head = (x.reshape(batch * heads, *x.shape[2:]) for x in (padded, key, value, real_keys))

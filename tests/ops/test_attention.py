@@ -28,8 +28,8 @@ def reference(query, key, value, real_keys=None):
     return np.einsum("bhqk,bhkd->bhqd", weights / weights.sum(axis=-1, keepdims=True), value)
 
 
-# One chunk; five of 10 queries; seven of 8, the last of them with 2; a query each.
-@pytest.mark.parametrize("at_once", [2**21, 10 * KEYS, 8 * KEYS, 1])
+# All at once; one chunk a head; five of 10 queries; seven of 8, the last of them with 2; a query each.
+@pytest.mark.parametrize("at_once", [2**21, QUERIES * KEYS, 10 * KEYS, 8 * KEYS, 1])
 @pytest.mark.parametrize("padded", [False, True])
 def test_equals_numpy(inputs, monkeypatch, at_once, padded):
     monkeypatch.setattr(attention, "LOGITS_AT_ONCE", at_once)
@@ -38,7 +38,8 @@ def test_equals_numpy(inputs, monkeypatch, at_once, padded):
     np.testing.assert_allclose(result, reference(*inputs, real_keys), rtol=1e-5, atol=1e-5)
 
 
-def test_keys_of_the_padding_may_hold_anything(inputs):
+def test_keys_of_the_padding_may_hold_anything(inputs, monkeypatch):
+    monkeypatch.setattr(attention, "LOGITS_AT_ONCE", 10 * KEYS)
     real_keys = np.arange(KEYS) < np.array([7, 2])[:, None, None, None]
     query, key, value = inputs
     changed = (
@@ -51,13 +52,15 @@ def test_keys_of_the_padding_may_hold_anything(inputs):
     )
 
 
-def test_on_accelerators_all_heads_are_computed_at_once(inputs):
+def test_on_accelerators_all_heads_are_computed_at_once(inputs, monkeypatch):
+    monkeypatch.setattr(attention, "LOGITS_AT_ONCE", 1)
     np.testing.assert_allclose(
         as_on(("tpu",), attention.chunked_attention)(*inputs), reference(*inputs), rtol=1e-5, atol=1e-5
     )
 
 
-def test_operands_are_rounded(inputs):
+def test_operands_are_rounded_in_chunks(inputs, monkeypatch):
+    monkeypatch.setattr(attention, "LOGITS_AT_ONCE", 10 * KEYS)
     narrow = functools.partial(attention.chunked_attention, operands=jnp.bfloat16)
     rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in inputs]
     error = np.abs(narrow(*inputs) - reference(*rounded)).max()
@@ -65,6 +68,8 @@ def test_operands_are_rounded(inputs):
     assert 1e-5 < error < 2**-8 * np.abs(inputs[2]).max()
 
 
-def test_the_type_is_that_of_the_values(inputs):
+@pytest.mark.parametrize("at_once", [2**21, 10 * KEYS])
+def test_the_type_is_that_of_the_values(inputs, monkeypatch, at_once):
+    monkeypatch.setattr(attention, "LOGITS_AT_ONCE", at_once)
     query, key, value = inputs
     assert attention.chunked_attention(query, key, value.astype(jnp.bfloat16)).dtype == jnp.bfloat16
