@@ -1,8 +1,8 @@
 """Measures where a run's CAMs lie, and what its masks lose to the frame, the background's score and PAR.
 
-    python -m experiments.cam_evidence --workdir=DIR [--split=val] [--images=500] [--json=FILE]
+    python -m experiments.cam_evidence --workdir=DIR [--split=val] [--images=500] [--frame=32] [--json=FILE]
 
-Given tags. The frame is the two outermost cells of the network's last grid on each side. For each class, over the
+Given tags. The frame is the image's border of `--frame` pixels, two cells of the network's last grid. For each class, over the
 images with its tag: the mean CAM in the frame and inside it, and the frame's share of the CAM's sum, beside its share
 of the class's annotated pixels. For the chains cam and par, the mIoU with
 
@@ -42,6 +42,9 @@ def main():
     parser.add_argument("--checkpoint", default="newest")
     parser.add_argument("--split", help="the run's data.val_split by default")
     parser.add_argument("--images", type=int, default=500)
+    parser.add_argument(
+        "--frame", type=int, default=32, help="in pixels, less than half of every image's side"
+    )
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     use_compilation_cache()
@@ -53,15 +56,15 @@ def main():
     split = chosen.split or config.data.val_split
     source = make_source(config.data, split, with_masks=True)
     indices = draw_images(source, chosen.images, config.data.seed)
-    maps, scores = measure_images(config, graphdef, params, source, indices)
+    maps, scores = measure_images(config, graphdef, params, source, indices, chosen.frame)
     result = {"environment": environment, "dataset": config.data.name, "split": split, "step": step}
-    result |= {"images": len(indices), "classes": maps, "miou": scores}
+    result |= {"images": len(indices), "frame": chosen.frame, "classes": maps, "miou": scores}
     print(table(result))
     if chosen.json:
         measure.write_json(result, chosen.json)
 
 
-def measure_images(config, graphdef, params, source, indices):
+def measure_images(config, graphdef, params, source, indices, frame):
     """Measures the CAMs and the masks of some images.
 
     Args:
@@ -69,6 +72,7 @@ def measure_images(config, graphdef, params, source, indices):
       graphdef, params: the split `RML`.
       source: random-access source with masks.
       indices: of the images.
+      frame: width of the frame in pixels.
 
     Returns:
       Dict from each class to `class_means`, and dict from each chain to `chain_scores`.
@@ -86,8 +90,8 @@ def measure_images(config, graphdef, params, source, indices):
             whole = sweep_batch(runner, sweep, batch, maps, tags, np.float32(GRID))
             for number, (_, item, size) in enumerate(batch.entries):
                 cams = maps["cams"][number, : size[0], : size[1]] * (item["tags"] > 0)
-                sums.append(frame_sums(cams, item["mask"], 2 * runner.stages.stride))
-                item["mask"] = without_frame(item["mask"], 2 * runner.stages.stride)
+                sums.append(frame_sums(cams, item["mask"], frame))
+                item["mask"] = without_frame(item["mask"], frame)
             cut = sweep_batch(runner, sweep, batch, maps, tags, np.float32(GRID))
             matrices += [of_image["given"] for of_image in whole]
             inside += [of_image["given"] for of_image in cut]
