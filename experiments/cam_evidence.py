@@ -2,9 +2,9 @@
 
     python -m experiments.cam_evidence --workdir=DIR [--split=val] [--images=500] [--frame=32] [--json=FILE]
 
-Given tags. The frame is the image's border of `--frame` pixels, two cells of the network's last grid. For each class, over the
-images with its tag: the mean CAM in the frame and inside it, and the frame's share of the CAM's sum, beside its share
-of the class's annotated pixels. For the chains cam and par, the mIoU with
+Given tags. The frame is the image's border of `--frame` pixels, by default two cells of the network's last grid. For
+each class, over the images with its tag: the mean CAM in the frame and inside it, and the frame's share of the CAM's
+sum, of the class's annotated pixels, and of the area. For the chains cam and par, the mIoU with
 
     fixed           the run's own background score,
     best            the best single score of the grid on the same images,
