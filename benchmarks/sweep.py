@@ -14,7 +14,8 @@ from flax import nnx
 
 from benchmarks import measure
 from rml_jax.config import default_config
-from rml_jax.evaluation.evaluator import Evaluator, Scores
+from rml_jax.evaluation.evaluator import Evaluator
+from rml_jax.evaluation.scores import Scores
 from rml_jax.models import build
 from rml_jax.stages.runner import TAG_THRESHOLD, StageRunner
 from tests.references.networks import random_network
