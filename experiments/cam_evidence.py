@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import measure
 from rml_jax.checkpoint import read_params
-from rml_jax.config import load_config
+from rml_jax.config import default_config, load_config
 from rml_jax.data.sources import make_source
 from rml_jax.evaluation.metrics import mean_iou
 from rml_jax.evaluation.sweep import draw_images, sweep_batch
@@ -33,7 +33,7 @@ from rml_jax.utils.compilation_cache import use_compilation_cache
 from rml_jax.utils.progress import Progress
 
 CHAINS = ("cam", "par")
-GRID = np.linspace(0.05, 0.95, 19).round(2)
+GRID = np.array(default_config().eval.sweep.grid)
 
 
 def main():
@@ -155,7 +155,7 @@ def class_means(sums):
     Returns:
       List of a dict for each class.
     """
-    (cams, pixels, annotated) = np.moveaxis(sums, 1, 0)
+    cams, pixels, annotated = np.moveaxis(sums, 1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         rows = {
             "cam_in_frame": cams[0] / pixels[0],
