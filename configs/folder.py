@@ -9,8 +9,8 @@ constants). Set `model.init_from` to pre-trained weights if you can; a few thous
 from random weights.
 
 `:small` is a short run for a CPU: the smallest published network (b0) on 160-pixel crops, 400 steps from random
-weights. `:surface` is for defects of surfaces (docs/defects.md): the settings of configs/neu_seg.py, and background
-scores that are chosen without masks.
+weights. `:surface` is for defects of surfaces (docs/defects.md): the settings of configs/neu_seg.py. `eval` chooses the
+background scores without masks (docs/evaluation.md).
 """
 
 import runpy
@@ -28,7 +28,7 @@ def get_config(variant="full"):
         config = runpy.run_path(Path(__file__).with_name("neu_seg.py"))["get_config"]()
         config.data = default_config().data
         config.eval.canvases = default_config().eval.canvases
-        config.eval.sweep.criterion = "agreement"
+    config.eval.sweep.criterion, config.eval.sweep.split, config.eval.sweep.images = "contrast", "train", 120
     config.data.name = "folder"
     config.data.source = "folder"
     config.log.pictures_every = 0  # Logged images need validation masks.

@@ -39,6 +39,7 @@ def get_config(variant="full"):
     config.log.pictures_every = 0
     config.eval.canvases = ((200, 200),)
     config.eval.batch_size = 8
+    config.eval.region_contrast = 20.0
     config.eval.sweep.split = "train"
     config.eval.sweep.images = 120
     return with_variant(config, variant)

@@ -9,7 +9,10 @@ sum, of the class's annotated pixels, and of the area. For the chains cam and pa
     fixed           the run's own background score,
     best            the best single score of the grid on the same images,
     best_each       the best score for each image, which needs its mask: an upper bound for any choice of scores,
-    best_inside     the best single score, where pixels in the frame are not counted.
+    best_inside     the best single score, where pixels in the frame are not counted,
+    contrast_W      each image's score chosen by region contrast of weight W, near the best one of the grid,
+    unaided         the best single score by the mean contrast of the chain par, which needs no mask,
+    unaided_W       the same with scores of their own near that for the images.
 """
 
 import argparse
@@ -23,9 +26,10 @@ from rml_jax.checkpoint import read_params
 from rml_jax.config import default_config, load_config
 from rml_jax.data.sources import make_source
 from rml_jax.evaluation.metrics import mean_iou
-from rml_jax.evaluation.sweep import draw_images, sweep_batch
+from rml_jax.evaluation.sweep import CONTRAST_STAGE, contrast_batch, draw_images, scores_near, sweep_batch
 from rml_jax.labels import IGNORE
 from rml_jax.models import build
+from rml_jax.ops.contrast import choose_score
 from rml_jax.stages.refine import make_sweep
 from rml_jax.stages.registry import background_key
 from rml_jax.stages.runner import StageRunner
@@ -34,6 +38,7 @@ from rml_jax.utils.progress import Progress
 
 CHAINS = ("cam", "par")
 GRID = np.array(default_config().eval.sweep.grid)
+WEIGHTS = (5.0, 10.0, 20.0)
 
 
 def main():
@@ -50,7 +55,7 @@ def main():
     use_compilation_cache()
     environment = measure.environment()
     config = load_config(chosen.workdir / "config.json")
-    config.eval.stages = CHAINS
+    config.eval.stages, config.eval.region_contrast = CHAINS, 0.0
     graphdef, abstract = build.build_graph(config)
     step, params = read_params(chosen.workdir, abstract, chosen.checkpoint, config.checkpoint.best_metric)
     split = chosen.split or config.data.val_split
@@ -79,9 +84,9 @@ def measure_images(config, graphdef, params, source, indices, frame):
     """
     names, progress = tuple(config.data.class_names), Progress("evidence", len(indices), "images")
     runner = StageRunner(config, graphdef)
-    sweep = runner.shard_map(make_sweep(runner.stages, len(names)), 0, 6)
+    sweep = runner.shard_map(make_sweep(runner.stages, len(names), with_contrast=True), 0, 6)
     params, grouper = runner.replicate(params), runner.grouper(config.eval.batch_size * runner.devices)
-    sums, matrices, inside = [], [], []
+    sums, matrices, inside, contrasts = [], [], [], []
     for index in (*indices, None):
         for batch in grouper.rest() if index is None else grouper.add(index, source[index]):
             maps, _ = runner.maps(params, batch)
@@ -95,15 +100,24 @@ def measure_images(config, graphdef, params, source, indices, frame):
             cut = sweep_batch(runner, sweep, batch, maps, tags, np.float32(GRID))
             matrices += [of_image["given"] for of_image in whole]
             inside += [of_image["given"] for of_image in cut]
+            found = contrast_batch(runner, sweep, batch, maps, tags, np.float32(GRID), CHAINS)
+            contrasts += [of_image["given"] for of_image in found]
             progress.update(len(sums))
     background = config.eval.background
+    matrices, inside, contrasts = (
+        {chain: np.stack([values[chain] for values in of_images]) for chain in CHAINS}
+        for of_images in (matrices, inside, contrasts)
+    )
+    unaided = contrasts[CONTRAST_STAGE].mean(axis=0).argmax()
     scores = {
         chain: chain_scores(
-            np.stack([m[chain] for m in matrices]),
-            np.stack([m[chain] for m in inside]),
+            matrices[chain],
+            inside[chain],
+            contrasts[chain],
+            unaided,
             background[background_key(chain, background)],
         )
-        for chain in runner.stages.bases
+        for chain in CHAINS
     }
     return dict(zip(names, class_means(np.sum(sums, axis=0)), strict=True)), scores
 
@@ -169,12 +183,14 @@ def class_means(sums):
     ]
 
 
-def chain_scores(matrices, inside, fixed):
+def chain_scores(matrices, inside, contrasts, unaided, fixed):
     """Computes a chain's mIoU for several choices of the background's score.
 
     Args:
       matrices: int64 [N, T, K, K], the images' confusion matrices at each score of GRID.
       inside: the same, where pixels in the frame are not counted.
+      contrasts: float [N, T], of the masks.
+      unaided: place in GRID of the score that was chosen without masks.
       fixed: the run's own score; the nearest of GRID is used.
 
     Returns:
@@ -185,14 +201,32 @@ def chain_scores(matrices, inside, fixed):
     # An image whose pixels are all ignored adds nothing at any score.
     chosen = [np.argmax([mean_iou(m) if m.any() else 0 for m in of_image]) for of_image in matrices]
     each = sum(of_image[best] for of_image, best in zip(matrices, chosen, strict=True))
+    near = {weight: by_contrast(matrices, contrasts, weight) for weight in WEIGHTS}
     values = {
         "fixed": single[nearest],
         "best": max(single),
         "best_each": mean_iou(each),
         "best_inside": max(cut),
+        **{f"contrast_{weight:g}": max(scores) for weight, scores in near.items()},
+        "unaided": single[unaided],
+        **{f"unaided_{weight:g}": scores[unaided] for weight, scores in near.items()},
     }
     scores = {name: round(100 * float(value), 2) for name, value in values.items()}
-    return scores | {"fixed_score": float(GRID[nearest]), "best_score": float(GRID[np.argmax(single)])}
+    places = {
+        "fixed": nearest,
+        "best": np.argmax(single),
+        **{f"contrast_{weight:g}": np.argmax(of_weight) for weight, of_weight in near.items()},
+        "unaided": unaided,
+    }
+    return scores | {f"{name}_score": float(GRID[place]) for name, place in places.items()}
+
+
+def by_contrast(matrices, contrasts, weight):
+    """Computes the mIoU near each score of GRID with each image's score chosen by contrast, list of T."""
+    near, places = scores_near(GRID)
+    _, best = choose_score(contrasts[:, places], near, GRID, weight)  # [N, T]
+    chosen = np.take_along_axis(places, np.asarray(best).T, axis=1)  # [T, N]
+    return [mean_iou(matrices[np.arange(len(matrices)), of_image].sum(axis=0)) for of_image in chosen]
 
 
 def table(result):

@@ -97,6 +97,8 @@ def default_config():
     pseudo.slots = 8  # classes of an image that are refined, at least 1; raised if an image has more tags
     pseudo.dilations = (1, 2, 4, 8, 12, 24)  # of PAR, in pixels of the image at half size
     pseudo.iterations = 10  # of PAR, at least 0
+    # Weight of the contrast by which each image's scores are chosen, at least 0; 0 = the same for all images.
+    pseudo.region_contrast = 0.0
 
     # Weights, at least 0 each. `rml_jax.losses.register_term` adds the key of a new term.
     config.loss = loss = ConfigDict()
@@ -147,10 +149,13 @@ def default_config():
     evaluation.protocols = ("predicted", "given")  # whose tags: the model's own, the ground truth's
     # Stage -> score of the background in it, at least 0.
     evaluation.background = ConfigDict({"cam": 0.45, "affinity": 0.35, "par": 0.45})
+    # Weight of the contrast by which each image's score is chosen near these, at least 0; 0 = the same score for all
+    # images (docs/evaluation.md, A score for each image).
+    evaluation.region_contrast = 0.0
     evaluation.crf = "afa"  # name of the CRF's settings (rml_jax.ops.SETTINGS)
     evaluation.sweep = sweep = ConfigDict()
-    # What the background scores are chosen by: "miou", which needs masks, or "agreement" between an image and its
-    # mirror image, which needs none (docs/evaluation.md).
+    # What the background scores are chosen by: "miou", which needs masks, or the "contrast" of the predicted masks
+    # with the images, which needs none (docs/evaluation.md).
     sweep.criterion = "miou"
     sweep.split = ""  # split to choose the background scores on; "" uses eval.background
     sweep.images = 0  # number of its images to use, drawn by data.seed evenly over the classes; 0 = all
@@ -228,6 +233,8 @@ def load_config(path):
     unknown = sorted(flat.keys() - flatten(config.to_dict()).keys())
     if unknown:
         raise UserError(f"{path}: unknown key {unknown[0]!r}, expected the keys of this version")
+    if flat.get("eval.sweep.criterion") == "agreement":  # Until 0.2.0, what took no masks.
+        flat["eval.sweep.criterion"] = "contrast"
     for key, value in flat.items():
         try:
             config.update_from_flattened_dict({key: value})

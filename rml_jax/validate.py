@@ -47,6 +47,8 @@ _NOT_NEGATIVE = (
     "affine.rotation",
     "affine.translation",
     "pseudo_label.iterations",
+    "pseudo_label.region_contrast",
+    "eval.region_contrast",
     "loss.alpha",
     "loss.affinity",
     "loss.beta1",
@@ -123,7 +125,7 @@ _RULES = {
         lambda name: name in ("newest", "best") or name.isdecimal(),
         "newest, best (by checkpoint.best_metric) or a step in digits",
     ),
-    "eval.sweep.criterion": (lambda name: name in ("miou", "agreement"), "miou or agreement"),
+    "eval.sweep.criterion": (lambda name: name in ("miou", "contrast"), "miou or contrast"),
     "eval.sweep.grid": (
         lambda scores: scores and all(score >= 0 for score in scores),
         "at least one background score, each at least 0",

@@ -78,8 +78,10 @@ def export(workdir, out, form, checkpoint=None, licence="other"):
     if out.exists():
         raise UserError(f"--out={out}: exists already, expected the name of a new folder")
     config, params, step = load_model(Path(workdir), checkpoint)
-    reference = config if form == "safetensors" else with_own_precision(config)
-    live = predictor_of(reference, params, stage="cam")
+    reference, contrast = config, None
+    if form != "safetensors":  # Programs have their own precision and one background score for all images.
+        reference, contrast = with_own_precision(config), 0.0
+    live = predictor_of(reference, params, stage="cam", region_contrast=contrast)
     metrics = read_metrics(Path(workdir))
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)

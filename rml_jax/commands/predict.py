@@ -36,6 +36,8 @@ from rml_jax.utils.errors import UserError
 from rml_jax.utils.files import write_file
 from rml_jax.utils.progress import Progress
 
+_AUTO = "auto"
+_CHOSEN_ON = 100  # images that `auto` chooses on, at most
 _AHEAD = 2  # images that are read before they are needed, and as many that are being written
 
 
@@ -61,7 +63,16 @@ def main(arguments=None):
         help="scales of the CAM, such as 0.5,1,1.5; the run's cam.scales by default",
     )
     parser.add_argument(
-        "--background", type=float, help="score of the background; the run's eval.background by default"
+        "--background",
+        type=_score,
+        help="score of the background, or `auto`: chosen by the contrast of the masks with the images; the run's "
+        "eval.background by default",
+    )
+    parser.add_argument(
+        "--region_contrast",
+        type=float,
+        help="weight of the contrast by which each image's score is chosen near that, 0 for none; the run's "
+        "eval.region_contrast by default",
     )
     parser.add_argument(
         "--tag_threshold",
@@ -133,7 +144,8 @@ def predict(chosen):
         checkpoint=chosen.checkpoint,
         stage=chosen.stage,
         scales=chosen.scales,
-        background=chosen.background,
+        background=None if chosen.background == _AUTO else chosen.background,
+        region_contrast=chosen.region_contrast,
         tag_threshold=chosen.tag_threshold,
         large=chosen.large,
     )
@@ -149,6 +161,8 @@ def predict(chosen):
         datasets=datasets,
     )
     page = ScorePage(predictor) if chosen.page else None
+    if chosen.background == _AUTO:
+        _choose_background(predictor, files, given)
     mine = distributed.share(list(files))
     progress, failed, images = distributed.on_first(Progress("predict", len(mine), "images").update), [], {}
 
@@ -202,6 +216,32 @@ def predict(chosen):
             "lower it with --tag_threshold or give the classes with --tags"
         )
     return all_failed
+
+
+def _choose_background(predictor, files, given):
+    """Chooses the background's score on some of the images, evenly spaced, the same in every process."""
+    names = list(files)
+    some = (
+        [names[len(names) * i // _CHOSEN_ON] for i in range(_CHOSEN_ON)] if len(names) > _CHOSEN_ON else names
+    )
+    used = 0
+
+    def readable():
+        nonlocal used
+        for number, name in enumerate(some, 1):
+            path, relative = files[name]
+            try:
+                tags, image = given(relative), as_image(path)
+            except UserError:
+                continue  # It is reported when it is predicted.
+            used += 1
+            yield image, tags
+            progress(number)
+
+    progress = distributed.on_first(Progress("background score", len(some), "images").update)
+    score = predictor.choose_background(readable())
+    if distributed.is_first():
+        print(f"background score {score:g}, chosen by the contrast of {used} images' masks")
 
 
 def _finish(chosen, predictor, files, output, page):
@@ -337,6 +377,13 @@ def _is_true(text):
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected True or False")
     return text.lower() == "true"
+
+
+def _score(text):
+    try:
+        return text if text == _AUTO else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or {_AUTO}") from error
 
 
 def _numbers(text):

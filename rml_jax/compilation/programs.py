@@ -81,9 +81,11 @@ def _refine(config, devices):
     runner, params, batch, mesh = _evaluation(config, devices)
     maps = jax.eval_shape(runner.network, params, batch["images"], batch["sizes"])
     maps = _placed({name: maps[name] for name in ("cams", "affinity")}, mesh, "data")
-    scores = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in runner.stages.bases}
+    scores = {
+        name: jax.ShapeDtypeStruct(batch["sizes"].shape[:1], jnp.float32) for name in runner.stages.bases
+    }
     images = [batch[name] for name in ("images", "sizes", "classes", "used")]
-    return runner.refine.trace, (maps, *images, _placed(scores, mesh))
+    return runner.refine.trace, (maps, *images, _placed(scores, mesh, "data"))
 
 
 def _crf(config, devices):

@@ -9,7 +9,7 @@ from PIL import Image
 from rml_jax.evaluation import metrics
 from rml_jax.evaluation.parts import Part
 from rml_jax.evaluation.samples import Sample
-from rml_jax.evaluation.sweep import CRITERIA, agreement_batch, sweep_batch
+from rml_jax.evaluation.sweep import CRITERIA, contrast_batch, make_contrast_sweep, sweep_batch
 from rml_jax.ops.grid import ceil_div
 from rml_jax.stages.canvas import crop_labels
 from rml_jax.stages.refine import make_sweep
@@ -41,11 +41,14 @@ class Evaluator:
         self._config = config
         self._classes = tuple(config.data.class_names)
         self._runner = StageRunner(config, graphdef)
-        self._views = StageRunner(_of_one_view(config), graphdef)
         self._stages = self._runner.stages
         self._batch_size = config.eval.batch_size * self._runner.devices
-        self._sweep = self._runner.shard_map(make_sweep(self._stages, len(self._classes)), 0, 6)
-        self._sweep_views = self._views.shard_map(make_sweep(self._views.stages, len(self._classes)), 0, 6)
+        if config.eval.sweep.criterion == "contrast":
+            sweep = make_contrast_sweep(self._stages, len(self._classes))
+        else:
+            by_image = config.eval.region_contrast > 0
+            sweep = make_sweep(self._stages, len(self._classes), with_contrast=by_image)
+        self._sweep = self._runner.shard_map(sweep, 0, 6)
         self._sample_maps = self._runner.shard_map(make_sample_maps(self._stages), 0, 5)
         self.programs, self.canvases, self.resized = self._runner.programs, collections.Counter(), []
 
@@ -91,10 +94,10 @@ class Evaluator:
         scores.classification = metrics.classification_scores(*part.classified())
         return scores
 
-    def sweep(self, params, source, indices, grid, progress, parts=None, criterion="miou"):
-        """Computes how good the base of every chain is at each background score of a grid.
+    def sweep(self, params, source, indices, grid, progress, parts=None):
+        """Computes how good the base of every chain is at each background score of a grid, by `eval.sweep.criterion`.
 
-        The criterion "agreement" is for `cam` alone, whatever the chains (docs/evaluation.md).
+        The criterion "contrast" is for CONTRAST_STAGE alone, whatever the chains.
 
         Args:
           params: nnx.State of the network.
@@ -103,30 +106,30 @@ class Evaluator:
           grid: the background scores.
           progress: called with the number of images done.
           parts: see `evaluate`.
-          criterion: name in `rml_jax.evaluation.sweep.CRITERIA`.
 
         Returns:
           Dict protocol -> base -> list of the criterion's values, one for each score of the grid.
         """
-        by_masks = criterion == "miou"
-        soft = (self._stages if by_masks else self._views.stages).bases
+        criterion = self._config.eval.sweep.criterion
+        compute, name = (sweep_batch, "add_matrix") if criterion == "miou" else (contrast_batch, "add_value")
 
         def add(part, index, item, prediction):
-            for protocol, stages in prediction["matrices"].items():
+            for protocol, stages in prediction["swept"].items():
                 for stage, one_each in stages.items():
-                    for score, matrix in zip(part.scores, one_each, strict=True):
-                        score.add_matrix(protocol, stage, index, matrix)
+                    for score, value in zip(part.scores, one_each, strict=True):
+                        getattr(score, name)(protocol, stage, index, value)
 
         def predict(indices):
-            compare = self._swept if by_masks else self._compared
-            return compare(params, source, indices, grid)
+            return self._swept(params, source, indices, grid, compute)
 
-        scores, value = (
-            self._collect(indices, predict, add, len(grid), progress, parts).scores,
-            CRITERIA[criterion],
-        )
+        scores = self._collect(indices, predict, add, len(grid), progress, parts).scores
+        value = CRITERIA[criterion]
         return {
-            protocol: {stage: [value(score.matrices[protocol, stage]) for score in scores] for stage in soft}
+            protocol: {
+                stage: [value(score, (protocol, stage)) for score in scores]
+                for at, stage in scores[0].matrices
+                if at == protocol
+            }
             for protocol in self._config.eval.protocols
         }
 
@@ -247,28 +250,15 @@ class Evaluator:
                     prediction["class_cams"] = {int(label) + 1: cams[..., label] for label in labels}
                 yield index, item, prediction
 
-    def _swept(self, params, source, indices, grid):
-        """Yields (index, item, prediction), whose `matrices` are int64 [T, 1 + C, 1 + C] by protocol and stage."""
+    def _swept(self, params, source, indices, grid, compute):
+        """Yields (index, item, prediction), whose `swept` is the image's result of `sweep_batch` or another."""
         runner, params = self._runner, self._runner.replicate(params)
         for batch, tags in self._batches(source, indices):
             maps, probabilities = runner.maps(params, batch)
-            arguments = batch, jax.device_get(maps), self._allowed(tags, probabilities), np.float32(grid)
-            matrices = sweep_batch(runner, self._sweep, *arguments)
-            for number, ((index, item, _), of_image) in enumerate(zip(batch.entries, matrices, strict=True)):
-                yield index, item, _facts(batch, number, probabilities) | {"matrices": of_image}
-
-    def _compared(self, params, source, indices, grid):
-        """Yields the same as `_swept`, with `matrices` between the masks of each image and of its mirror image."""
-        runner, params = self._views, self._views.replicate(params)
-        for batch, tags in self._batches(source, indices):
-            mirrored = batch.mirrored()
-            maps, probabilities = runner.maps(params, batch)
-            others, _ = runner.maps(params, mirrored)
-            views = (batch, jax.device_get(maps)), (mirrored, jax.device_get(others))
             allowed = self._allowed(tags, probabilities)
-            matrices = agreement_batch(runner, self._sweep_views, views, allowed, np.float32(grid))
-            for number, ((index, item, _), of_image) in enumerate(zip(batch.entries, matrices, strict=True)):
-                yield index, item, _facts(batch, number, probabilities) | {"matrices": of_image}
+            swept = compute(runner, self._sweep, batch, jax.device_get(maps), allowed, grid)
+            for number, ((index, item, _), of_image) in enumerate(zip(batch.entries, swept, strict=True)):
+                yield index, item, _facts(batch, number, probabilities) | {"swept": of_image}
 
     def _in_order(self, batch, number, masks, stages):
         """Returns one image's masks by protocol and stage in the configured order; jax sorts the keys of dicts."""
@@ -287,13 +277,6 @@ class Evaluator:
         """Returns protocol -> bool [B, C], the allowed classes."""
         allowed = {"predicted": probabilities > TAG_THRESHOLD, "given": tags > 0}
         return {protocol: allowed[protocol] for protocol in self._config.eval.protocols}
-
-
-def _of_one_view(config):
-    """Returns a copy of the configuration for the CAMs of images without their mirror images."""
-    config = config.copy_and_resolve_references()
-    config.cam.flip, config.eval.stages = False, ("cam",)
-    return config
 
 
 def _facts(batch, number, probabilities):

@@ -9,9 +9,6 @@ import numpy as np
 from rml_jax.labels import IGNORE
 from rml_jax.utils.errors import UserError
 
-AREA_EXPONENT = 1.5
-"""Of the background's share in `agreement`."""
-
 
 def confusion_matrix(prediction: np.ndarray, annotation: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts pixels by annotated and predicted class.
@@ -42,28 +39,6 @@ def _check_range(name: str, labels: np.ndarray, num_classes: int) -> None:
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if outside.size:
         raise ValueError(f"{name} holds the value {outside[0]}, expected 0..{num_classes - 1}")
-
-
-def agreement(matrix: np.ndarray) -> float:
-    """Computes how well the masks of two views agree on a foreground that is small.
-
-    Cohen's kappa of foreground against background is the agreement beyond chance. By itself it is high where masks
-    cover almost all of every image. It is multiplied by the background's share of the pixels, to the power of
-    AREA_EXPONENT (docs/evaluation.md, Background scores without masks).
-
-    Args:
-      matrix: integers [K, K] from `confusion_matrix` of two views' masks, summed over the set; background first.
-
-    Returns:
-      float, at most 1. 0 where the views agree no more than by chance, as when one of them is all background.
-    """
-    total = max(matrix.sum(), 1)
-    shares = np.array([matrix[0].sum(), matrix[:, 0].sum()]) / total
-    observed = (matrix[0, 0] + matrix[1:, 1:].sum()) / total
-    by_chance = shares.prod() + (1 - shares).prod()
-    if by_chance == 1:
-        return 0.0
-    return float((observed - by_chance) / (1 - by_chance) * shares.mean() ** AREA_EXPONENT)
 
 
 def iou_per_class(matrix: np.ndarray) -> np.ndarray:

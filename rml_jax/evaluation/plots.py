@@ -59,7 +59,7 @@ def sweep_figure(sweep):
             xlabel="background score", title=f"{protocol} tags, {sweep['split']}, {sweep['images']} images"
         )
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("mIoU, %" if sweep["criterion"] == "miou" else "agreement with mirror images, %")
+    panels[0].set_ylabel("mIoU, %" if sweep["criterion"] == "miou" else "contrast with the image, %")
     panels[0].legend()
     return _png(figure)
 

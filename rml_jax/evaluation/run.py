@@ -21,7 +21,7 @@ from rml_jax.evaluation.masks import MaskFolder
 from rml_jax.evaluation.parts import PartFolder
 from rml_jax.evaluation.samples import Sample
 from rml_jax.evaluation.scores import Scores
-from rml_jax.evaluation.sweep import draw_images
+from rml_jax.evaluation.sweep import CONTRAST_STAGE, draw_images
 from rml_jax.models import build
 from rml_jax.models.weights import load_weights
 from rml_jax.stages.registry import base_stage, parse_stage, stage_needs
@@ -133,7 +133,7 @@ def score_candidate(candidate, folder, save=None):
     backgrounds, chosen_on, sweep = evaluator.fixed_backgrounds(), "fixed", None
     if candidate.swept:
         sweep = _sweep(config, evaluator, params, candidate.swept, folder / "sweep", weights)
-        by = ", by agreement" if sweep["criterion"] == "agreement" else ""
+        by = ", by contrast" if sweep["criterion"] == "contrast" else ""
         backgrounds, chosen_on = sweep["best"], f"chosen on {sweep['split']} ({sweep['images']} images{by})"
     facts = {"parameters": weights, "split": candidate.split, "backgrounds": backgrounds, "saves": bool(save)}
     parts = _open_parts(folder / "scores", config, source, facts)
@@ -146,7 +146,15 @@ def score_candidate(candidate, folder, save=None):
         **_scores(scores),
         "background": {
             protocol: {
-                stage: {"score": backgrounds[protocol][base_stage(stage)], "chosen_on": chosen_on}
+                stage: {
+                    "score": backgrounds[protocol][base_stage(stage)],
+                    "chosen_on": chosen_on,
+                    **(
+                        {"region_contrast": config.eval.region_contrast}
+                        if config.eval.region_contrast
+                        else {}
+                    ),
+                }
                 for stage in config.eval.stages
             }
             for protocol in config.eval.protocols
@@ -252,7 +260,7 @@ def _sweep(config, evaluator, params, source, folder, weights):
     facts = {"parameters": weights, "split": settings.split, "drawn": indices, "grid": list(settings.grid)}
     parts = _open_parts(folder, config, source, facts, len(settings.grid))
     progress = _progress(f"sweep on {settings.split}", len(indices), parts)
-    curves = evaluator.sweep(params, source, indices, settings.grid, progress, parts, settings.criterion)
+    curves = evaluator.sweep(params, source, indices, settings.grid, progress, parts)
     best = {
         protocol: {
             stage: max(zip(scores, settings.grid, strict=True), key=lambda pair: pair[0])[1]
@@ -260,9 +268,9 @@ def _sweep(config, evaluator, params, source, folder, weights):
         }
         for protocol, stages in curves.items()
     }
-    if settings.criterion == "agreement":  # All stages take the CAM's.
+    if settings.criterion == "contrast":  # All stages take the score of one.
         bases = list(map(base_stage, config.eval.stages))
-        best = {protocol: dict.fromkeys(bases, scores["cam"]) for protocol, scores in best.items()}
+        best = {protocol: dict.fromkeys(bases, scores[CONTRAST_STAGE]) for protocol, scores in best.items()}
     return {
         "split": settings.split,
         "images": len(indices),

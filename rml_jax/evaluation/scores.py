@@ -1,5 +1,7 @@
 """Scores of a set of masks, as sums of confusion matrices."""
 
+import math
+
 import numpy as np
 
 from rml_jax.evaluation import metrics
@@ -15,7 +17,8 @@ class Scores:
       images: number of scored images.
       classification: see `metrics.classification_scores`; None for masks from files.
       matrices: dict (protocol, stage) -> int64 [K, K].
-      by_image: dict (protocol, stage) -> dict from the image's index to its `metrics.image_iou`.
+      by_image: dict (protocol, stage) -> dict from the image's index to its `metrics.image_iou`, or to the value that
+        was added for it.
     """
 
     def __init__(self, names):
@@ -32,6 +35,16 @@ class Scores:
         key = (protocol, stage)
         self.matrices[key] = self.matrices.get(key, 0) + matrix
         self.by_image.setdefault(key, {})[index] = metrics.image_iou(matrix)
+
+    def add_value(self, protocol, stage, index, value):
+        """Adds a value, float, that an image has instead of a confusion matrix."""
+        key = (protocol, stage)
+        self.matrices.setdefault(key, np.zeros((len(self.names), len(self.names)), np.int64))
+        self.by_image.setdefault(key, {})[index] = float(value)
+
+    def mean_of_images(self, key):
+        """Returns the mean of `by_image` of one (protocol, stage), in any order of the images the same."""
+        return math.fsum(self.by_image[key].values()) / len(self.by_image[key])
 
     def merge(self, other):
         """Adds the Scores of other images. The sums are of integers, hence exact in any order."""

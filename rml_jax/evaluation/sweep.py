@@ -1,10 +1,7 @@
-"""The choice of the background's score: which images are used, and their confusion matrices at many scores.
-
-By masks, a matrix counts an image's pixels by annotated and predicted class. Without masks, it counts them by the
-class that is predicted for the image and the class that is predicted for its mirror image.
-"""
+"""The choice of the background's score: the images to use, and their confusion matrices or contrasts by score."""
 
 import collections
+import dataclasses
 
 import jax
 import numpy as np
@@ -12,11 +9,18 @@ import numpy as np
 from rml_jax.data.summary import item_tags
 from rml_jax.evaluation import metrics
 from rml_jax.labels import IGNORE
+from rml_jax.ops.contrast import OFFSETS, choose_score
 from rml_jax.stages.canvas import crop_labels
+from rml_jax.stages.refine import make_sweep
 from rml_jax.stages.runner import FEW_SLOTS
 
-CRITERIA = {"miou": metrics.mean_iou, "agreement": metrics.agreement}
-"""Name in `eval.sweep.criterion` -> function of the summed confusion matrix. The highest value is chosen."""
+CRITERIA = {
+    "miou": lambda scores, key: metrics.mean_iou(scores.matrices[key]),
+    "contrast": lambda scores, key: scores.mean_of_images(key),
+}
+"""Name in `eval.sweep.criterion` -> function of Scores and a key of theirs. The highest value is chosen."""
+CONTRAST_STAGE = "par"
+"""The chain whose masks' contrast chooses the score of all stages: coarse CAMs follow edges at no score."""
 
 
 def draw_images(source, count, seed):
@@ -55,57 +59,90 @@ def draw_images(source, count, seed):
 def sweep_batch(runner, program, batch, maps, allowed, grid):
     """Computes the confusion matrices of a batch's images at each background score of a grid.
 
-    Protocols that allow the same classes in an image share its computation.
+    Protocols that allow the same classes in an image share its computation. With `eval.region_contrast`, each image
+    has the score near that of the grid that it would have in prediction.
 
     Args:
       runner: StageRunner.
-      program: function of `make_sweep`, compiled by the runner.
+      program: function of `make_sweep`, compiled by the runner, with contrasts if the runner's stages choose by them.
       batch: Batch of items with `mask`.
       maps: from the runner's `maps`, NumPy arrays.
       allowed: dict protocol -> bool [B, C], the allowed classes.
-      grid: float32 [T], the background scores.
+      grid: the T background scores.
 
     Returns:
       List with a dict protocol -> base of a chain -> int64 [T, 1 + C, 1 + C] for each image.
     """
-    side, result = 1 + maps["cams"].shape[-1], [{} for _ in batch.entries]
-    for slots, part, protocols in _cases(runner, batch, allowed):
-        annotations = _annotations(batch, part)
-        found = _run(runner, program, batch, maps, part, slots, annotations, grid)
-        for place, (number, classes) in enumerate(part):
-            of_base = {
-                base: _matrices(batch.entries[number], found, place, base, classes, side)
-                for base in runner.stages.bases
-            }
-            result[number] |= dict.fromkeys(protocols[number, classes], of_base)
-    return result
+    side, weight = 1 + maps["cams"].shape[-1], runner.stages.region_contrast
+    near, places = scores_near(grid) if weight else (np.array(grid)[:, None], np.arange(len(grid))[:, None])
+
+    def of_image(entry, classes, found):
+        chosen = places[:, 0]
+        if weight:
+            _, best = choose_score(found["contrast"][places], near, np.array(grid), weight)
+            chosen = np.take_along_axis(places, np.asarray(best)[:, None], axis=1)[:, 0]
+        return _matrices(entry, found["counts"][chosen], found["slots"], chosen, classes, side)
+
+    scores = np.zeros(places.max() + 1)
+    scores[places] = near
+    return _sweep(runner, program, batch, maps, allowed, scores, of_image, runner.stages.bases)
 
 
-def agreement_batch(runner, program, views, allowed, grid):
-    """Computes the confusion matrices between the masks of a batch's images and those of their mirror images.
+def make_contrast_sweep(config, num_classes):
+    """Builds the function of `make_sweep` for `contrast_batch`; arguments as there."""
+    return make_sweep(dataclasses.replace(config, stages=(CONTRAST_STAGE,)), num_classes, with_contrast=True)
+
+
+def contrast_batch(runner, program, batch, maps, allowed, grid, bases=(CONTRAST_STAGE,)):
+    """Computes the contrasts of the masks of a batch's images at each background score of a grid.
 
     Args:
-      runner, program, allowed, grid: see `sweep_batch`.
-      views: two pairs of a Batch and its maps: the images, and `Batch.mirrored` of them.
+      runner, batch, maps, allowed, grid: see `sweep_batch`; the items need no `mask`.
+      program: function of `make_contrast_sweep`, compiled by the runner, or of another sweep with contrasts.
+      bases: of the program.
 
     Returns:
-      As `sweep_batch`; rows are the classes in the image, columns those in its mirror image.
+      List with a dict protocol -> base -> float32 [T] for each image.
     """
-    batch, maps = views[0]
-    side, result = 1 + maps["cams"].shape[-1], [{} for _ in batch.entries]
+
+    def of_image(entry, classes, found):
+        return found["contrast"]
+
+    return _sweep(runner, program, batch, maps, allowed, grid, of_image, bases)
+
+
+def scores_near(grid):
+    """Returns the scores near those of a grid, [T, N], and the place of each among the different ones, int [T, N]."""
+    near = np.round(np.add.outer(grid, OFFSETS), 4)
+    near = np.where((near > 0) & (near < 1), near, np.array(grid)[:, None])
+    _, places = np.unique(near, return_inverse=True)
+    return near, places.reshape(near.shape)
+
+
+def _sweep(runner, program, batch, maps, allowed, scores, of_image, bases):
+    """Runs `make_sweep`'s function for a batch.
+
+    Args:
+      runner, program, batch, maps, allowed: see `sweep_batch`.
+      scores: the background scores.
+      of_image: function of an entry of the batch, its classes and its part of the function's result, of one base.
+      bases: that the function gives.
+
+    Returns:
+      List with a dict protocol -> base of a chain -> result of `of_image`.
+    """
+    result = [{} for _ in batch.entries]
     for slots, part, protocols in _cases(runner, batch, allowed):
-        unscored = np.full((len(part), *batch.canvas), IGNORE, np.uint8)
-        found = [
-            jax.device_get(_run(runner, program, *view, part, slots, unscored, grid)["slots"])
-            for view in views
-        ]
+        annotations = _annotations(batch, part)
+        found = _run(runner, program, batch, maps, part, slots, annotations, np.float32(scores))
+        found = jax.device_get({key: of_base for key, of_base in found.items() if of_base})
         for place, (number, classes) in enumerate(part):
-            of_slot, (height, width) = _numbers(classes), batch.entries[number][2]
-            of_base = {}
-            for base in runner.stages.bases:
-                first, second = (of_slot[slots[base][place, :, :height, :width]] for slots in found)
-                pairs = zip(second[:, :, ::-1], first, strict=True)
-                of_base[base] = np.stack([metrics.confusion_matrix(*pair, side) for pair in pairs])
+            of_base = {
+                base: of_image(
+                    batch.entries[number], classes, {key: found[key][base][place] for key in found}
+                )
+                for base in bases
+            }
             result[number] |= dict.fromkeys(protocols[number, classes], of_base)
     return result
 
@@ -153,7 +190,9 @@ def _annotations(batch, cases):
     annotations = np.full((len(cases), *batch.canvas), IGNORE, np.uint8)
     for annotation, (number, _) in zip(annotations, cases, strict=True):
         _, item, size = batch.entries[number]
-        if item["mask"].shape == size:  # Others are counted at the annotation's own resolution.
+        if (
+            "mask" in item and item["mask"].shape == size
+        ):  # Others are counted at the annotation's own resolution.
             annotation[: size[0], : size[1]] = item["mask"]
     return annotations
 
@@ -163,15 +202,22 @@ def _numbers(classes):
     return np.array([0, *(number + 1 for number in classes)], np.uint8)
 
 
-def _matrices(entry, found, place, base, classes, side):
-    """Returns an image's confusion matrices, int64 [T, 1 + C, 1 + C], from the result of `make_sweep`'s function."""
+def _matrices(entry, counts, slots, chosen, classes, side):
+    """Returns an image's confusion matrices, int64 [T, 1 + C, 1 + C].
+
+    Args:
+      entry: of the batch.
+      counts: int [T, 1 + C, 1 + K], by slot, at the chosen scores.
+      slots: uint8 [S, H, W], at all scores.
+      chosen: int [T], their places among all scores.
+      classes: of the slots.
+      side: 1 + C.
+    """
     _, item, size = entry
     of_slot = _numbers(classes)
     if item["mask"].shape != size:
-        masks = (of_slot[slots] for slots in np.asarray(found["slots"][base][place]))
-        cut = (crop_labels(mask, size, item["mask"].shape) for mask in masks)
+        cut = (crop_labels(of_slot[slots[place]], size, item["mask"].shape) for place in chosen)
         return np.stack([metrics.confusion_matrix(mask, item["mask"], side) for mask in cut])
-    counts = np.asarray(found["counts"][base][place])
     result = np.zeros((len(counts), side, side), np.int64)
     result[:, :, of_slot] = counts[..., : len(of_slot)]
     return result

@@ -15,12 +15,13 @@ from PIL import Image
 from rml_jax.config import load_config
 from rml_jax.data.images import read_image, to_rgb, to_uint8
 from rml_jax.data.tags import tag_key
+from rml_jax.evaluation.sweep import CONTRAST_STAGE, contrast_batch, make_contrast_sweep
 from rml_jax.inference.tiles import RowBlender, tile_starts
 from rml_jax.models import build
 from rml_jax.ops.pseudo_label import gather_classes
 from rml_jax.stages.canvas import crop_labels
 from rml_jax.stages.network import make_tile_network
-from rml_jax.stages.registry import background_key
+from rml_jax.stages.registry import background_key, base_stage
 from rml_jax.stages.runner import FEW_SLOTS, TAG_THRESHOLD, Batch, StageRunner
 from rml_jax.utils import hub
 from rml_jax.utils.errors import UserError
@@ -67,6 +68,7 @@ def load(
     stage: str | None = None,
     scales: Sequence[float] | None = None,
     background: float | None = None,
+    region_contrast: float | None = None,
     tag_threshold: float = TAG_THRESHOLD,
     large: str = "tiles",
 ) -> Predictor:
@@ -80,6 +82,8 @@ def load(
         uses the last of the run's eval.stages.
       scales: factors on the image's size for the multi-scale CAM; None uses the run's.
       background: score of the background in that stage; None uses the run's eval.background.
+      region_contrast: weight of the contrast by which each image's score is chosen near `background`, 0 for that
+        score in every image; None uses the run's eval.region_contrast. Images in tiles have the score itself.
       tag_threshold: score above which a class is predicted to be in the image, in 0..1.
       large: "tiles" or "reduce", see LARGE.
 
@@ -96,6 +100,7 @@ def load(
         stage=stage,
         scales=scales,
         background=background,
+        region_contrast=region_contrast,
         tag_threshold=tag_threshold,
         large=large,
     )
@@ -108,6 +113,7 @@ def predictor_of(
     stage: str | None = None,
     scales: Sequence[float] | None = None,
     background: float | None = None,
+    region_contrast: float | None = None,
     tag_threshold: float = TAG_THRESHOLD,
     large: str = "tiles",
 ) -> Predictor:
@@ -117,6 +123,8 @@ def predictor_of(
     config.eval.stages = (chosen,)
     if scales is not None:
         config.cam.scales = tuple(scales)
+    if region_contrast is not None:
+        config.eval.region_contrast = float(region_contrast)
     # Prediction does not use the crops of training, which may be too small for the scales.
     config.train.crop_size = max(map(max, config.eval.canvases))
     check_config(config, reads_data=False)
@@ -182,6 +190,7 @@ class Predictor:
       background, tag_threshold, large: see `load`.
 
     Attributes:
+      background: score of the background; may be set.
       classes: the C names.
       stage: name of the stage.
       config: as given.
@@ -194,7 +203,7 @@ class Predictor:
         self._params = runner.replicate(params)
         self._tile_network = runner.shard_map(make_tile_network(graphdef, runner.stages), 1, 5)
         self._gather = runner.shard_map(gather_classes, 0, 2)
-        self._backgrounds = dict.fromkeys(runner.stages.bases, background)
+        self._base, self.background = base_stage(self.stage), background
         self._tag_threshold, self._large = tag_threshold, large
         # Tiles have the size of the largest canvas, the first of equal ones.
         self._tile = max(runner.canvases, key=lambda canvas: canvas[0] * canvas[1])
@@ -256,14 +265,49 @@ class Predictor:
         for batch in grouper.rest():
             yield from self._batch(batch, with_maps)
 
+    def choose_background(
+        self, images: Iterable[tuple[UInt8[np.ndarray, "h w 3"], Sequence[str] | None]]
+    ) -> float:
+        """Sets `background` to the score at which masks have the most contrast with the images, without annotations.
+
+        Of the scores in the run's eval.sweep.grid, it is the one at which the masks of stage `par` have the greatest
+        mean `rml_jax.ops.contrast.region_contrast` (docs/evaluation.md, Background scores without masks).
+
+        Args:
+          images: iterable of (image, tags) as in `stream`, like those to predict; some dozens are enough. Images that
+            fit on no canvas are reduced.
+
+        Returns:
+          The score. It is unchanged if no class is found in any image.
+        """
+        runner, grid = self._runner, np.float32(self.config.eval.sweep.grid)
+        program = runner.shard_map(make_contrast_sweep(runner.stages, len(self.classes)), 0, 6)
+        grouper = runner.grouper(self.config.eval.batch_size * runner.devices)
+        total = np.zeros(len(grid))
+
+        def batches():
+            for key, (image, tags) in enumerate(images):
+                given = None if tags is None else allowed_classes(tags, self.classes)
+                yield from grouper.add(key, {"image": image, "given": given})
+            yield from grouper.rest()
+
+        for batch in batches():
+            maps, scores = runner.maps(self._params, batch)
+            allowed = {"": self._allowed(batch.items, scores)}
+            for found in contrast_batch(runner, program, batch, jax.device_get(maps), allowed, grid):
+                total += found[""][CONTRAST_STAGE]
+        if total.any():
+            self.background = self.config.eval.sweep.grid[total.argmax()]
+        return self.background
+
     def settings(self):
         """Returns the settings that determine a mask besides the image and the network, as a JSON-like dict."""
-        (background,) = set(self._backgrounds.values())
         return {
             "stage": self.stage,
             "scales": list(self.config.cam.scales),
             "flip": self.config.cam.flip,
-            "background": background,
+            "background": self.background,
+            "region_contrast": self.config.eval.region_contrast,
             "tag_threshold": self._tag_threshold,
             "large": self._large,
         }
@@ -306,12 +350,12 @@ class Predictor:
             mask = crop_labels(masks[number], size, wanted)
             yield key, self._prediction(mask, scores[number], allowed[number], *parts)
 
-    def _refine(self, batch, maps, allowed, with_maps):
+    def _refine(self, batch, maps, allowed, with_maps, choose=True):
         """Computes the stage's masks, and probabilities and CAMs in slots, allowed classes first, or two None."""
         if not with_maps and not allowed.any():
             return np.zeros(batch.images.shape[:3], np.uint8), None, None
         (slots,) = self._runner.slots(allowed, counts=FEW_SLOTS)
-        masks, probabilities = self._runner.refined(batch, maps, slots, self._backgrounds)
+        masks, probabilities = self._runner.refined(batch, maps, slots, {self._base: self.background}, choose)
         if not with_maps:
             return masks[self.stage], None, None
         cams = self._runner.call(
@@ -373,7 +417,8 @@ class Predictor:
             for places, batch in tiles.batches([row]):
                 maps = self._tile_maps(batch, least, greatest)
                 repeated = np.tile(allowed, (len(batch.images), 1))
-                refined = self._refine(batch, maps, repeated, True)
+                # Tiles with scores of their own would differ where they meet.
+                refined = self._refine(batch, maps, repeated, True, choose=False)
                 _, probabilities, cams = jax.device_get(refined)
                 for number, place in enumerate(places):
                     inside = np.s_[number, : tiles.tile[0], : tiles.tile[1]]

@@ -25,7 +25,8 @@ def make_pseudo_masks(graphdef, params, source, indices, config, output, progres
 
     The classes of an image are its given tags. A pixel is foreground if it is foreground against the background
     score `pseudo_label.high`, background if it is background against `pseudo_label.low` too, and 255 otherwise
-    (docs/method.md, Pseudo labels). The masks of both scores are those of the one chain in `eval.stages`, at full
+    (docs/method.md, Pseudo labels). With `pseudo_label.region_contrast`, both scores are moved, for each image, as in
+    training. The masks of both scores are those of the one chain in `eval.stages`, at full
     resolution.
 
     Args:
@@ -39,6 +40,8 @@ def make_pseudo_masks(graphdef, params, source, indices, config, output, progres
     Raises:
       UserError: if an image can't be read, unless `data.skip_bad` is set: it is then reported and left out.
     """
+    config = config.copy_and_resolve_references()
+    config.eval.region_contrast = config.pseudo_label.region_contrast
     runner = StageRunner(config, graphdef)
     params = runner.replicate(params)
     grouper = runner.grouper(config.eval.batch_size * runner.devices)
@@ -67,13 +70,18 @@ def _masks_of(batch, runner, params, config):
     """Returns the pseudo masks of a batch's images, uint8 [h, w] each, at the images' own size."""
     maps, _ = runner.maps(params, batch)
     (slots,) = runner.slots(np.stack([item["tags"] > 0 for item in batch.items]))
-    (stage,) = runner.stages.stages
+    (stage,), (base,) = runner.stages.stages, runner.stages.bases
+    high, low = config.pseudo_label.high, config.pseudo_label.low
+    shift = 0.0
+    if runner.stages.region_contrast:
+        middle = (high + low) / 2
+        shift = np.asarray(runner.soft(batch, maps, slots, {base: middle})["backgrounds"][base]) - middle
 
     def masks(background):
-        found, _ = runner.refined(batch, maps, slots, dict.fromkeys(runner.stages.bases, background))
+        found, _ = runner.refined(batch, maps, slots, {base: background + shift}, choose=False)
         return np.asarray(found[stage])
 
-    labels = join_thresholds(masks(config.pseudo_label.high), masks(config.pseudo_label.low))
+    labels = join_thresholds(masks(high), masks(low))
     return [
         crop_labels(mask, size, item["image"].shape[:2])
         for (_, item, size), mask in zip(batch.entries, labels, strict=False)  # A batch may be filled up.
@@ -114,6 +122,7 @@ def pseudo_settings(config, step, digest, split):
         "stage": stage,
         "high": config.pseudo_label.high,
         "low": config.pseudo_label.low,
+        "region_contrast": config.pseudo_label.region_contrast,
         "scales": list(config.cam.scales),
         "flip": config.cam.flip,
         "crf": config.eval.crf,

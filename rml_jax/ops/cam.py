@@ -231,7 +231,7 @@ def cam_to_labels(
 
 
 def with_background(
-    cams: Float[Array, "b h w k"], used: Bool[Array, "b k"], background: float | Float[Array, ""]
+    cams: Float[Array, "b h w k"], used: Bool[Array, "b k"], background: float | Float[Array, "*b_1_1_1"]
 ) -> Float[Array, "b h w k+1"]:
     """Computes a softmax over a background score and the CAMs of the allowed classes.
 
@@ -240,7 +240,7 @@ def with_background(
     Args:
       cams: float [B, H, W, K] in [0, 1].
       used: bool [B, K]; the others get probability 0.
-      background: score of the background.
+      background: score of the background, a scalar or, one for each image, [B, 1, 1, 1].
 
     Returns:
       float32 [B, H, W, 1 + K], background first. It is the largest where no allowed CAM exceeds `background`.

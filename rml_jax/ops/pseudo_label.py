@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rml_jax.labels import BACKGROUND, IGNORE
 from rml_jax.ops.cam import with_background
+from rml_jax.ops.contrast import OFFSETS, choose_score, region_contrast
 from rml_jax.ops.par import DILATIONS, ITERATIONS, par
 from rml_jax.ops.region import box_mask
 from rml_jax.ops.resize import resize_bilinear
@@ -31,6 +33,8 @@ class PseudoLabelConfig:
         raises the number so that no image has more (`rml_jax.data.summary.with_slots`).
       dilations: PAR's dilations, in pixels of the image at half size.
       iterations: PAR's iterations.
+      region_contrast: weight of the contrast by which each image's scores are chosen around `high` and `low`, their
+        distance unchanged (docs/method.md, Region contrast). 0 uses them as they are.
     """
 
     high: float = 0.55
@@ -38,6 +42,7 @@ class PseudoLabelConfig:
     slots: int = 8
     dilations: tuple[int, ...] = DILATIONS
     iterations: int = ITERATIONS
+    region_contrast: float = 0.0
 
 
 def tagged_slots(
@@ -134,14 +139,9 @@ def slot_pseudo_labels(
     """
     size = maps.shape[1:3]
     half = tuple(max(1, side // 2) for side in size)
-    refined = refine_with_background(
-        resize_bilinear(maps, half),
-        used,
-        resize_bilinear(images, half),
-        (config.high, config.low),
-        dilations=config.dilations,
-        iterations=config.iterations,
-    )
+    refine = _refined_at_chosen_scores if config.region_contrast else _refined
+    real = box_mask(box, half, size)
+    refined = refine(resize_bilinear(maps, half), used, resize_bilinear(images, half), real, config)
     full = resize_bilinear(refined.reshape(*refined.shape[:3], -1), size)
     against_high, against_low = jnp.moveaxis(full.reshape(*full.shape[:3], 2, -1).argmax(axis=-1), -1, 0)
     foreground = (
@@ -150,3 +150,29 @@ def slot_pseudo_labels(
     labels = jnp.where(against_high > 0, foreground, jnp.where(against_low > 0, IGNORE, BACKGROUND))
     labels = jnp.where(box_mask(box, size, size), labels, IGNORE)
     return jax.lax.stop_gradient(labels)
+
+
+def _refined(maps, used, images, real, config):
+    """Computes the refined probabilities at the high and the low background score, [B, h, w, 2, 1 + K]."""
+    return _refine(maps, used, images, (config.high, config.low), config)
+
+
+def _refined_at_chosen_scores(maps, used, images, real, config):
+    """Computes the same as `_refined` at scores that are chosen for each image."""
+    middle, margin = (config.high + config.low) / 2, (config.high - config.low) / 2
+    # Rounded, since most scores of one choice are scores of another, too.
+    triples = np.round([[middle + offset + step * margin for step in (1, 0, -1)] for offset in OFFSETS], 4)
+    scores, places = np.unique(triples, return_inverse=True)
+    high, at, low = places.reshape(triples.shape).T
+    refined = _refine(maps, used, images, scores, config)
+    masks = jnp.moveaxis(refined[:, :, :, at].argmax(axis=-1), -1, 0)
+    contrast = region_contrast(masks, images, real, refined.shape[-1])
+    _, chosen = choose_score(contrast.T, triples[:, 1], middle, config.region_contrast)
+    outer = jnp.stack([jnp.asarray(high)[chosen], jnp.asarray(low)[chosen]], axis=1)
+    return jnp.take_along_axis(refined, outer[:, None, None, :, None], axis=3)
+
+
+def _refine(maps, used, images, scores, config):
+    return refine_with_background(
+        maps, used, images, scores, dilations=config.dilations, iterations=config.iterations
+    )

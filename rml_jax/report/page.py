@@ -66,6 +66,8 @@ def _explorer(evaluation: Mapping) -> list[str]:
     if not explorer or not explorer["scenes"]:
         return []
     command = "--config.eval.background.cam=SCORE"
+    if evaluation["metrics"].get("settings", {}).get("eval", {}).get("region_contrast"):
+        command += " --config.eval.region_contrast=0"  # The explorer shows one score for all images.
     return [explorer_section(explorer["scenes"], evaluation["class_names"], explorer["background"], command)]
 
 

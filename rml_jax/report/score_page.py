@@ -50,5 +50,7 @@ class ScorePage:
             "tag threshold": f"{settings['tag_threshold']:g}",
         }
         command = "--stage=cam --background=SCORE"
+        if settings["region_contrast"]:
+            command += " --region_contrast=0"  # The page shows one score for all images.
         section = explorer_section(self._scenes, self._predictor.classes, settings["background"], command)
         atomic_write(path, page(f"Predictions of {self._predictor.config.data.name}", facts, [section]))

@@ -48,11 +48,16 @@ def background_flags(metrics: Mapping) -> str:
     """
     chosen = next(iter(metrics.get("background", {}).values()), {})
     flags = [
-        f"--stage={stage} --background={of['score']:g}"
+        f"--stage={stage} --background={of['score']:g}" + _contrast_flag(of)
         for stage, of in chosen.items()
         if of["chosen_on"] != "fixed"
     ]
     return f"to predict with the chosen scores: {', or '.join(flags)}" if flags else ""
+
+
+def _contrast_flag(background: Mapping) -> str:
+    weight = background.get("region_contrast", 0)
+    return f" --region_contrast={weight:g}" if weight else ""
 
 
 def class_table(metrics: Mapping) -> str:
@@ -132,7 +137,8 @@ def _background(metrics: Mapping, protocol: str, stage: str) -> str:
     if "background" not in metrics:
         return ""
     background = metrics["background"][protocol][stage]
-    return f"{background['score']:g}, {background['chosen_on']}"
+    near = "near " if background.get("region_contrast") else ""
+    return f"{near}{background['score']:g}, {background['chosen_on']}"
 
 
 def _join_backgrounds(texts: Sequence[str]) -> str:

@@ -18,6 +18,8 @@ class StagesConfig:
       radius: greatest step of the random walk, in cells.
       pseudo_label: settings of pseudo labels; `par` uses the same refinement.
       crf: name of the CRF's settings (`rml_jax.ops.crf.SETTINGS`).
+      region_contrast: weight of the contrast by which the background's score of each image is chosen
+        (`rml_jax.ops.contrast`); 0 for the same score in all images.
       mixed: whether the network's precision is mixed whatever the model's (`rml_jax.models.build.has_mixed_cams`).
       probabilities_of: the chains whose probabilities are returned besides their masks.
     """
@@ -29,6 +31,7 @@ class StagesConfig:
     radius: int
     pseudo_label: PseudoLabelConfig
     crf: str
+    region_contrast: float = 0.0
     mixed: bool = False
     probabilities_of: tuple[str, ...] = ()
 
@@ -49,5 +52,6 @@ def stages_config(config, probabilities_of=()):
         radius=config.loss.radius,
         pseudo_label=PseudoLabelConfig(**config.pseudo_label),
         crf=config.eval.crf,
+        region_contrast=config.eval.region_contrast,
         probabilities_of=probabilities_of,
     )

@@ -1,6 +1,7 @@
 """Execution of the stages on this process's devices, batch by batch, for evaluation and prediction."""
 
 import copy
+import dataclasses
 
 import jax
 import numpy as np
@@ -42,6 +43,7 @@ class StageRunner:
     Attributes:
       stages: StagesConfig.
       network, refine: the jitted functions of `make_network` and `make_refine`.
+      refine_fixed: the same as `refine`, which does not choose scores.
       links: name of a stage -> the jitted function of `make_link`.
       devices: number of devices.
       canvases: (height, width) of each.
@@ -57,7 +59,9 @@ class StageRunner:
         self.devices = self._mesh.size
         self._classes = len(config.data.class_names)
         self.network = self.shard_map(make_network(graphdef, self.stages), 1, 3)
-        self.refine = self.shard_map(make_refine(self.stages), 0, 5)
+        self.refine = self.shard_map(make_refine(self.stages), 0, 6)
+        fixed = dataclasses.replace(self.stages, region_contrast=0.0)
+        self.refine_fixed = self.shard_map(make_refine(fixed), 0, 6)
         links = {part for name in self.stages.stages for part in split_stage(name)[1]}
         self.links = {name: self.shard_map(make_link(STAGES[name], self.stages), 0, 3) for name in links}
         self.programs = set()
@@ -92,31 +96,34 @@ class StageRunner:
         slots = self.slot_count(max(tags.sum(axis=1).max() for tags in allowed), counts)
         return [jax.device_get(tagged_slots(tags, slots)) for tags in allowed]
 
-    def soft(self, batch, maps, slots, backgrounds):
+    def soft(self, batch, maps, slots, backgrounds, choose=True):
         """Refines the maps up to the bases of all chains.
 
         Args:
           batch: Batch.
           maps: from `maps`.
           slots: (classes, used).
-          backgrounds: dict from the names of `stages.bases` to the background's score.
+          backgrounds: dict from the names of `stages.bases` to the background's score, a scalar or one per image.
+          choose: whether each image's score is chosen near it, if `stages.region_contrast` says so.
 
         Returns:
           The result of `make_refine`'s function, on the devices.
         """
-        # Traced scalars, so that other background scores need no new program.
-        scores = {name: np.float32(backgrounds[name]) for name in self.stages.bases}
+        # Traced values, so that other background scores need no new program.
+        shape = len(batch.images)
+        scores = {name: np.broadcast_to(np.float32(backgrounds[name]), shape) for name in self.stages.bases}
         arguments = maps, batch.images, batch.sizes, *slots, scores
-        return self.call(self.refine, "refine", batch, *arguments, slots=slots[0].shape[1])
+        refine = self.refine if choose else self.refine_fixed
+        return self.call(refine, "refine", batch, *arguments, slots=slots[0].shape[1])
 
-    def refined(self, batch, maps, slots, backgrounds):
+    def refined(self, batch, maps, slots, backgrounds, choose=True):
         """Runs all stages; arguments as for `soft`.
 
         Returns:
           Two dicts, on the devices: chain -> uint8 masks [B, H, W]; chain -> probabilities float32 [B, H, W, 1 + K],
           of the chains in `probabilities_of`.
         """
-        soft = self.soft(batch, maps, slots, backgrounds)
+        soft = self.soft(batch, maps, slots, backgrounds, choose)
         inputs = {"images": batch.images, "sizes": batch.sizes, "affinity": maps["affinity"]}
         done = {
             (base,): {"masks": soft["masks"][base], "probabilities": soft["probabilities"].get(base)}
@@ -215,11 +222,6 @@ class Batch:
         self.items = [item for _, item, _ in filled]
         self.images = np.stack([pad_image(item["image"], size, canvas) for _, item, size in filled])
         self.sizes = np.array([size for _, _, size in filled], np.int32)
-
-    def mirrored(self):
-        """Returns the Batch of the images mirrored left to right."""
-        entries = [(key, item | {"image": item["image"][:, ::-1]}, size) for key, item, size in self.entries]
-        return Batch(entries, self.canvas, len(self.items))
 
     def part(self, first, count):
         """Returns the Batch of the images from `first` to before `first + count`, at least one of them an entry's."""

@@ -47,7 +47,7 @@ class Stage:
         Args:
           cams: float32 [B, H, W, K] in [0, 1].
           used: bool [B, K], the classes that are allowed.
-          background: float32 scalar, score of the background.
+          background: float32 [B, 1, 1, 1] or [1, 1, 1, 1], score of the background in each image.
           config, **needs: see `apply`.
 
         Returns:

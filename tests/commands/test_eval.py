@@ -354,23 +354,27 @@ def test_without_masks_tags_alone_are_scored(tagged, scored, tmp_path):
         assert page.read_text().count("classification F1") == 1
 
 
-def test_without_masks_background_scores_are_chosen_by_agreement(tagged, scored, tmp_path):
+def test_without_masks_background_scores_are_chosen_by_contrast(tagged, scored, tmp_path):
     config = tagged_config("voc", tagged / "voc", "")
     config.data.tags = str(tagged / "tags.csv")
-    config.eval.sweep.split, config.eval.sweep.criterion = "val", "agreement"
-    config.eval.stages = ("affinity", "par+crf")
+    config.eval.sweep.split, config.eval.sweep.criterion = "val", "contrast"
+    config.eval.stages, config.eval.region_contrast = ("affinity", "par+crf"), 5.0
     metrics, page = evaluate_run(config, tmp_path / "new", "val", scored[0])
     sweep = json.loads((tmp_path / "new/eval/sweep.json").read_text())
-    assert sweep["criterion"] == "agreement"
+    assert sweep["criterion"] == "contrast"
     assert "miou" not in sweep
-    for protocol, stages in sweep["agreement"].items():
+    for protocol, stages in sweep["contrast"].items():
+        assert list(stages) == ["par"]
         expected = {
-            "score": sweep["grid"][np.argmax(stages["cam"])],
-            "chosen_on": f"chosen on val ({CLASSES - 1} images, by agreement)",
+            "score": sweep["grid"][np.argmax(stages["par"])],
+            "chosen_on": f"chosen on val ({CLASSES - 1} images, by contrast)",
+            "region_contrast": 5.0,
         }
         assert metrics["background"][protocol] == {"affinity": expected, "par+crf": expected}
     score = metrics["background"]["predicted"]["par+crf"]["score"]
-    assert background_flags(metrics).endswith(f"or --stage=par+crf --background={score:g}")
+    assert background_flags(metrics).endswith(
+        f"or --stage=par+crf --background={score:g} --region_contrast=5"
+    )
     assert "Choice of the background scores on val" in page.read_text()
 
 

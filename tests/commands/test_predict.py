@@ -16,6 +16,7 @@ from rml_jax import visualize
 from rml_jax.commands.predict import main, named_files
 from rml_jax.inference.export import weights
 from rml_jax.inference.export.checksums import write_sums
+from rml_jax.inference.predictor import as_image
 from rml_jax.utils.errors import UserError
 
 
@@ -299,6 +300,22 @@ def test_example_goes_from_photographs_to_masks(model_folder, noise, tmp_path, m
     with Image.open(tmp_path / "masks" / "one.png") as mask:
         assert (mask.size, mask.mode) == ((40, 32), "L")
     assert (tmp_path / "masks" / "one_overlay.png").is_file()
+
+
+def test_auto_chooses_the_background_score(photos, model_folder, tmp_path, capsys):
+    """On the readable images; it is the score of `Predictor.choose_background`."""
+    out = tmp_path / "out"
+    options = ["--stage=cam", "--background=auto", "--region_contrast=2", "--tags=ant,cow", "--page"]
+    with pytest.raises(SystemExit):  # One file is broken.
+        main([f"--workdir={model_folder}", f"--out={out}", *options, str(photos)])
+    predictor = rml_jax.load(model_folder, stage="cam")
+    readable = [as_image(photos / name) for name in ("a.png", "a.webp", "trip/b.png")]
+    score = predictor.choose_background((image, ("ant", "cow")) for image in readable)
+    assert f"background score {score:g}, chosen by the contrast of 3 images' masks" in capsys.readouterr().out
+    record = json.loads((out / "predictions.json").read_text())
+    assert (record["background"], record["region_contrast"]) == (score, 2)
+    # The page's sliders are one score for all images.
+    assert "--background=SCORE --region_contrast=0" in (out / "page.html").read_text()
 
 
 def test_page_shows_the_cams_of_every_image(photos, model_folder, tmp_path):

@@ -15,6 +15,7 @@ from rml_jax.inference.export import weights
 from rml_jax.inference.export.checksums import write_sums
 from rml_jax.inference.pseudo import join_thresholds
 from rml_jax.models import build as build_module
+from rml_jax.ops.contrast import OFFSETS
 
 HIGH, LOW = 0.5, 0.2
 
@@ -46,6 +47,41 @@ def read(out, name):
     with Image.open(out / "SegmentationClass" / f"{name}.png") as image:
         assert image.mode == "P"
         return np.asarray(image)
+
+
+def test_region_contrast_moves_both_scores_of_an_image(model, tmp_path):
+    """Each mask is one that two scores with the configured distance give; not all images have the configured ones."""
+    out = tmp_path / "out"
+    main([f"--workdir={model}", f"--out={out}", "--config.pseudo_label.region_contrast=3000.0"])
+    data, half = load_config(model / "config.json").data, (HIGH - LOW) / 2
+    source, moved = make_source(data, "train", with_masks=False), set()
+    middles = [round((HIGH + LOW) / 2 + offset, 4) for offset in OFFSETS]
+    at = {
+        score: rml_jax.load(model, stage="par", background=score, large="reduce")
+        for middle in middles
+        if 0 < middle < 1
+        for score in (max(0, round(middle - half, 4)), round(middle + half, 4))
+    }
+    for item in (source[index] for index in range(len(source))):
+        tags = [name for name, tag in zip(source.class_names, item["tags"], strict=True) if tag]
+        masks = {score: one(item["image"], tags=tags).mask for score, one in at.items()}
+        numbers = np.array([0, *data.mask_values, *[255] * 253], np.uint8)
+        fitting = {
+            middle
+            for middle in middles
+            if 0 < middle < 1
+            and np.array_equal(
+                read(out, item["id"]),
+                numbers[
+                    join_thresholds(masks[round(middle + half, 4)], masks[max(0, round(middle - half, 4))])
+                ],
+            )
+        }
+        assert fitting
+        moved |= {item["id"]} if (HIGH + LOW) / 2 not in fitting else set()
+    assert moved
+    record = json.loads((out / "pseudo-train.json").read_text())
+    assert record["region_contrast"] == 3000
 
 
 def test_masks_are_joined_from_predictions_with_given_tags(model, tmp_path):

@@ -38,13 +38,27 @@ def test_the_best_score_of_each_image_is_an_upper_bound():
     matrices = np.zeros((2, len(GRID), 2, 2), int)
     matrices[:] = wrong
     matrices[0, 3] = matrices[1, 5] = right
-    scores = chain_scores(matrices, matrices[:, :, ::-1], fixed=0.21)
+    contrasts = np.zeros((2, len(GRID)), np.float32)
+    contrasts[0, 3] = contrasts[1, 5] = 1
+    scores = chain_scores(matrices, matrices[:, :, ::-1], contrasts, 3, fixed=0.21)
     # One image right and one wrong: each class has 2 pixels of 6 in its union.
     assert scores == {
         "fixed": 33.33,
         "best": 33.33,
         "best_each": 100.0,
         "best_inside": 100.0,
+        # The scores 0.2 and 0.3 have the right masks and the contrast; 0.1 is the first with both within 0.3.
+        "contrast_5": 100.0,
+        "contrast_10": 100.0,
+        "contrast_20": 100.0,
+        "unaided": 33.33,
+        "unaided_5": 100.0,
+        "unaided_10": 100.0,
+        "unaided_20": 100.0,
         "fixed_score": 0.2,
         "best_score": 0.2,
+        "contrast_5_score": 0.1,
+        "contrast_10_score": 0.1,
+        "contrast_20_score": 0.1,
+        "unaided_score": 0.2,
     }

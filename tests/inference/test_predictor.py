@@ -11,6 +11,7 @@ from PIL import Image
 import rml_jax
 from rml_jax.evaluation.evaluator import Evaluator
 from rml_jax.inference.predictor import as_image
+from rml_jax.ops.contrast import region_contrast
 from rml_jax.utils.errors import UserError
 from tests.conftest import INSECTS as CLASSES
 
@@ -74,6 +75,45 @@ def test_masks_are_the_evaluators(network, model_folder, noise, images, results)
     reduced = rml_jax.load(model_folder, large="reduce")(large)
     assert reduced.tiles == 1
     np.testing.assert_array_equal(reduced.mask, masks["predicted", "par", 3])
+
+
+def test_the_background_score_of_the_most_contrast_is_chosen(model_folder, images):
+    """Against the masks that prediction by `par` gives at every score of the grid; it is used for all stages."""
+    tags, mean = ("ant", "cow"), {}
+    predictor = rml_jax.load(model_folder, stage="cam")
+    some = images[:2]
+    for score in predictor.config.eval.sweep.grid:
+        one = rml_jax.load(model_folder, stage="par", background=score)
+        mean[score] = np.mean([contrast_of(one(image, tags=tags).mask, image) for image in some])
+    chosen = predictor.choose_background((image, tags) for image in some)
+    assert chosen == predictor.background == predictor.settings()["background"]
+    assert mean[chosen] == pytest.approx(max(mean.values()), rel=1e-4)
+    assert max(mean.values()) > 2 * mean[0.95]
+
+
+def test_without_classes_the_background_score_is_kept(model_folder, images):
+    predictor = rml_jax.load(model_folder, background=0.4)
+    assert predictor.choose_background((image, ()) for image in images) == 0.4
+
+
+def contrast_of(mask, image):
+    real = np.ones((1, *mask.shape), bool)
+    return float(region_contrast(mask[None, None].astype(int), image[None], real, 4)[0, 0])
+
+
+def test_each_image_may_have_its_own_score(model_folder, images):
+    """With a great weight, masks have at least the contrast that the fixed score gives."""
+    fixed, chosen = (
+        rml_jax.load(model_folder, stage="cam", background=0.4, region_contrast=weight) for weight in (0, 1e6)
+    )
+    assert chosen.settings()["region_contrast"] == 1e6
+    gains = [
+        contrast_of(chosen(image, tags=("ant", "cow")).mask, image)
+        - contrast_of(fixed(image, tags=("ant", "cow")).mask, image)
+        for image in images[:2]
+    ]
+    assert min(gains) >= 0
+    assert max(gains) > 1e-4
 
 
 def test_parts_of_a_prediction_fit_each_other(results):

@@ -50,6 +50,29 @@ def flat_cams(**scores):
     return cams
 
 
+def test_region_contrast_labels_the_object_of_an_image():
+    """A CAM that is too wide for the configured scores, and one that is too narrow, both around the same square."""
+    inside = np.zeros((HEIGHT, WIDTH), bool)
+    inside[2:6, 4:8] = True
+    images = np.where(inside[..., None], 220.0, 40.0).repeat(3, axis=-1)[None].repeat(2, axis=0)
+    around = np.zeros((HEIGHT, WIDTH), bool)
+    around[1:7, 2:10] = True
+    cams = np.zeros((2, HEIGHT, WIDTH, CLASSES), np.float32)
+    cams[0, around, 1], cams[0, inside, 1] = 0.6, 0.9  # with 0.75 at its middle, the square alone is found
+    cams[1, inside, 1] = 0.3  # below both configured scores
+    tags = np.zeros((2, CLASSES))
+    tags[:, 1] = 1
+    plain = label(cams, tags, images=images)
+    chosen = label(cams, tags, images=images, config=dataclasses.replace(UNREFINED, region_contrast=20.0))
+    # Labels are enlarged from half the size, so that they are told in the middle of the regions.
+    assert (plain[0, 2:6, 3:9] == 2).all()
+    assert (plain[1] == 0).all()
+    assert (chosen[0, 3:5, 4:8] == 2).all()
+    assert (chosen[0, :, :3] == 0).all()
+    # The score that finds the square is below its CAM by less than the distance to the high score.
+    assert (chosen[1] == np.where(inside, 255, 0)).all()
+
+
 def test_defaults_are_the_published_constants():
     config = PseudoLabelConfig()
     assert (config.high, config.low, config.iterations) == (0.55, 0.35, 10)

@@ -221,7 +221,7 @@ def test_score_table_says_what_a_crf_adds():
 
 
 def test_flags_give_predict_the_chosen_scores():
-    chosen = "chosen on train (9 images, by agreement)"
+    chosen = "chosen on train (9 images, by contrast)"
     scores = {"cam": 0.8, "par+crf": 0.75}
     metrics = METRICS | {
         "background": {
@@ -230,6 +230,10 @@ def test_flags_give_predict_the_chosen_scores():
         },
     }
     flags = "--stage=cam --background=0.8, or --stage=par+crf --background=0.75"
+    assert background_flags(metrics) == f"to predict with the chosen scores: {flags}"
+    for stage in metrics["background"]["predicted"].values():
+        stage["region_contrast"] = 10.0
+    flags = flags.replace(",", " --region_contrast=10,") + " --region_contrast=10"
     assert background_flags(metrics) == f"to predict with the chosen scores: {flags}"
     for stage in metrics["background"]["predicted"].values():
         stage["chosen_on"] = "fixed"

@@ -111,6 +111,7 @@ def describe(config, step, height, width):
             "scales": list(config.cam.scales),
             "flip": config.cam.flip,
             "background": config.eval.background.cam,
+            "region_contrast": 0.0,
             "tag_threshold": TAG_THRESHOLD,
         },
     }
