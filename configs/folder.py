@@ -9,8 +9,8 @@ constants). Set `model.init_from` to pre-trained weights if you can; a few thous
 from random weights.
 
 `:small` is a short run for a CPU: the smallest published network (b0) on 160-pixel crops, 400 steps from random
-weights. `:surface` is for defects of surfaces (docs/defects.md): the settings of configs/neu_seg.py. `eval` chooses the
-background scores without masks (docs/evaluation.md).
+weights. `:surface` is for defects of surfaces (docs/defects.md): the settings of configs/neu_seg.py. `eval` chooses
+the background scores without masks (docs/evaluation.md).
 """
 
 import runpy

@@ -190,9 +190,8 @@ def _annotations(batch, cases):
     annotations = np.full((len(cases), *batch.canvas), IGNORE, np.uint8)
     for annotation, (number, _) in zip(annotations, cases, strict=True):
         _, item, size = batch.entries[number]
-        if (
-            "mask" in item and item["mask"].shape == size
-        ):  # Others are counted at the annotation's own resolution.
+        # Others are counted at the annotation's own resolution, or not at all.
+        if "mask" in item and item["mask"].shape == size:
             annotation[: size[0], : size[1]] = item["mask"]
     return annotations
 
