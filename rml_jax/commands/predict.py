@@ -37,7 +37,7 @@ from rml_jax.utils.files import write_file
 from rml_jax.utils.progress import Progress
 
 _AUTO = "auto"
-_CHOSEN_ON = 100  # images that `auto` chooses on, at most
+_CHOSEN_ON = 50  # images that `auto` chooses on, at most
 _AHEAD = 2  # images that are read before they are needed, and as many that are being written
 
 
