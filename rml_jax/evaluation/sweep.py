@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 
-import jax
 import numpy as np
 
 from rml_jax.data.summary import item_tags
@@ -79,9 +78,9 @@ def sweep_batch(runner, program, batch, maps, allowed, grid):
     def of_image(entry, classes, found):
         chosen = places[:, 0]
         if weight:
-            _, best = choose_score(found["contrast"][places], near, np.array(grid), weight)
+            _, best = choose_score(found("contrast")[places], near, np.array(grid), weight)
             chosen = np.take_along_axis(places, np.asarray(best)[:, None], axis=1)[:, 0]
-        return _matrices(entry, found["counts"][chosen], found["slots"], chosen, classes, side)
+        return _matrices(entry, found, chosen, classes, side)
 
     scores = np.zeros(places.max() + 1)
     scores[places] = near
@@ -106,7 +105,7 @@ def contrast_batch(runner, program, batch, maps, allowed, grid, bases=(CONTRAST_
     """
 
     def of_image(entry, classes, found):
-        return found["contrast"]
+        return found("contrast")
 
     return _sweep(runner, program, batch, maps, allowed, grid, of_image, bases)
 
@@ -125,7 +124,8 @@ def _sweep(runner, program, batch, maps, allowed, scores, of_image, bases):
     Args:
       runner, program, batch, maps, allowed: see `sweep_batch`.
       scores: the background scores.
-      of_image: function of an entry of the batch, its classes and its part of the function's result, of one base.
+      of_image: function of an entry of the batch, its classes and a function that gives the part of the result under
+        a key, of this image and one base, as a NumPy array; what is not asked for stays on the device.
       bases: that the function gives.
 
     Returns:
@@ -135,11 +135,12 @@ def _sweep(runner, program, batch, maps, allowed, scores, of_image, bases):
     for slots, part, protocols in _cases(runner, batch, allowed):
         annotations = _annotations(batch, part)
         found = _run(runner, program, batch, maps, part, slots, annotations, np.float32(scores))
-        found = jax.device_get({key: of_base for key, of_base in found.items() if of_base})
         for place, (number, classes) in enumerate(part):
             of_base = {
                 base: of_image(
-                    batch.entries[number], classes, {key: found[key][base][place] for key in found}
+                    batch.entries[number],
+                    classes,
+                    lambda key, base=base, found=found, place=place: np.asarray(found[key][base][place]),
                 )
                 for base in bases
             }
@@ -201,22 +202,23 @@ def _numbers(classes):
     return np.array([0, *(number + 1 for number in classes)], np.uint8)
 
 
-def _matrices(entry, counts, slots, chosen, classes, side):
+def _matrices(entry, found, chosen, classes, side):
     """Returns an image's confusion matrices, int64 [T, 1 + C, 1 + C].
 
     Args:
       entry: of the batch.
-      counts: int [T, 1 + C, 1 + K], by slot, at the chosen scores.
-      slots: uint8 [S, H, W], at all scores.
-      chosen: int [T], their places among all scores.
+      found: function that gives `counts` and `slots` of the image (`_sweep`).
+      chosen: int [T], the places of the chosen scores among all.
       classes: of the slots.
       side: 1 + C.
     """
     _, item, size = entry
     of_slot = _numbers(classes)
     if item["mask"].shape != size:
-        cut = (crop_labels(of_slot[slots[place]], size, item["mask"].shape) for place in chosen)
+        masks = of_slot[found("slots")[chosen]]
+        cut = (crop_labels(mask, size, item["mask"].shape) for mask in masks)
         return np.stack([metrics.confusion_matrix(mask, item["mask"], side) for mask in cut])
+    counts = found("counts")[chosen]
     result = np.zeros((len(counts), side, side), np.int64)
     result[:, :, of_slot] = counts[..., : len(of_slot)]
     return result

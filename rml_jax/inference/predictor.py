@@ -132,7 +132,7 @@ def predictor_of(
         raise UserError(f"tag_threshold is {tag_threshold}: expected 0 to 1")
     if background is None:
         background = config.eval.background[background_key(chosen, config.eval.background)]
-    if background < 0:
+    if not background >= 0:  # nan is neither.
         raise UserError(f"background is {background}: expected a score of at least 0")
     if large not in LARGE:
         raise UserError(f"large is {large!r}: expected one of {', '.join(LARGE)}")
