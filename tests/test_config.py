@@ -327,6 +327,14 @@ def test_bad_value_is_named(config, key, value):
     assert message.startswith(f"config.{key} is {value!r}: expected ")
 
 
+def test_average_of_centred_features_is_refused(config):
+    config.model.center_features = True
+    check_config(config)
+    config.model.pooling = "average"
+    message = error_of(check_config, config)
+    assert message == "config.model.pooling is 'average': expected max with model.center_features"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

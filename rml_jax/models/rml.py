@@ -35,17 +35,20 @@ class RMLConfig:
       backbone: description of the backbone, such as `BACKBONES["b1"]()`.
       num_classes: C, foreground classes; the background has no score.
       pooling: "max" (the released code's default) or "average", over the last stage's grid.
+      center_features: whether the classifier sees each feature minus its mean over the image (docs/method.md, Centred
+        features).
       context_channels: K, channels of the fused multi-scale context (Eq. 5).
       fused_stages: number of stages, counted from the last, that are fused; 1 is the paper's "without fusion module".
       symmetric_affinity: whether the affinity head takes x + x^T, as in AFA, or x alone, as in the released code.
 
     Raises:
-      ValueError: if the pooling is unknown.
+      ValueError: if the pooling is unknown, or the average of centred features.
     """
 
     backbone: BackboneConfig
     num_classes: int
     pooling: str = "max"
+    center_features: bool = False
     context_channels: int = 15
     fused_stages: int = 4
     symmetric_affinity: bool = True
@@ -53,6 +56,8 @@ class RMLConfig:
     def __post_init__(self):
         if self.pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
+        if self.center_features and self.pooling == "average":
+            raise ValueError("average pooling of centred features is always 0: expected pooling max")
 
 
 class RMLOutputs(NamedTuple):
@@ -97,6 +102,7 @@ class RML(nnx.Module):
         self.fused_stages = config.fused_stages
         self.symmetric_affinity = config.symmetric_affinity
         self.pooling = config.pooling
+        self.center_features = config.center_features
         self.stride = backbone.stride
 
     def __call__(
@@ -122,11 +128,11 @@ class RML(nnx.Module):
         stages = [stage.astype(jnp.float32) for stage in stages]
         features = stages[-1]
         real = None if sizes is None else inside(ceil_div(sizes, self.stride), features.shape[1:3])[..., None]
-        pooled = POOLINGS[self.pooling](features, where=real)
+        logits, cam_logits = self._class_scores(features, real)
         return RMLOutputs(
-            logits=self.classifier(pooled),
+            logits=logits,
             features=features,
-            cam_logits=self.classifier(features),
+            cam_logits=cam_logits,
             affinity_logits=self._affinity_logits(attention),
             context=self._fuse(stages) if with_context else None,
         )
@@ -136,8 +142,13 @@ class RML(nnx.Module):
     ) -> tuple[Float[Array, "b c"], Float[Array, "b _h _w c"]]:
         """Computes the class logits [B, C] and CAM logits [B, h, w, C], without the other heads."""
         stages, _ = self.backbone(images)
-        features = stages[-1].astype(jnp.float32)
-        pooled = POOLINGS[self.pooling](features)
+        return self._class_scores(stages[-1].astype(jnp.float32))
+
+    def _class_scores(self, features, real=None):
+        """Computes the class logits [B, C] and CAM logits [B, h, w, C] from the last stage's features."""
+        if self.center_features:
+            features = features - jnp.mean(features, axis=(1, 2), keepdims=True, where=real)
+        pooled = POOLINGS[self.pooling](features, where=real)
         return self.classifier(pooled), self.classifier(features)
 
     def _affinity_logits(self, attention):
