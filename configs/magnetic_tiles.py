@@ -24,6 +24,7 @@ def get_config(variant="full"):
     config.data.class_names = ("blowhole", "break", "crack", "fray", "uneven")
     config.data.mask_values = (1, 2, 3, 4, 5)
     config.augment.scale = (0.4, 0.8)  # The whole tile, or most of it, is in the crop.
+    config.cam.scales = (0.5, 1.0, 1.5)
     config.pseudo_label.slots = 5
     config.eval.canvases = ((256, 416), (416, 256), (416, 416), (416, 640))
     return with_variant(config, variant)

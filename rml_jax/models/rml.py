@@ -16,7 +16,7 @@ from rml_jax.ops.region import inside
 from rml_jax.ops.resize import resize_bilinear
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int, Key
+    from jaxtyping import Array, Bool, Float, Int, Key
 
 
 def _max_pool(x, where=None):
@@ -111,6 +111,7 @@ class RML(nnx.Module):
         key: Key[Array, ""] | None = None,
         sizes: Int[Array, "b 2"] | None = None,
         with_context: bool = True,
+        cells: Bool[Array, "b _h _w"] | None = None,
     ) -> RMLOutputs:
         """Computes the outputs for one view.
 
@@ -120,6 +121,7 @@ class RML(nnx.Module):
           sizes: int32 [B, 2], height and width of each image, which lies in the top left corner of the canvas; None
             if the images fill it. Maps are undefined outside an image, and `context` also near its edges.
           with_context: whether to compute `context`, used only in training.
+          cells: see `classify`; None takes those of `sizes`.
 
         Returns:
           RMLOutputs.
@@ -127,8 +129,9 @@ class RML(nnx.Module):
         stages, attention = self.backbone(images, key, sizes)
         stages = [stage.astype(jnp.float32) for stage in stages]
         features = stages[-1]
-        real = None if sizes is None else inside(ceil_div(sizes, self.stride), features.shape[1:3])[..., None]
-        logits, cam_logits = self._class_scores(features, real)
+        if cells is None and sizes is not None:
+            cells = inside(ceil_div(sizes, self.stride), features.shape[1:3])
+        logits, cam_logits = self._class_scores(features, cells)
         return RMLOutputs(
             logits=logits,
             features=features,
@@ -138,18 +141,31 @@ class RML(nnx.Module):
         )
 
     def classify(
-        self, images: Float[Array, "b h w 3"]
+        self, images: Float[Array, "b h w 3"], cells: Bool[Array, "b _h _w"] | None = None
     ) -> tuple[Float[Array, "b c"], Float[Array, "b _h _w c"]]:
-        """Computes the class logits [B, C] and CAM logits [B, h, w, C], without the other heads."""
-        stages, _ = self.backbone(images)
-        return self._class_scores(stages[-1].astype(jnp.float32))
+        """Computes the class logits [B, C] and CAM logits [B, h, w, C], without the other heads.
 
-    def _class_scores(self, features, real=None):
+        Args:
+          images: see `__call__`.
+          cells: bool [B, h, w], the cells of the last stage's grid that show the image. The others take no part in
+            pooling and in the mean that centred features lack, and their CAM logits are 0. None takes all, as does
+            an image that has none.
+
+        Returns:
+          float32 [B, C] and [B, h, w, C].
+        """
+        stages, _ = self.backbone(images)
+        return self._class_scores(stages[-1].astype(jnp.float32), cells)
+
+    def _class_scores(self, features, cells):
         """Computes the class logits [B, C] and CAM logits [B, h, w, C] from the last stage's features."""
+        if cells is not None:
+            cells = (cells | ~cells.any(axis=(1, 2), keepdims=True))[..., None]
         if self.center_features:
-            features = features - jnp.mean(features, axis=(1, 2), keepdims=True, where=real)
-        pooled = POOLINGS[self.pooling](features, where=real)
-        return self.classifier(pooled), self.classifier(features)
+            features = features - jnp.mean(features, axis=(1, 2), keepdims=True, where=cells)
+        logits = self.classifier(POOLINGS[self.pooling](features, where=cells))
+        cam_logits = self.classifier(features)
+        return logits, cam_logits if cells is None else jnp.where(cells, cam_logits, 0)
 
     def _affinity_logits(self, attention):
         """Mixes the attention maps [B, maps, N, N] into one map [B, N, N].

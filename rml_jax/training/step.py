@@ -12,8 +12,9 @@ from flax import nnx
 from rml_jax import losses
 from rml_jax.labels import BACKGROUND, IGNORE
 from rml_jax.models import build
-from rml_jax.ops.affine import AffineRange, sample_affine, warp
+from rml_jax.ops.affine import AffineRange, sample_affine, validity, warp
 from rml_jax.ops.cam import multi_scale_cam
+from rml_jax.ops.grid import ceil_div
 from rml_jax.ops.normalize import normalize
 from rml_jax.ops.pseudo_label import PseudoLabelConfig, gather_classes, slot_pseudo_labels, tagged_slots
 from rml_jax.ops.region import box_mask
@@ -31,6 +32,7 @@ class StepConfig:
       cam_scales, cam_flip: of the multi-scale CAM.
       cam_mixed: whether their precision is mixed whatever the model's (`rml_jax.models.build.has_mixed_cams`).
       stride: pixels per cell of the backbone's last grid.
+      center_features: whether the network centres features, which must leave out what lies outside the image.
       grad_accum_steps: number of parts that a batch is split into, computed one after the other to save memory.
       freeze_norms: whether the backbone's LayerNorm parameters are frozen, so that they need no gradient.
     """
@@ -41,6 +43,7 @@ class StepConfig:
     cam_scales: tuple[float, ...]
     cam_flip: bool
     stride: int
+    center_features: bool = False
     cam_mixed: bool = False
     grad_accum_steps: int = 1
     freeze_norms: bool = False
@@ -59,6 +62,7 @@ def step_config(config):
         cam_scales=config.cam.scales,
         cam_flip=config.cam.flip,
         stride=build.stride(config),
+        center_features=config.model.center_features,
         cam_mixed=build.has_mixed_cams(config),
         grad_accum_steps=config.train.grad_accum_steps,
         freeze_norms=freezes_norms(config),
@@ -120,8 +124,9 @@ def make_train_step(graphdef, optimizer, config):
         def loss(params):
             model = nnx.merge(graphdef, _stop_frozen(params, config.freeze_norms))
             if not mutual:
-                return _classification_loss(model(images, drop_key), batch)
-            outputs = _both_views(model, images, theta, drop_key)
+                cells = image_cells(images, batch, config)
+                return _classification_loss(model(images, drop_key, cells=cells), batch)
+            outputs = both_views(model, images, batch, theta, drop_key, config)
             return pair_losses(outputs, labels, batch, theta, config)
 
         (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(params)
@@ -201,12 +206,51 @@ def _classification_loss(outputs, batch):
     return loss, {"classification": loss}
 
 
-def _both_views(model, images, theta, key):
-    """Computes RMLOutputs with a leading axis of 2: the original and the warped view."""
+def both_views(model, images, batch, theta, key, config):
+    """Computes the network's outputs for the crops and for the transformed crops.
+
+    Args:
+      model: RML.
+      images: float32 [B, S, S, 3], `batch["image"]` normalised.
+      batch: see `make_train_step`; `box` is used.
+      theta: float32 [B, 2, 3], the transform A.
+      key: random key of stochastic depth.
+      config: StepConfig.
+
+    Returns:
+      RMLOutputs with a leading axis of 2, the original and the warped view.
+    """
     # The network sees each pair as a batch of two. With vmap over the images rather than over the views, convolutions
     # merge the two axes with the images first, and a batch that is sharded over devices stays sharded.
     pairs = jnp.stack([images, warp(images, theta)], axis=1)
-    return jax.vmap(model, out_axes=1)(pairs, jax.random.split(key, len(images)))
+    cells = image_cells(images, batch, config)
+    if cells is not None:
+        cells = jnp.stack([cells, validity(theta, cells)], axis=1)
+
+    def outputs(views, key, cells):
+        return model(views, key, cells=cells)
+
+    return jax.vmap(outputs, out_axes=1)(pairs, jax.random.split(key, len(images)), cells)
+
+
+def image_cells(views, batch, config):
+    """Computes which cells of the last grid show the image and not the padding of its crop, for centred features.
+
+    Args:
+      views: [V B, S', S', 3], the crops at any scale; with V = 2 each is followed by its mirror image.
+      batch: see `make_train_step`; `box` is used.
+      config: StepConfig.
+
+    Returns:
+      bool [V B, h, w]. None if features are not centred: then all cells count, as in the paper.
+    """
+    if not config.center_features:
+        return None
+    grid = tuple(ceil_div(side, config.stride) for side in views.shape[1:3])
+    cells = box_mask(batch["box"], grid, batch["image"].shape[1:3])
+    if len(views) == len(cells):
+        return cells
+    return jnp.stack([cells, cells[:, :, ::-1]], axis=1).reshape(-1, *grid)
 
 
 def pair_losses(outputs, labels, batch, theta, config):
@@ -256,7 +300,7 @@ def make_pseudo_labels(graphdef, params, images, batch, config):
 
     def classify(scaled):
         # Only the maps of tagged classes are enlarged to the images' size. Each image is followed by its mirror.
-        logits, maps = model.classify(scaled)
+        logits, maps = model.classify(scaled, image_cells(scaled, batch, config))
         return logits, gather_classes(maps, jnp.repeat(classes, len(scaled) // len(classes), axis=0))
 
     maps = multi_scale_cam(

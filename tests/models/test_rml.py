@@ -114,6 +114,14 @@ def test_an_even_image_is_evidence_of_no_class_if_features_are_centred(build, ce
     assert evidence < 1e-5 if center else evidence > 1e-2
 
 
+def test_an_image_without_any_cell_takes_all(centred, images):
+    cells = np.zeros((2, 4, 6), bool)
+    cells[0] = True
+    for given, alone in zip(centred.classify(images, cells), centred.classify(images), strict=True):
+        np.testing.assert_array_equal(given[0], alone[0])
+    np.testing.assert_allclose(centred.classify(images, cells)[0], centred.classify(images)[0], atol=1e-6)
+
+
 def test_average_of_centred_features_is_refused():
     with pytest.raises(ValueError, match="average pooling of centred features is always 0"):
         RMLConfig(BACKBONE, num_classes=3, pooling="average", center_features=True)

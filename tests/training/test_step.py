@@ -15,6 +15,8 @@ from rml_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 from rml_jax.training.optimizer import parameter_groups
 from rml_jax.training.step import (
     TrainState,
+    both_views,
+    image_cells,
     make_pseudo_labels,
     make_train_step,
     mean_over_parts,
@@ -78,6 +80,50 @@ def test_normalize_by_hand():
     boxed = np.asarray(normalize(images, np.array([[0, 1, 2, 2]])))[0]
     np.testing.assert_allclose(boxed[:, 1], np.tile(expected, (2, 1)), rtol=1e-5)
     assert not boxed[:, 0].any()
+
+
+# Of the second image of `make_batch`, whose left column and last row of cells are padding.
+CENTRED = dataclasses.replace(CONFIG, center_features=True)
+
+
+def test_cells_of_the_image_by_hand():
+    batch, expected = make_batch(0), np.ones((BATCH, 8, 8), bool)
+    expected[1, :, 0] = expected[1, 7] = False
+    views = np.zeros((BATCH, SIZE, SIZE, 3))
+    assert image_cells(views, batch, CONFIG) is None
+    np.testing.assert_array_equal(image_cells(views, batch, CENTRED), expected)
+    # At half the size a cell covers 8 pixels of the crop. The centre of the first column lies on the box's edge.
+    half = image_cells(views[:, ::2, ::2], batch, CENTRED)
+    np.testing.assert_array_equal(half[1], [[True] * 4] * 3 + [[False] * 4])
+    mirrored = image_cells(np.zeros((2 * BATCH, SIZE, SIZE, 3)), batch, CENTRED)
+    np.testing.assert_array_equal(mirrored[::2], expected)
+    np.testing.assert_array_equal(mirrored[1::2], expected[:, :, ::-1])
+
+
+def test_centred_features_leave_out_what_lies_outside_in_both_views(build):
+    """Class scores of the warped view by a loop in NumPy over the cells that A fills with pixels."""
+    config = RMLConfig(BACKBONES["mini"](drop_path_rate=0.0), CLASSES, center_features=True)
+    model = build(lambda: RML(config, rngs=nnx.Rngs(0)))
+    batch, theta = make_batch(0), jnp.tile(jnp.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), (BATCH, 1, 1))
+    images = normalize(batch["image"], batch["box"])
+    outputs = both_views(model, images, batch, theta, jax.random.key(0), CENTRED)
+    weight = np.asarray(model.classifier.kernel[...])
+    inside = np.zeros((2, BATCH, 8, 8), bool)
+    inside[0, 0], inside[0, 1, :7, 1:] = True, True
+    # Half the size: the content fills the four cells in the middle, whose outer ones mix it with the filling.
+    inside[1, 0, 2:6, 2:6] = True
+    inside[1, 1, 2:5, 3:6] = True
+    for view in range(2):
+        for image in range(BATCH):
+            here = inside[view, image]
+            features = np.asarray(outputs.features[view, image])
+            deviations = features - features[here].mean(axis=0)
+            np.testing.assert_allclose(
+                outputs.logits[view, image], deviations[here].max(axis=0) @ weight, atol=1e-5
+            )
+            cams = np.asarray(outputs.cam_logits[view, image])
+            np.testing.assert_allclose(cams[here], deviations[here] @ weight, atol=1e-5)
+            assert not cams[~here].any()
 
 
 def test_gradient_of_every_term_reaches_the_backbone_through_both_views(network):
