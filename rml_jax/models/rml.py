@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
@@ -23,7 +22,12 @@ def _max_pool(x, where=None):
     return spatial_max(x if where is None else jnp.where(where, x, -jnp.inf))
 
 
-POOLINGS = {"max": _max_pool, "average": functools.partial(jnp.mean, axis=(1, 2))}
+def _average_pool(x, where=None):
+    # jax2onnx has no jnp.mean with `where`, not even None.
+    return jnp.mean(x, axis=(1, 2)) if where is None else jnp.mean(x, axis=(1, 2), where=where)
+
+
+POOLINGS = {"max": _max_pool, "average": _average_pool}
 """Name in `model.pooling` -> function of maps [B, H, W, C] and the mask `where` [B, H, W, 1], or None, to [B, C]."""
 
 
@@ -162,7 +166,7 @@ class RML(nnx.Module):
         if cells is not None:
             cells = (cells | ~cells.any(axis=(1, 2), keepdims=True))[..., None]
         if self.center_features:
-            features = features - jnp.mean(features, axis=(1, 2), keepdims=True, where=cells)
+            features = features - _average_pool(features, where=cells)[:, None, None]
         logits = self.classifier(POOLINGS[self.pooling](features, where=cells))
         cam_logits = self.classifier(features)
         return logits, cam_logits if cells is None else jnp.where(cells, cam_logits, 0)

@@ -10,8 +10,9 @@ import pytest
 
 import rml_jax
 from rml_jax.commands import export as command
-from rml_jax.inference.export import verify
+from rml_jax.inference.export import verify, weights
 from rml_jax.inference.export.card import model_card
+from rml_jax.inference.export.checksums import write_sums
 from rml_jax.utils.errors import UserError
 from rml_jax.utils.trees import named_leaves
 from tests.conftest import INSECTS as CLASSES
@@ -147,15 +148,22 @@ def test_a_changed_program_is_refused(stablehlo, tmp_path):
 # --- ONNX ---
 
 
-def test_onnx(model_folder, noise, tmp_path):
+@pytest.mark.filterwarnings("ignore:'.value' access is now deprecated:DeprecationWarning")  # In jax2onnx.
+@pytest.mark.parametrize("settings", [{}, {"pooling": "average"}, {"center_features": True}], ids=str)
+def test_onnx(network, noise, tmp_path, settings):
     """Any number of pictures in onnxruntime; needs jax2onnx, see docs/inference.md."""
     pytest.importorskip("jax2onnx")
     from rml_jax.inference.export.onnx import read_program
 
-    out = tmp_path / "onnx"
-    assert max(command.export(model_folder, out, "onnx").values()) < 1e-3
+    config = network[0].copy_and_resolve_references()
+    config.model.update(settings)
+    folder, out = tmp_path / "model", tmp_path / "onnx"
+    folder.mkdir()
+    weights.write_model(folder, config, network[1], step=7)
+    write_sums(folder, weights.FILES)
+    assert max(command.export(folder, out, "onnx").values()) < 1e-3
     run = read_program(out)
-    live = rml_jax.load(model_folder, stage="cam")
+    live = rml_jax.load(folder, stage="cam")
     for count in (1, 3):
         images = np.stack([noise(32, 48, seed) for seed in range(count)])
         for image, cams in zip(images, run(images)["cams"], strict=True):
