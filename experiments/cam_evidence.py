@@ -10,6 +10,7 @@ sum, of the class's annotated pixels, and of the area. For the chains cam and pa
     best            the best single score of the grid on the same images,
     best_each       the best score for each image, which needs its mask: an upper bound for any choice of scores,
     best_inside     the best single score, where pixels in the frame are not counted,
+    best_one_tag    the best single score on the images with one tag alone,
     contrast_W      each image's score chosen by region contrast of weight W, near the best one of the grid,
     unaided         the best single score by the mean contrast of the chain par, which needs no mask,
     unaided_W       the same with scores of their own near that for the images.
@@ -86,7 +87,7 @@ def measure_images(config, graphdef, params, source, indices, frame):
     runner = StageRunner(config, graphdef)
     sweep = runner.shard_map(make_sweep(runner.stages, len(names), with_contrast=True), 0, 6)
     params, grouper = runner.replicate(params), runner.grouper(config.eval.batch_size * runner.devices)
-    sums, matrices, inside, contrasts = [], [], [], []
+    sums, matrices, inside, contrasts, one_tag = [], [], [], [], []
     for index in (*indices, None):
         for batch in grouper.rest() if index is None else grouper.add(index, source[index]):
             maps, _ = runner.maps(params, batch)
@@ -96,6 +97,7 @@ def measure_images(config, graphdef, params, source, indices, frame):
             for number, (_, item, size) in enumerate(batch.entries):
                 cams = maps["cams"][number, : size[0], : size[1]] * (item["tags"] > 0)
                 sums.append(frame_sums(cams, item["mask"], frame))
+                one_tag.append((item["tags"] > 0).sum() == 1)
                 item["mask"] = without_frame(item["mask"], frame)
             cut = sweep_batch(runner, sweep, batch, maps, tags, np.float32(GRID))
             matrices += [of_image["given"] for of_image in whole]
@@ -114,6 +116,7 @@ def measure_images(config, graphdef, params, source, indices, frame):
             matrices[chain],
             inside[chain],
             contrasts[chain],
+            np.array(one_tag),
             unaided,
             background[background_key(chain, background)],
         )
@@ -183,13 +186,14 @@ def class_means(sums):
     ]
 
 
-def chain_scores(matrices, inside, contrasts, unaided, fixed):
+def chain_scores(matrices, inside, contrasts, one_tag, unaided, fixed):
     """Computes a chain's mIoU for several choices of the background's score.
 
     Args:
       matrices: int64 [N, T, K, K], the images' confusion matrices at each score of GRID.
       inside: the same, where pixels in the frame are not counted.
       contrasts: float [N, T], of the masks.
+      one_tag: bool [N], whether an image has one tag.
       unaided: place in GRID of the score that was chosen without masks.
       fixed: the run's own score; the nearest of GRID is used.
 
@@ -207,6 +211,7 @@ def chain_scores(matrices, inside, contrasts, unaided, fixed):
         "best": max(single),
         "best_each": mean_iou(each),
         "best_inside": max(cut),
+        "best_one_tag": max(map(mean_iou, matrices[one_tag].sum(axis=0))) if one_tag.any() else np.nan,
         **{f"contrast_{weight:g}": max(scores) for weight, scores in near.items()},
         "unaided": single[unaided],
         **{f"unaided_{weight:g}": scores[unaided] for weight, scores in near.items()},

@@ -40,13 +40,14 @@ def test_the_best_score_of_each_image_is_an_upper_bound():
     matrices[0, 3] = matrices[1, 5] = right
     contrasts = np.zeros((2, len(GRID)), np.float32)
     contrasts[0, 3] = contrasts[1, 5] = 1
-    scores = chain_scores(matrices, matrices[:, :, ::-1], contrasts, 3, fixed=0.21)
+    scores = chain_scores(matrices, matrices[:, :, ::-1], contrasts, np.array([False, True]), 3, fixed=0.21)
     # One image right and one wrong: each class has 2 pixels of 6 in its union.
     assert scores == {
         "fixed": 33.33,
         "best": 33.33,
         "best_each": 100.0,
         "best_inside": 100.0,
+        "best_one_tag": 100.0,
         # The scores 0.2 and 0.3 have the right masks and the contrast; 0.1 is the first with both within 0.3.
         "contrast_5": 100.0,
         "contrast_10": 100.0,
