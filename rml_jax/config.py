@@ -65,8 +65,9 @@ def default_config():
     model.variant = "b1"  # backbone, a name in rml_jax.models.BACKBONES: "b0" to "b5" or "mini"
     model.drop_path_rate = 0.1  # greatest rate of stochastic depth, from 0 to below 1
     model.pooling = "max"  # of class scores over the last grid: "max" or "average"
-    # Whether the classifier sees features minus their mean over the image (docs/method.md, Centred features).
-    model.center_features = False
+    # The classifier sees features minus their mean over the cells up to this far away; 0 leaves them as they are
+    # (docs/method.md, Centred features).
+    model.center_radius = 0
     # What convolutions see outside an image: "zeros", or "edge", its last row and column repeated.
     model.padding = "zeros"
     model.context_channels = 15  # K, channels of the fused context R_c

@@ -41,6 +41,7 @@ _POSITIVE = (
     "eval.batch_size",
 )
 _NOT_NEGATIVE = (
+    "model.center_radius",
     "data.seed",
     "data.workers",
     "data.scene.background_brightness",
@@ -165,8 +166,8 @@ def check_config(config, reads_data=True):
         _check(config, key, lambda score: score >= 0, "the background's score in that stage, at least 0")
     if config.model.dtype == "bfloat16":
         _check(config, "cam.dtype", lambda name: name != "mixed", "auto or model with model.dtype bfloat16")
-    if config.model.center_features:
-        _check(config, "model.pooling", lambda name: name != "average", "max with model.center_features")
+    if config.model.center_radius:
+        _check(config, "model.pooling", lambda name: name != "average", "max with model.center_radius")
     _check_backbone(config)
 
 

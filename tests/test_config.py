@@ -259,6 +259,7 @@ def test_difference_names_the_keys(config):
         ("model.drop_path_rate", 1.0),
         ("model.drop_path_rate", -0.1),
         ("model.context_channels", 0),
+        ("model.center_radius", -1),
         ("affine.scale", (1.0, 0.5)),
         ("affine.scale", (0.0, 0.5)),
         ("affine.rotation", -1.0),
@@ -328,11 +329,11 @@ def test_bad_value_is_named(config, key, value):
 
 
 def test_average_of_centred_features_is_refused(config):
-    config.model.center_features = True
+    config.model.center_radius = 4
     check_config(config)
     config.model.pooling = "average"
     message = error_of(check_config, config)
-    assert message == "config.model.pooling is 'average': expected max with model.center_features"
+    assert message == "config.model.pooling is 'average': expected max with model.center_radius"
 
 
 @pytest.mark.parametrize(

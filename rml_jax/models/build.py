@@ -32,7 +32,7 @@ def build_model(config, seed: int) -> RML:
         backbone=backbone(config),
         num_classes=len(config.data.class_names),
         pooling=config.model.pooling,
-        center_features=config.model.center_features,
+        center_radius=config.model.center_radius,
         context_channels=config.model.context_channels,
         fused_stages=config.model.fused_stages,
         symmetric_affinity=config.model.symmetric_affinity,

@@ -11,6 +11,7 @@ from flax import nnx
 from rml_jax.models.backbone import BackboneConfig
 from rml_jax.ops.extremes import spatial_max
 from rml_jax.ops.grid import ceil_div
+from rml_jax.ops.local_mean import local_mean
 from rml_jax.ops.region import inside
 from rml_jax.ops.resize import resize_bilinear
 
@@ -39,8 +40,8 @@ class RMLConfig:
       backbone: description of the backbone, such as `BACKBONES["b1"]()`.
       num_classes: C, foreground classes; the background has no score.
       pooling: "max" (the released code's default) or "average", over the last stage's grid.
-      center_features: whether the classifier sees each feature minus its mean over the image (docs/method.md, Centred
-        features).
+      center_radius: if not 0, the classifier sees each cell's features minus their mean over the cells around it, up
+        to this far along rows and columns (docs/method.md, Centred features).
       context_channels: K, channels of the fused multi-scale context (Eq. 5).
       fused_stages: number of stages, counted from the last, that are fused; 1 is the paper's "without fusion module".
       symmetric_affinity: whether the affinity head takes x + x^T, as in AFA, or x alone, as in the released code.
@@ -52,7 +53,7 @@ class RMLConfig:
     backbone: BackboneConfig
     num_classes: int
     pooling: str = "max"
-    center_features: bool = False
+    center_radius: int = 0
     context_channels: int = 15
     fused_stages: int = 4
     symmetric_affinity: bool = True
@@ -60,8 +61,8 @@ class RMLConfig:
     def __post_init__(self):
         if self.pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {self.pooling!r}: expected one of {', '.join(POOLINGS)}")
-        if self.center_features and self.pooling == "average":
-            raise ValueError("average pooling of centred features is always 0: expected pooling max")
+        if self.center_radius and self.pooling == "average":
+            raise ValueError("average pooling of centred features is about 0: expected pooling max")
 
 
 class RMLOutputs(NamedTuple):
@@ -106,7 +107,7 @@ class RML(nnx.Module):
         self.fused_stages = config.fused_stages
         self.symmetric_affinity = config.symmetric_affinity
         self.pooling = config.pooling
-        self.center_features = config.center_features
+        self.center_radius = config.center_radius
         self.stride = backbone.stride
 
     def __call__(
@@ -152,7 +153,7 @@ class RML(nnx.Module):
         Args:
           images: see `__call__`.
           cells: bool [B, h, w], the cells of the last stage's grid that show the image. The others take no part in
-            pooling and in the mean that centred features lack, and their CAM logits are 0. None takes all, as does
+            pooling and in the means that centred features lack, and their CAM logits are 0. None takes all, as does
             an image that has none.
 
         Returns:
@@ -164,9 +165,10 @@ class RML(nnx.Module):
     def _class_scores(self, features, cells):
         """Computes the class logits [B, C] and CAM logits [B, h, w, C] from the last stage's features."""
         if cells is not None:
-            cells = (cells | ~cells.any(axis=(1, 2), keepdims=True))[..., None]
-        if self.center_features:
-            features = features - _average_pool(features, where=cells)[:, None, None]
+            cells = cells | ~cells.any(axis=(1, 2), keepdims=True)
+        if self.center_radius:
+            features = features - local_mean(features, self.center_radius, cells)
+        cells = None if cells is None else cells[..., None]
         logits = self.classifier(POOLINGS[self.pooling](features, where=cells))
         cam_logits = self.classifier(features)
         return logits, cam_logits if cells is None else jnp.where(cells, cam_logits, 0)

@@ -62,17 +62,21 @@ def resize_bilinear(
     return x
 
 
-def resize_rows(x: Float[Array, "b h w c"], matrix: Float[Array, "*b i h"]) -> Float[Array, "b i w c"]:
+def resize_rows(
+    x: Float[Array, "b h w c"], matrix: Float[Array, "*b i h"], precision: str | None = None
+) -> Float[Array, "b i w c"]:
     """Computes new rows as weighted sums of rows.
 
     Args:
       x: float [B, H, W, C].
       matrix: weights [I, H], or [B, I, H] of each image.
+      precision: of the matrix product, see `jax.numpy.einsum`.
 
     Returns:
       [B, I, W, C].
     """
-    product = functools.partial(jnp.einsum, "ih,bhwc->biwc" if matrix.ndim == 2 else "bih,bhwc->biwc")
+    subscripts = "ih,bhwc->biwc" if matrix.ndim == 2 else "bih,bhwc->biwc"
+    product = functools.partial(jnp.einsum, subscripts, precision=precision)
 
     def of_sums(matrix, x):
         return _sum_products(matrix[..., None, None], x[:, None], axis=2)
@@ -80,17 +84,21 @@ def resize_rows(x: Float[Array, "b h w c"], matrix: Float[Array, "*b i h"]) -> F
     return _by_platform(product, of_sums, matrix, x)
 
 
-def resize_columns(x: Float[Array, "b h w c"], matrix: Float[Array, "*b j w"]) -> Float[Array, "b h j c"]:
+def resize_columns(
+    x: Float[Array, "b h w c"], matrix: Float[Array, "*b j w"], precision: str | None = None
+) -> Float[Array, "b h j c"]:
     """Computes new columns as weighted sums of columns.
 
     Args:
       x: float [B, H, W, C].
       matrix: weights [J, W], or [B, J, W] of each image.
+      precision: see `resize_rows`.
 
     Returns:
       [B, H, J, C].
     """
-    product = functools.partial(jnp.einsum, "jw,bhwc->bhjc" if matrix.ndim == 2 else "bjw,bhwc->bhjc")
+    subscripts = "jw,bhwc->bhjc" if matrix.ndim == 2 else "bjw,bhwc->bhjc"
+    product = functools.partial(jnp.einsum, subscripts, precision=precision)
 
     def of_sums(matrix, x):
         return _sum_products(matrix[..., None, :, :, None], x[:, :, None], axis=3)

@@ -62,7 +62,7 @@ def step_config(config):
         cam_scales=config.cam.scales,
         cam_flip=config.cam.flip,
         stride=build.stride(config),
-        center_features=config.model.center_features,
+        center_features=config.model.center_radius > 0,
         cam_mixed=build.has_mixed_cams(config),
         grad_accum_steps=config.train.grad_accum_steps,
         freeze_norms=freezes_norms(config),

@@ -149,7 +149,7 @@ def test_a_changed_program_is_refused(stablehlo, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:'.value' access is now deprecated:DeprecationWarning")  # In jax2onnx.
-@pytest.mark.parametrize("settings", [{}, {"pooling": "average"}, {"center_features": True}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"pooling": "average"}, {"center_radius": 2}], ids=str)
 def test_onnx(network, noise, tmp_path, settings):
     """Any number of pictures in onnxruntime; needs jax2onnx, see docs/inference.md."""
     pytest.importorskip("jax2onnx")

@@ -88,15 +88,15 @@ def test_average_pooling_gives_the_mean_of_the_maps(build, images, results):
 
 @pytest.fixture(scope="module")
 def centred(build):
-    return build(lambda: RML(dataclasses.replace(CONFIG, center_features=True), rngs=nnx.Rngs(0)))
+    return build(lambda: RML(dataclasses.replace(CONFIG, center_radius=1), rngs=nnx.Rngs(0)))
 
 
-def test_centred_features_are_scored_without_their_mean(centred, model, images, results):
+def test_centred_features_are_scored_without_their_mean_around_each_cell(centred, model, images, results):
     outputs, (logits, cam_logits), _ = everything(centred, images)
     features = np.asarray(results[2][0][-1])  # The parameters are the same.
     weight = np.asarray(model.classifier.kernel[...])
     np.testing.assert_allclose(outputs.features, features, atol=1e-5)
-    deviations = features - features.mean(axis=(1, 2), keepdims=True)
+    deviations = features - references.local_mean(features, 1, np.ones(features.shape[:3], bool))
     np.testing.assert_allclose(outputs.cam_logits, deviations @ weight, atol=1e-5)
     expected = deviations.reshape(2, -1, 16).max(axis=1) @ weight
     np.testing.assert_allclose(outputs.logits, expected, atol=1e-5)
@@ -104,14 +104,14 @@ def test_centred_features_are_scored_without_their_mean(centred, model, images, 
     np.testing.assert_allclose(cam_logits, outputs.cam_logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("center", [False, True])
-def test_an_even_image_is_evidence_of_no_class_if_features_are_centred(build, center):
+@pytest.mark.parametrize("radius", [0, 1])
+def test_an_even_image_is_evidence_of_no_class_if_features_are_centred(build, radius):
     """Every cell of a constant image is the same, so only what all cells share could tell its class."""
     backbone = dataclasses.replace(BACKBONE, padding="edge")
-    config = dataclasses.replace(CONFIG, backbone=backbone, center_features=center)
+    config = dataclasses.replace(CONFIG, backbone=backbone, center_radius=radius)
     outputs = build(lambda: RML(config, rngs=nnx.Rngs(0)))(jnp.full((1, 16, 24, 3), 0.7))
     evidence = max(np.abs(outputs.cam_logits).max(), np.abs(outputs.logits).max())
-    assert evidence < 1e-5 if center else evidence > 1e-2
+    assert evidence < 1e-5 if radius else evidence > 1e-2
 
 
 def test_an_image_without_any_cell_takes_all(centred, images):
@@ -123,8 +123,8 @@ def test_an_image_without_any_cell_takes_all(centred, images):
 
 
 def test_average_of_centred_features_is_refused():
-    with pytest.raises(ValueError, match="average pooling of centred features is always 0"):
-        RMLConfig(BACKBONE, num_classes=3, pooling="average", center_features=True)
+    with pytest.raises(ValueError, match="average pooling of centred features is about 0"):
+        RMLConfig(BACKBONE, num_classes=3, pooling="average", center_radius=1)
 
 
 def test_classify_equals_the_whole_call(results):
@@ -195,10 +195,10 @@ def test_images_of_a_batch_do_not_mix(model, images, results):
         np.testing.assert_allclose(ours[::-1], theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize(("pooling", "center"), [("max", False), ("max", True), ("average", False)])
-def test_padding_changes_no_image(build, pooling, center):
+@pytest.mark.parametrize(("pooling", "radius"), [("max", 0), ("max", 2), ("average", 0)])
+def test_padding_changes_no_image(build, pooling, radius):
     """Two sizes on one canvas give what each gives alone, whatever lies beyond them: not one bit depends on that."""
-    config = dataclasses.replace(CONFIG, pooling=pooling, center_features=center)
+    config = dataclasses.replace(CONFIG, pooling=pooling, center_radius=radius)
     model = build(lambda: RML(config, rngs=nnx.Rngs(0)))
     run = nnx.jit(lambda model, images, sizes=None: model(images, sizes=sizes))
     sizes, rng = np.array([[16, 24], [13, 29]], np.int32), np.random.default_rng(3)

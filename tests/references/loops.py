@@ -466,3 +466,14 @@ def self_training(logits, labels, tags):
         side = "class" if labels[b, i, j] else "background"
         sides[side].append(sum(errors) / len(errors))
     return sum(0.5 * sum(errors) / max(len(errors), 1) for errors in sides.values())
+
+
+def local_mean(x, radius, cells):
+    """Mean of maps [B, H, W, C] over the chosen cells, bool [B, H, W], of the square around each cell."""
+    mean = np.zeros_like(x)
+    for b, i, j in np.ndindex(x.shape[:3]):
+        square = slice(max(0, i - radius), i + radius + 1), slice(max(0, j - radius), j + radius + 1)
+        chosen = x[b][square][cells[b][square]]
+        if len(chosen):
+            mean[b, i, j] = chosen.mean(axis=0)
+    return mean

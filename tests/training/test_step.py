@@ -101,8 +101,11 @@ def test_cells_of_the_image_by_hand():
 
 
 def test_centred_features_leave_out_what_lies_outside_in_both_views(build):
-    """Class scores of the warped view by a loop in NumPy over the cells that A fills with pixels."""
-    config = RMLConfig(BACKBONES["mini"](drop_path_rate=0.0), CLASSES, center_features=True)
+    """Class scores of the warped view by a loop in NumPy over the cells that A fills with pixels.
+
+    The radius covers the whole grid of 8x8 cells.
+    """
+    config = RMLConfig(BACKBONES["mini"](drop_path_rate=0.0), CLASSES, center_radius=8)
     model = build(lambda: RML(config, rngs=nnx.Rngs(0)))
     batch, theta = make_batch(0), jnp.tile(jnp.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), (BATCH, 1, 1))
     images = normalize(batch["image"], batch["box"])
