@@ -26,14 +26,16 @@ def local_mean(
     Returns:
       float [B, H, W, C]; 0 where no cell of the square takes part.
     """
-    taking_part = jnp.ones((1, *x.shape[1:3], 1), bool) if cells is None else cells[..., None]
-    count = _square_sum(taking_part.astype(x.dtype), radius)
-    return _square_sum(jnp.where(taking_part, x, 0), radius) / jnp.maximum(count, 1)
-
-
-def _square_sum(x, radius):
-    # A cell is compared with its mean, so that the products' default precision on TPUs is too low.
     rows, columns = (_band(side, radius, x.dtype) for side in x.shape[1:3])
+    if cells is None:
+        count = rows.sum(axis=1)[:, None, None] * columns.sum(axis=1)[:, None]
+        return _square_sum(x, rows, columns) / count
+    count = _square_sum(cells[..., None].astype(x.dtype), rows, columns)
+    return _square_sum(jnp.where(cells[..., None], x, 0), rows, columns) / jnp.maximum(count, 1)
+
+
+def _square_sum(x, rows, columns):
+    # A cell is compared with its mean, so that the products' default precision on TPUs is too low.
     return resize_columns(resize_rows(x, rows, "highest"), columns, "highest")
 
 
