@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key
 
 
+_ROUNDING = 1e-4
+"""Greatest error of features by rounding, as a share of their root mean square over the channels."""
+
+
 def _max_pool(x, where=None):
     return spatial_max(x if where is None else jnp.where(where, x, -jnp.inf))
 
@@ -26,6 +31,16 @@ def _max_pool(x, where=None):
 def _average_pool(x, where=None):
     # jax2onnx has no jnp.mean with `where`, not even None.
     return jnp.mean(x, axis=(1, 2)) if where is None else jnp.mean(x, axis=(1, 2), where=where)
+
+
+def _deviations(features, means):
+    """Computes features minus their means [B, h, w, D], 0 where rounding could be all of it.
+
+    Min-max scaling would make a whole CAM of the rounding errors of an even image.
+    """
+    deviations = features - means
+    magnitude = jnp.sqrt(jnp.mean(jnp.square(features), axis=-1, keepdims=True))
+    return jnp.where(jnp.abs(deviations) > _ROUNDING * jax.lax.stop_gradient(magnitude), deviations, 0)
 
 
 POOLINGS = {"max": _max_pool, "average": _average_pool}
@@ -167,7 +182,7 @@ class RML(nnx.Module):
         if cells is not None:
             cells = cells | ~cells.any(axis=(1, 2), keepdims=True)
         if self.center_radius:
-            features = features - local_mean(features, self.center_radius, cells)
+            features = _deviations(features, local_mean(features, self.center_radius, cells))
         cells = None if cells is None else cells[..., None]
         logits = self.classifier(POOLINGS[self.pooling](features, where=cells))
         cam_logits = self.classifier(features)

@@ -122,10 +122,11 @@ def test_centred_features_leave_out_what_lies_outside_in_both_views(build):
             features = np.asarray(outputs.features[view, image])
             deviations = features - features[here].mean(axis=0)
             np.testing.assert_allclose(
-                outputs.logits[view, image], deviations[here].max(axis=0) @ weight, atol=1e-5
+                outputs.logits[view, image], deviations[here].max(axis=0) @ weight, atol=1e-4
             )
             cams = np.asarray(outputs.cam_logits[view, image])
-            np.testing.assert_allclose(cams[here], deviations[here] @ weight, atol=1e-5)
+            # Deviations that could be rounding errors are taken for 0.
+            np.testing.assert_allclose(cams[here], deviations[here] @ weight, atol=1e-4)
             assert not cams[~here].any()
 
 
