@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -40,7 +39,7 @@ def _deviations(features, means):
     """
     deviations = features - means
     magnitude = jnp.sqrt(jnp.mean(jnp.square(features), axis=-1, keepdims=True))
-    return jnp.where(jnp.abs(deviations) > _ROUNDING * jax.lax.stop_gradient(magnitude), deviations, 0)
+    return jnp.where(jnp.abs(deviations) > _ROUNDING * magnitude, deviations, 0)
 
 
 POOLINGS = {"max": _max_pool, "average": _average_pool}
