@@ -41,10 +41,10 @@ _POSITIVE = (
     "eval.batch_size",
 )
 _NOT_NEGATIVE = (
-    "model.center_radius",
     "data.seed",
     "data.workers",
     "data.scene.background_brightness",
+    "model.center_radius",
     "affine.rotation",
     "affine.translation",
     "pseudo_label.iterations",
