@@ -36,6 +36,7 @@ def get_config(variant="full"):
     config.loss.start_step = 600
     config.train.steps = 900
     config.train.batch_size = 16
+    config.train.join = 0.5  # A plate with one kind of defect beside one with another.
     config.pseudo_label.slots = 3
     config.checkpoint.every = 300
     config.log.pictures_every = 0

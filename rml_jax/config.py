@@ -129,6 +129,9 @@ def default_config():
     train.batch_size = 4  # images of one update, over all devices
     # Number of parts a batch is split into, computed one after the other; losses are means over the parts.
     train.grad_accum_steps = 1
+    # Share of the images that are joined with another of the batch while classification alone is trained, below 1
+    # (docs/method.md, Joined images).
+    train.join = 0.0
     train.shard_optimizer = False  # shard the optimizer's state over the devices rather than replicate it
     train.max_skipped = 20  # steps in a row whose loss or gradient is not finite before training stops
     train.crop_size = 320  # side of a training image, in pixels

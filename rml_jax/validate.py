@@ -110,6 +110,7 @@ _RULES = {
     ),
     "affine.flip": (lambda rate: 0 <= rate <= 1, "a probability"),
     "model.drop_path_rate": (lambda rate: 0 <= rate < 1, "a probability below 1"),
+    "train.join": (lambda share: 0 <= share < 1, "a share below 1"),
     "cam.scales": (lambda scales: scales and all(map(_is_scale, scales)), "at least one scale above 0"),
     "pseudo_label.dilations": (
         lambda dilations: dilations and all(map(_is_positive_int, dilations)),
@@ -168,6 +169,10 @@ def check_config(config, reads_data=True):
         _check(config, "cam.dtype", lambda name: name != "mixed", "auto or model with model.dtype bfloat16")
     if config.model.center_radius:
         _check(config, "model.pooling", lambda name: name != "average", "max with model.center_radius")
+    if config.train.join:
+        parts = config.train.grad_accum_steps
+        expected = f"at least {2 * parts}, two images in each part, with train.join"
+        _check(config, "train.batch_size", lambda count: count >= 2 * parts, expected)
     _check_backbone(config)
 
 
@@ -196,6 +201,9 @@ def _check_backbone(config):
     expected = f"sides of {smallest} pixels or more at each of cam.scales, {of_backbone}"
     _check(config, "eval.canvases", lambda canvases: all(map(is_enough, canvases)), expected)
     _check(config, "train.crop_size", lambda side: is_enough((side, side)), expected)
+    if config.train.join:
+        expected = f"more than {backbone.stride}, the pixels of a cell, with train.join"
+        _check(config, "train.crop_size", lambda side: side > backbone.stride, expected)
 
 
 def _check(config, key, is_good, expected):

@@ -294,6 +294,8 @@ def test_difference_names_the_keys(config):
         ("train.steps", 0),
         ("train.batch_size", 0),
         ("train.crop_size", 0),
+        ("train.join", -0.1),
+        ("train.join", 1.0),
         ("train.seed", -1),
         ("train.seed", 2**32),
         ("checkpoint.every", 0),
@@ -326,6 +328,17 @@ def test_bad_value_is_named(config, key, value):
     config.update_from_flattened_dict({key: value})
     message = error_of(check_config, config)
     assert message.startswith(f"config.{key} is {value!r}: expected ")
+
+
+def test_joined_images_need_a_partner_and_two_cells(config):
+    config.update_from_flattened_dict({"train.join": 0.5, "train.batch_size": 4, "train.grad_accum_steps": 4})
+    message = error_of(check_config, config)
+    assert (
+        message
+        == "config.train.batch_size is 4: expected at least 8, two images in each part, with train.join"
+    )
+    config.train.grad_accum_steps = 2
+    check_config(config)
 
 
 def test_average_of_centred_features_is_refused(config):

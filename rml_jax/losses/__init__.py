@@ -6,7 +6,7 @@ Losses compare two views of an image: the original, and the one warped by the tr
 
 from rml_jax.losses.apml import affinity_loss, apml
 from rml_jax.losses.ciml import ciml, equivariance_distance, prototype_similarity, prototypes
-from rml_jax.losses.classification import multilabel_soft_margin
+from rml_jax.losses.classification import joined_soft_margin, multilabel_soft_margin
 from rml_jax.losses.common import masked_mean
 from rml_jax.losses.mfml import effective_rank, mfml, standardize
 from rml_jax.losses.mutual_information import mutual_information
@@ -23,6 +23,7 @@ __all__ = [
     "ciml",
     "effective_rank",
     "equivariance_distance",
+    "joined_soft_margin",
     "loss_names",
     "make_pair",
     "masked_mean",

@@ -32,6 +32,11 @@ def _average_pool(x, where=None):
     return jnp.mean(x, axis=(1, 2)) if where is None else jnp.mean(x, axis=(1, 2), where=where)
 
 
+def _or_all(cells):
+    """Takes all cells of an image that has none; None stays None, all cells of all images."""
+    return None if cells is None else cells | ~cells.any(axis=(1, 2), keepdims=True)
+
+
 def _deviations(features, means):
     """Computes features minus their means [B, h, w, D], 0 where rounding could be all of it.
 
@@ -176,16 +181,44 @@ class RML(nnx.Module):
         stages, _ = self.backbone(images)
         return self._class_scores(stages[-1].astype(jnp.float32), cells)
 
+    def part_logits(
+        self,
+        features: Float[Array, "b h w d"],
+        cells: Bool[Array, "b h w"] | None,
+        part: Bool[Array, "b h w"],
+    ) -> Float[Array, "b c"]:
+        """Computes the class logits of a part of each image.
+
+        Args:
+          features: `RMLOutputs.features`.
+          cells: what they were computed with.
+          part: bool [B, h, w], the cells that are pooled, of those in `cells`; all cells of an image if that leaves
+            none. Features are centred by the whole image.
+
+        Returns:
+          float32 [B, C].
+        """
+        cells = _or_all(cells)
+        part = part if cells is None else part & cells
+        return self._pooled_logits(self._centred(features, cells), _or_all(part))
+
     def _class_scores(self, features, cells):
         """Computes the class logits [B, C] and CAM logits [B, h, w, C] from the last stage's features."""
-        if cells is not None:
-            cells = cells | ~cells.any(axis=(1, 2), keepdims=True)
-        if self.center_radius:
-            features = _deviations(features, local_mean(features, self.center_radius, cells))
-        cells = None if cells is None else cells[..., None]
-        logits = self.classifier(POOLINGS[self.pooling](features, where=cells))
+        cells = _or_all(cells)
+        features = self._centred(features, cells)
         cam_logits = self.classifier(features)
-        return logits, cam_logits if cells is None else jnp.where(cells, cam_logits, 0)
+        if cells is not None:
+            cam_logits = jnp.where(cells[..., None], cam_logits, 0)
+        return self._pooled_logits(features, cells), cam_logits
+
+    def _centred(self, features, cells):
+        if not self.center_radius:
+            return features
+        return _deviations(features, local_mean(features, self.center_radius, cells))
+
+    def _pooled_logits(self, features, cells):
+        where = None if cells is None else cells[..., None]
+        return self.classifier(POOLINGS[self.pooling](features, where=where))
 
     def _affinity_logits(self, attention):
         """Mixes the attention maps [B, maps, N, N] into one map [B, N, N].

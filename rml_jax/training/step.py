@@ -15,6 +15,7 @@ from rml_jax.models import build
 from rml_jax.ops.affine import AffineRange, sample_affine, validity, warp
 from rml_jax.ops.cam import multi_scale_cam
 from rml_jax.ops.grid import ceil_div
+from rml_jax.ops.join import enlarge, join, sample_parts
 from rml_jax.ops.normalize import normalize
 from rml_jax.ops.pseudo_label import PseudoLabelConfig, gather_classes, slot_pseudo_labels, tagged_slots
 from rml_jax.ops.region import box_mask
@@ -34,6 +35,7 @@ class StepConfig:
       stride: pixels per cell of the backbone's last grid.
       center_features: whether the network centres features, which must leave out what lies outside the image.
       grad_accum_steps: number of parts that a batch is split into, computed one after the other to save memory.
+      join: share of the images that are joined while classification alone is trained.
       freeze_norms: whether the backbone's LayerNorm parameters are frozen, so that they need no gradient.
     """
 
@@ -46,6 +48,7 @@ class StepConfig:
     center_features: bool = False
     cam_mixed: bool = False
     grad_accum_steps: int = 1
+    join: float = 0.0
     freeze_norms: bool = False
 
 
@@ -65,6 +68,7 @@ def step_config(config):
         center_features=config.model.center_radius > 0,
         cam_mixed=build.has_mixed_cams(config),
         grad_accum_steps=config.train.grad_accum_steps,
+        join=config.train.join,
         freeze_norms=freezes_norms(config),
     )
 
@@ -124,8 +128,7 @@ def make_train_step(graphdef, optimizer, config):
         def loss(params):
             model = nnx.merge(graphdef, _stop_frozen(params, config.freeze_norms))
             if not mutual:
-                cells = image_cells(images, batch, config)
-                return _classification_loss(model(images, drop_key, cells=cells), batch)
+                return classification_loss(model, images, batch, affine_key, drop_key, config)
             outputs = both_views(model, images, batch, theta, drop_key, config)
             return pair_losses(outputs, labels, batch, theta, config)
 
@@ -201,8 +204,36 @@ def mean_over_parts(compute, batch, key, count):
     return jax.tree.map(lambda x: x / count, sums)
 
 
-def _classification_loss(outputs, batch):
-    loss = losses.multilabel_soft_margin(outputs.logits, batch["tags"])
+def classification_loss(model, images, batch, join_key, drop_key, config):
+    """Computes L_cls of the crops, a share of which are joined (docs/method.md, Joined images).
+
+    Args:
+      model: RML.
+      images: float32 [B, S, S, 3], `batch["image"]` normalised.
+      batch: see `make_train_step`; `tags` and `box` are used.
+      join_key: random key of the cuts.
+      drop_key: random key of stochastic depth.
+      config: StepConfig.
+
+    Returns:
+      float32 scalar, and a dict of it as a metric.
+    """
+    tags, cells = batch["tags"], image_cells(images, batch, config)
+    if not config.join:
+        loss = losses.multilabel_soft_margin(model(images, drop_key, cells=cells).logits, tags)
+        return loss, {"classification": loss}
+    size = images.shape[1:3]
+    grid = tuple(ceil_div(side, config.stride) for side in size)
+    kept, joined = sample_parts(join_key, len(images), grid, config.join)
+    images = join(images, enlarge(kept, config.stride, size))
+    real = join(box_mask(batch["box"], grid, size), kept)
+    cells = None if cells is None else real
+    features = model(images, drop_key, cells=cells).features
+    parts = jnp.stack([kept, ~kept])
+    logits = jnp.stack([model.part_logits(features, cells, part) for part in parts])
+    of_parts = jnp.stack([tags, jnp.roll(tags, 1, axis=0)])
+    shown = (parts & real).any(axis=(2, 3))
+    loss = losses.joined_soft_margin(logits, of_parts, shown, joined)
     return loss, {"classification": loss}
 
 

@@ -82,6 +82,22 @@ def test_soft_margin_by_hand_and_far_out():
 # --- Mutual information ---
 
 
+def test_joined_soft_margin_by_hand():
+    """The first image is whole. The second is joined with the first, of which the second part shows only padding."""
+    logits = jnp.asarray([[[0.0, 3.0], [1.0, -2.0]], [[9.0, 9.0], [4.0, 5.0]]])
+    tags = jnp.asarray([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
+    joined, every = jnp.array([False, True]), jnp.ones((2, 2), bool)
+    softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731
+    whole, absent, partner = softplus(0) + softplus(3), softplus(1) / 2, softplus(5) / 2
+    loss = jax.jit(losses.joined_soft_margin)
+    assert loss(logits, tags, every, joined) == pytest.approx((whole + absent + partner) / 4, rel=1e-6)
+    hidden = every.at[1, 1].set(False)
+    assert loss(logits, tags, hidden, joined) == pytest.approx((whole + absent) / 4, rel=1e-6)
+    assert loss(logits, tags, every, jnp.zeros(2, bool)) == pytest.approx(
+        float(multilabel_soft_margin(logits[0], tags[0])), rel=1e-6
+    )
+
+
 def test_information_equals_loops():
     first, second = chances(2, 3, 4, 5, seed=0), chances(2, 3, 4, 3, seed=1)
     second[..., 0] += 2 * first[..., 0]

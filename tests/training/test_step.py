@@ -11,11 +11,13 @@ from flax import nnx
 
 from rml_jax.models import BACKBONES, RML, RMLConfig
 from rml_jax.ops import warp
+from rml_jax.ops.join import sample_parts
 from rml_jax.ops.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 from rml_jax.training.optimizer import parameter_groups
 from rml_jax.training.step import (
     TrainState,
     both_views,
+    classification_loss,
     image_cells,
     make_pseudo_labels,
     make_train_step,
@@ -128,6 +130,41 @@ def test_centred_features_leave_out_what_lies_outside_in_both_views(build):
             # Deviations that could be rounding errors are taken for 0.
             np.testing.assert_allclose(cams[here], deviations[here] @ weight, atol=1e-4)
             assert not cams[~here].any()
+
+
+@pytest.mark.parametrize("center_radius", [0, 8])
+def test_joined_images_by_a_loop_over_their_parts(build, center_radius):
+    """The loss in NumPy, from the network's features of the joined images. The radius covers the whole grid."""
+    config = RMLConfig(BACKBONES["mini"](drop_path_rate=0.0), CLASSES, center_radius=center_radius)
+    model = build(lambda: RML(config, rngs=nnx.Rngs(0)))
+    settings = dataclasses.replace(CONFIG, join=0.5, center_features=center_radius > 0)
+    batch, key = make_batch(0), jax.random.key(3)
+    images = normalize(batch["image"], batch["box"])
+    kept, joined = map(np.asarray, sample_parts(key, BATCH, (8, 8), 0.5))
+    assert joined.tolist() == [False, True]
+    # Of the second image, whose left column and last row of cells are padding; its partner has none.
+    shown = np.ones((BATCH, 8, 8), bool)
+    shown[1] = ~kept[1] | shown[1]
+    shown[1][kept[1]] = np.asarray(image_cells(images, batch, CENTRED))[1][kept[1]]
+    pixels = np.kron(kept[1], np.ones((4, 4), bool))[..., None]
+    canvas = jnp.stack([images[0], jnp.where(pixels, images[1], images[0])])
+    features = np.asarray(model(canvas, cells=jnp.asarray(shown) if center_radius else None).features)
+    weight = np.asarray(model.classifier.kernel[...])
+    expected = 0.0
+    for image, parts in enumerate(([(kept[0], 0)], [(kept[1], 1), (~kept[1], 0)])):
+        for cells, source in parts:
+            seen = cells & shown[image] if center_radius else cells
+            values = features[image]
+            if center_radius:
+                values = values - values[shown[image]].mean(axis=0)
+            scores = values[seen].max(axis=0) @ weight
+            tags = batch["tags"][source]
+            if len(parts) == 1:
+                expected += np.logaddexp(0, np.where(tags, -scores, scores)).sum()
+            else:
+                expected += np.logaddexp(0, scores)[tags == 0].sum() / 2
+    loss, _ = classification_loss(model, images, batch, key, None, settings)
+    np.testing.assert_allclose(loss, expected / (BATCH * CLASSES), rtol=1e-5)
 
 
 def test_gradient_of_every_term_reaches_the_backbone_through_both_views(network):
