@@ -38,6 +38,7 @@ def get_config(variant="full"):
     config.train.batch_size = 16
     config.train.join = 0.5  # A plate with one kind of defect beside one with another.
     config.pseudo_label.slots = 3
+    config.pseudo_label.iterations = 20  # Defects' outlines need more than objects'.
     config.checkpoint.every = 300
     config.log.pictures_every = 0
     config.eval.canvases = ((200, 200),)
