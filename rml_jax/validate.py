@@ -170,9 +170,11 @@ def check_config(config, reads_data=True):
     if config.model.center_radius:
         _check(config, "model.pooling", lambda name: name != "average", "max with model.center_radius")
     if config.train.join:
-        parts = config.train.grad_accum_steps
-        expected = f"at least {2 * parts}, two images in each part, with train.join"
-        _check(config, "train.batch_size", lambda count: count >= 2 * parts, expected)
+        parts, share = config.train.grad_accum_steps, config.train.join
+        expected = (
+            f"at least {parts * math.ceil(1 / share)}, one joined image in each part, with train.join {share}"
+        )
+        _check(config, "train.batch_size", lambda count: count // parts * share >= 1, expected)
     _check_backbone(config)
 
 

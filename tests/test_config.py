@@ -330,14 +330,14 @@ def test_bad_value_is_named(config, key, value):
     assert message.startswith(f"config.{key} is {value!r}: expected ")
 
 
-def test_joined_images_need_a_partner_and_two_cells(config):
-    config.update_from_flattened_dict({"train.join": 0.5, "train.batch_size": 4, "train.grad_accum_steps": 4})
-    message = error_of(check_config, config)
-    assert (
-        message
-        == "config.train.batch_size is 4: expected at least 8, two images in each part, with train.join"
+@pytest.mark.parametrize(("share", "parts", "least"), [(0.5, 4, 8), (0.1, 1, 10)])
+def test_a_batch_too_small_for_a_joined_image_is_refused(config, share, parts, least):
+    config.update_from_flattened_dict(
+        {"train.join": share, "train.batch_size": 4, "train.grad_accum_steps": parts}
     )
-    config.train.grad_accum_steps = 2
+    expected = f"expected at least {least}, one joined image in each part, with train.join {share}"
+    assert error_of(check_config, config) == f"config.train.batch_size is 4: {expected}"
+    config.train.batch_size = least
     check_config(config)
 
 

@@ -79,9 +79,6 @@ def test_soft_margin_by_hand_and_far_out():
     assert multilabel_soft_margin(far, jnp.asarray([[1, 0]])) == pytest.approx(0)
 
 
-# --- Mutual information ---
-
-
 def test_joined_soft_margin_by_hand():
     """The first image is whole. The second is joined with the first, of which the second part shows only padding."""
     logits = jnp.asarray([[[0.0, 3.0], [1.0, -2.0]], [[9.0, 9.0], [4.0, 5.0]]])
@@ -96,6 +93,9 @@ def test_joined_soft_margin_by_hand():
     assert loss(logits, tags, every, jnp.zeros(2, bool)) == pytest.approx(
         float(multilabel_soft_margin(logits[0], tags[0])), rel=1e-6
     )
+
+
+# --- Mutual information ---
 
 
 def test_information_equals_loops():

@@ -144,7 +144,6 @@ def test_joined_images_by_a_loop_over_their_parts(build, center_radius):
     assert joined.tolist() == [False, True]
     # Of the second image, whose left column and last row of cells are padding; its partner has none.
     shown = np.ones((BATCH, 8, 8), bool)
-    shown[1] = ~kept[1] | shown[1]
     shown[1][kept[1]] = np.asarray(image_cells(images, batch, CENTRED))[1][kept[1]]
     pixels = np.kron(kept[1], np.ones((4, 4), bool))[..., None]
     canvas = jnp.stack([images[0], jnp.where(pixels, images[1], images[0])])
